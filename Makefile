@@ -1,0 +1,76 @@
+# Everything runs from a checkout with Python 3.11 or later, pip, make and a C compiler: `make demo`, `make test`.
+# `make help` lists the commands. Settings: PYTHON (interpreter), VENV (folder), ORACLES (recorded answers), JOBS.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+JOBS ?= 2
+BACKENDS := jax tensorflow torch
+PROMPT ?= A hacker is
+PYTEST := $(BIN)/python -m pytest --quiet
+
+ifdef ORACLES
+export RWKV_ORACLES := $(abspath $(ORACLES))
+endif
+
+.PHONY: help demo test test-all test-once lint format bench clean $(BACKENDS:%=test-%)
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo  ## install the package and write text with the model that ships in it
+	@$(BIN)/bert4keras-rwkv generate --prompt "$(PROMPT)" --max-length 200 --seed 1
+
+test: $(VENV)/.test  ## run the tests on JAX, TensorFlow and PyTorch
+	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(JOBS) --keep-going test-once $(BACKENDS:%=test-%)
+
+test-all:  ## the same with the slow tests
+	@$(MAKE) --no-print-directory test FLAGS="--slow $(FLAGS)"
+
+test-once: $(VENV)/.test
+	@echo "== tests that need no backend"
+	@KERAS_BACKEND=jax $(PYTEST) --backend-free=only $(FLAGS)
+
+$(BACKENDS:%=test-%): test-%: $(VENV)/.test
+	@echo "== tests on $*"
+	@KERAS_BACKEND=$* $(PYTEST) --backend-free=skip $(FLAGS)
+
+lint: $(VENV)/.lint  ## check style and find likely mistakes
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/.lint  ## rewrite the files in the house style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/.test  ## measure against the rwkv package; writes docs/benchmarks.md (about half an hour)
+	@$(BIN)/python -m benchmarks $(FLAGS)
+
+clean:  ## remove what was built here, the environment included
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# The environment. A stamp stands for one set of packages, and is older than the files that name them when it must be redone.
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No python3 found. Install Python 3.11 or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or later is needed; $(PYTHON) is older. Name another: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null \
+	  || { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --quiet --python $@ install pip; }
+
+$(VENV)/.demo: setup.py constraints.txt | $(BIN)/python
+	@echo "Installing the package with JAX (once)"
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: setup.py constraints.txt | $(BIN)/python
+	@echo "Installing the package with JAX, TensorFlow, PyTorch and the test tools (once)"
+	@$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.lint: constraints.txt | $(BIN)/python
+	@$(PIP) install -c constraints.txt ruff
+	@touch $@

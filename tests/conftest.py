@@ -1,0 +1,92 @@
+"""What every test gets: quiet and small backends, a fixed seed, and the choice of which tests run here.
+
+The backend is `KERAS_BACKEND` in the environment, one process a backend (`make test` starts them all).
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Set before any backend is imported. Two test processes share two cores, and the tensors are tiny.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+SEED = 20240424
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--backend-free",
+        choices=("also", "only", "skip"),
+        default="also",
+        help="tests marked backend_free: run them with the others (default), run nothing else, or leave them out",
+    )
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Deselect by --backend-free and --slow, and skip tests whose oracle folder is not there."""
+    choice = config.getoption("--backend-free")
+    kept, dropped = [], []
+    for item in items:
+        free = item.get_closest_marker("backend_free") is not None
+        slow = item.get_closest_marker("slow") is not None
+        wanted = choice == "also" or free == (choice == "only")
+        (kept if wanted and (config.getoption("--slow") or not slow) else dropped).append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+    if not os.environ.get("RWKV_ORACLES"):
+        without = pytest.mark.skip(reason="RWKV_ORACLES does not name the folder of recorded answers")
+        for item in items:
+            if item.get_closest_marker("oracle"):
+                item.add_marker(without)
+
+
+def pytest_report_header():
+    return f"keras backend: {os.environ['KERAS_BACKEND']}; oracles: {os.environ.get('RWKV_ORACLES') or 'none'}"
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed(request):
+    """The same random numbers in every run; a backend is woken only for tests that use one."""
+    np.random.seed(SEED)
+    if not request.node.get_closest_marker("backend_free"):
+        import keras
+
+        keras.utils.set_random_seed(SEED)
+
+
+@pytest.fixture
+def rng():
+    """A NumPy generator with a fixed seed."""
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="session")
+def oracles():
+    """The folder of recorded answers. Only for tests marked `oracle`."""
+    return Path(os.environ["RWKV_ORACLES"])
+
+
+@pytest.fixture
+def tiny_config():
+    """An RWKV-6 small enough for a test: 2 layers, 2 heads of 8, 32 ids."""
+    from bert4keras_rwkv.config import RWKVConfig
+
+    return RWKVConfig(
+        model="rwkv6",
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        attention_head_size=8,
+        intermediate_size=32,
+        decomposer_size=4,
+        time_decay_size=8,
+    )

@@ -1,0 +1,198 @@
+"""The shape of the house: imports go down only, importing does nothing, errors are errors.
+
+The picture is in docs/architecture.md. A part may import only parts that stand below it in FLOORS.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.backend_free
+
+PACKAGE = Path(__file__).resolve().parent.parent / "bert4keras_rwkv"
+FLOORS = [
+    {"config", "state", "tokenizers", "templates", "presets"},
+    {"ops"},
+    {"weights"},
+    {"layers", "generation"},
+    {"models"},
+    {"training"},
+    {"session"},
+    {"server"},
+    {"cli"},
+]
+FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
+MAY_ASK_BACKEND = ("ops/", "generation/compile.py")
+HEAVY = ("keras", "jax", "jaxlib", "tensorflow", "torch")
+
+
+def modules():
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def part_of(module):
+    return module.split("/")[0].removesuffix(".py")
+
+
+def parts_imported(tree, module):
+    """(line, part) for each part of the package that `module`, a path such as "ops/scan.py", imports anywhere."""
+    here = [PACKAGE.name, *Path(module).parent.parts]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = here[: len(here) + 1 - node.level] if node.level else []
+            base = base + (node.module.split(".") if node.module else [])
+            targets = [base + [alias.name] for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            if target[0] == PACKAGE.name and len(target) > 1:
+                yield node.lineno, target[1]
+
+
+class AtImport(ast.NodeVisitor):
+    """Collects what runs when a module is imported: all but the bodies of functions (defaults and decorators run)."""
+
+    def __init__(self):
+        self.nodes = []
+
+    def visit(self, node):
+        self.nodes.append(node)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            defaults = [*node.args.defaults, *filter(None, node.args.kw_defaults)]
+            for early in [*getattr(node, "decorator_list", []), *defaults]:
+                self.visit(early)
+        else:
+            self.generic_visit(node)
+
+
+def run_at_import(tree):
+    visitor = AtImport()
+    visitor.visit(tree)
+    return visitor.nodes
+
+
+def dotted(node):
+    """'os.environ' for the expression os.environ, None for what is not a chain of names."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (base := dotted(node.value)):
+        return f"{base}.{node.attr}"
+    return None
+
+
+def faults_in(source, module):
+    """Every broken rule in one module, as "line: what". The rules themselves are tested below on bad examples."""
+    tree = ast.parse(source)
+    mine = part_of(module)
+    for line, other in parts_imported(tree, module):
+        if mine in FLOOR and other != mine and FLOOR.get(other, -1) >= FLOOR[mine]:
+            yield f"{line}: {mine} imports {other}, which does not stand below it"
+    for node in run_at_import(tree):
+        if dotted(node) in ("os.environ", "os.getenv", "environ", "getenv"):
+            yield f"{node.lineno}: reads the environment at import"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
+            yield f"{node.lineno}: star import"
+        elif isinstance(node, ast.Assert):
+            yield f"{node.lineno}: assert; raise an error that says the rule, what came, and the way out"
+        elif isinstance(node, ast.ExceptHandler) and node.type is None:
+            yield f"{node.lineno}: except without a class"
+        elif isinstance(node, ast.Attribute) and node.attr == "backend" and not module.startswith(MAY_ASK_BACKEND):
+            yield f"{node.lineno}: asks which backend runs; only ops/ and generation/compile.py may"
+        elif isinstance(node, ast.Call) and dotted(node.func) in ("eval", "exec"):
+            yield f"{node.lineno}: {node.func.id} of data"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_module_keeps_the_rules(module):
+    faults = list(faults_in((PACKAGE / module).read_text("utf-8"), module))
+    assert not faults, f"{module}\n" + "\n".join(faults)
+
+
+def test_every_part_has_a_floor():
+    assert {part_of(module) for module in modules()} - {"__init__", "__main__"} <= set(FLOOR)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("ops/a.py", "from ..layers import block"),
+        ("ops/a.py", "from .. import models"),
+        ("ops/kernels/a.py", "from ...weights import rules"),
+        ("ops/a.py", "def f():\n    from bert4keras_rwkv.generation import loop"),
+        ("layers/a.py", "from ..generation import sampling"),
+        ("config.py", "import bert4keras_rwkv.state"),
+        ("config.py", "import os\nHOME = os.environ['HOME']"),
+        ("config.py", "import os\ndef f(home=os.getenv('HOME')): pass"),
+        ("config.py", "from os import *"),
+        ("config.py", "def f(x):\n    assert x"),
+        ("config.py", "try:\n    pass\nexcept:\n    pass"),
+        ("layers/a.py", "import keras\ndef f():\n    return keras.backend.backend()"),
+        ("tokenizers/a.py", "def f(line):\n    return eval(line)"),
+    ],
+)
+def test_a_broken_rule_is_seen(module, source):
+    """The check itself: each of these modules breaks one rule."""
+    assert len(set(faults_in(source, module))) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("layers/a.py", "from ..ops.scan import scan\nfrom . import block"),
+        ("ops/kernels/a.py", "from ..scan import scan\nfrom ...config import RWKVConfig"),
+        ("ops/a.py", "import os\ndef f():\n    return os.environ.get('OPS_KERNEL', '0')"),
+    ],
+)
+def test_a_kept_rule_is_quiet(module, source):
+    assert not list(faults_in(source, module))
+
+
+def loaded_by(*arguments):
+    """The heavy modules in `sys.modules` after `python -c ...`, in a fresh process; its output must be empty."""
+    report = f"\nimport json, sys\nprint(json.dumps([m for m in {HEAVY!r} if m in sys.modules]), file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", arguments[0] + report, *arguments[1:]], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stderr.splitlines()[-1]), done.stdout
+
+
+@pytest.mark.parametrize("name", ["", ".config", ".tokenizers", ".weights", ".cli"])
+def test_import_loads_no_backend_and_prints_nothing(name):
+    loaded, printed = loaded_by(f"import bert4keras_rwkv{name}")
+    assert loaded == [] and printed == ""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["info", "--help"], ["generate", "--help"]])
+def test_command_line_answers_without_a_backend(arguments):
+    code = (
+        "import sys\nfrom bert4keras_rwkv.cli import main\n"
+        "sys.argv[0] = 'bert4keras-rwkv'\n"
+        "import contextlib\n"
+        "with contextlib.suppress(SystemExit):\n    main()"
+    )
+    loaded, printed = loaded_by(code, *arguments)
+    assert loaded == [] and printed
+
+
+def test_info_reads_a_file_without_a_backend():
+    """`info` looks at shapes only. The shipped model is the file that is always there."""
+    (weights,) = (PACKAGE / "presets").rglob("*.weights.h5")
+    code = "import sys\nfrom bert4keras_rwkv.cli import main\ncode = main()\nif code: sys.exit(code)"
+    loaded, printed = loaded_by(code, "info", str(weights.parent))
+    assert loaded == [] and "rwkv6" in printed
+
+
+def test_import_leaves_keras_backend_alone():
+    """Writing KERAS_BACKEND is the user's business."""
+    code = "import os; os.environ.pop('KERAS_BACKEND', None); before = dict(os.environ)\n"
+    code += "import bert4keras_rwkv\nif dict(os.environ) != before: raise SystemExit('the environment changed')"
+    loaded, _ = loaded_by(code)
+    assert loaded == []
