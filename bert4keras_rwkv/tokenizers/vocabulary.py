@@ -1,0 +1,156 @@
+"""Vocabulary files in World format: lines `id literal length`, the literal a Python str or bytes.
+
+    98 'a' 1
+    10464 '你' 3
+    129 b'\x80' 1
+
+The length counts bytes. Ids start at 1: id 0 is the end of a document and has no text. Lines end in LF or CRLF.
+"""
+
+import ast
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+WORLD_NAME = "rwkv_vocab_v20230424.txt"
+
+
+def world_path():
+    """The World vocabulary that the `rwkv` package ships, found without importing that package.
+
+    Raises:
+        FileNotFoundError: no `rwkv` package is installed, or it carries no vocabulary.
+    """
+    spec = importlib.util.find_spec("rwkv")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / WORLD_NAME
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"The World vocabulary `{WORLD_NAME}` comes with the `rwkv` package, which was not found. "
+        "Run `pip install rwkv`, or give the path of a vocabulary file: RWKV_TOKENIZER(path)."
+    )
+
+
+def read_vocabulary(path):
+    """Read a vocabulary file: {id: bytes}, in the order of the file.
+
+    Raises:
+        ValueError: with the number of the first line that is not of the form above, whose length is wrong, or that
+            repeats an id or a token; or naming the single bytes that have no token.
+    """
+    tokens, first_lines = {}, {}
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                token_id, token = _parse(line.rstrip(b"\r\n"))
+                if token_id in tokens:
+                    raise ValueError(f"id {token_id} was given before, to {tokens[token_id]!r}")
+                if token in first_lines:
+                    raise ValueError(f"the token {token!r} was given before, on line {first_lines[token]}")
+            except ValueError as error:
+                raise ValueError(
+                    f"A vocabulary has lines `id literal length`, such as `98 'a' 1`. In {os.fspath(path)}, "
+                    f"line {number}: {error}. Received: {_clip(line)}."
+                ) from error
+            tokens[token_id] = token
+            first_lines[token] = number
+    try:
+        check_entries(tokens)
+    except ValueError as error:
+        raise ValueError(f"In {os.fspath(path)}: {error}") from error
+    return tokens
+
+
+def _parse(line):
+    """One line -> (id, bytes). ValueError says what is wrong with it."""
+    id_text, _, rest = line.partition(b" ")
+    literal, _, length = rest.rpartition(b" ")
+    if not (id_text.isdigit() and length.isdigit() and literal):
+        raise ValueError("not of this form")
+    # Most literals are plain text between quotes, their bytes the token itself; ast takes 30 times as long.
+    quote, token = literal[:1], literal[1:-1]
+    if quote not in (b"'", b'"') or literal[-1:] != quote or quote in token or b"\\" in token:
+        token = _evaluate(literal)
+    elif not token.isascii():
+        _utf8(token)
+    if len(token) != int(length):
+        raise ValueError(f"the length says {int(length)} bytes, the token has {len(token)}")
+    if not token:
+        raise ValueError("the token is empty")
+    if not 0 < (token_id := int(id_text)) < 2**31:
+        raise ValueError("an id lies in 1 .. 2**31 - 1 (0 is the end of a document)")
+    return token_id, token
+
+
+def _evaluate(literal):
+    try:
+        value = ast.literal_eval(_utf8(literal))
+    except (SyntaxError, ValueError) as error:
+        raise ValueError("the literal is not Python") from error
+    if not isinstance(value, (str, bytes)):
+        raise ValueError("the literal is neither str nor bytes")
+    return _encoded(value) if isinstance(value, str) else value
+
+
+def _utf8(literal):
+    try:
+        return literal.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError("the line is not UTF-8") from error
+
+
+def _encoded(text):
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("half of a surrogate pair has no bytes") from error
+
+
+def _clip(line):
+    line = line.rstrip(b"\r\n")
+    return repr(line[:60]) + (f" and {len(line) - 60} more bytes" if len(line) > 60 else "")
+
+
+def check_entries(tokens):
+    """Raise ValueError unless {id: bytes} is a vocabulary: ids from 1, no token twice, every single byte a token."""
+    for token_id, token in tokens.items():
+        if not isinstance(token_id, int) or token_id < 1 or not isinstance(token, bytes) or not token:
+            raise ValueError(
+                "A vocabulary maps ids (int, from 1) to tokens (bytes, not empty). "
+                f"Received: {token_id!r} for {token!r}."
+            )
+    ids = set(tokens.values())
+    if len(ids) < len(tokens):
+        seen = set()
+        twice = next(token for token in tokens.values() if token in seen or seen.add(token))
+        raise ValueError(f"A vocabulary has every token once. Received: {twice!r} with several ids.")
+    missing = [byte for byte in range(256) if bytes([byte]) not in ids]
+    if missing:
+        shown = ", ".join(f"0x{byte:02x}" for byte in missing[:8]) + (", ..." if len(missing) > 8 else "")
+        raise ValueError(
+            f"A vocabulary needs a token for every single byte, so that every text can be encoded. "
+            f"Missing: {shown} ({len(missing)} in all)."
+        )
+
+
+def write_vocabulary(path, tokens):
+    """Write {id: bytes} in World format, sorted by id. The file appears whole or not at all."""
+    path = Path(path)
+    lines = []
+    for token_id, token in sorted(tokens.items()):
+        try:
+            literal = repr(token.decode("utf-8"))
+        except UnicodeDecodeError:
+            literal = repr(token)
+        lines.append(f"{token_id} {literal} {len(token)}\n")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write("".join(lines).encode("utf-8"))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
