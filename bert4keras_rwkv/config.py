@@ -1,0 +1,251 @@
+"""What a model is: its version and sizes, from a JSON file, from keywords, or from the shapes of a weight file."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+
+# Spellings of the Hugging Face configurations for the same keys.
+ALIASES = {
+    "model_type": "model",
+    "head_size": "attention_head_size",
+    "n_layer": "num_hidden_layers",
+    "n_embd": "hidden_size",
+}
+
+# Keys of Hugging Face configurations that change nothing in what is computed here.
+UNUSED = frozenset((
+    "_name_or_path", "architectures", "auto_map", "bos_token_id", "context_length", "dtype", "eos_token_id",
+    "model_max_length", "pad_token_id", "rescale_every", "torch_dtype", "transformers_version", "use_cache",
+))  # fmt: skip
+
+# Parts of names that only relatives of a known version have. The first hit names the relative.
+RELATIVES = (
+    ("rosa", "RWKV-8 with ROSA"),
+    (".qkv.", "RWKV-7b (DeepEmbed with DEA attention)"),
+    (".s_emb", "RWKV-7a (DeepEmbed)"),
+    (".gate_w1", "RWKV-6 x060a (low-rank gate)"),
+    (".time_maa_rkvw_w1", "RWKV-6 x060b or x060c (without a gate)"),
+    (".tiny_", "RWKV-4a or 4b (with a tiny attention)"),
+    ("head_q.", "an RWKV-4 with a head_qk"),
+    ("head_k.", "an RWKV-4 with a head_qk"),
+    (".ffnPre.", "an RWKV with a channel mix before its first block"),
+    (".pos_emb_", "an RWKV with position embeddings"),
+    (".ffn.aa.", "an RWKV with a MishGLU channel mix"),
+)
+
+
+@dataclass(frozen=True)
+class RWKVConfig:
+    """Version and sizes of a model.
+
+    `decomposer_size` and `time_decay_size` are RWKV-6's two ranks, of the token-shift mix (`time_maa_w1`) and of the
+    decay. `group_norm_epsilon` is not stored in any weight file: 64e-5 is what every official program computes with.
+    """
+
+    model: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    attention_head_size: int
+    intermediate_size: int
+    decomposer_size: int = 32
+    time_decay_size: int = 64
+    group_norm_epsilon: float = 64e-5
+    layer_norm_epsilon: float = 1e-5
+
+    def __post_init__(self):
+        known_model(self.model)
+        for name in (field.name for field in fields(self) if field.type is int):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` is a positive whole number. Received: {name}={value!r}.")
+        for name in ("group_norm_epsilon", "layer_norm_epsilon"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ValueError(f"`{name}` is a positive number. Received: {name}={value!r}.")
+        if self.num_attention_heads * self.attention_head_size != self.hidden_size:
+            raise ValueError(
+                "The heads share the hidden size: num_attention_heads * attention_head_size = hidden_size. Received: "
+                f"{self.num_attention_heads} * {self.attention_head_size}, hidden_size={self.hidden_size}."
+            )
+
+    @classmethod
+    def from_dict(cls, keys):
+        """Config from a mapping with bert4keras or Hugging Face keys; what follows from other keys may be left out."""
+        return cls(**_completed(_renamed(keys)))
+
+    @classmethod
+    def from_json(cls, path):
+        """Config from a JSON file. An unreadable one is a `ValueError` that names the file."""
+        try:
+            keys = json.loads(Path(path).read_text("utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"'{path}' is not a JSON file: {error}. A model's config.json is wanted.") from error
+        if not isinstance(keys, dict):
+            raise ValueError(f"'{path}' holds a JSON {type(keys).__name__}. A config is an object with keys.")
+        return cls.from_dict(keys)
+
+    @classmethod
+    def from_shapes(cls, shapes):
+        """Config from a mapping official name -> shape; all is read from names and shapes, nothing guessed."""
+        version = weights_version(shapes)
+        if version not in SIZES:
+            raise ValueError(
+                f"These are weights of RWKV-{version}, which is not supported yet. Supported: {supported()}."
+            )
+        return cls(model=model_name(version), **_common_sizes(shapes), **SIZES[version](shapes))
+
+    def to_dict(self):
+        """The keys of a `config.json`, as `from_dict` takes them."""
+        return asdict(self)
+
+
+def weights_version(names):
+    """The version, '4' to '7' ('5.0', '5.1', '5.2' within 5), that a mapping official name -> shape holds the weights
+    of.
+
+    Raises `ValueError` for weights of a relative, for weights already converted by the `rwkv` package, and for names
+    that are no RWKV model's.
+    """
+    if "_strategy" in names:
+        raise ValueError(
+            "This file was converted by the `rwkv` package for one strategy (it has a '_strategy' entry): its "
+            "embedding is already normalised and its matrices are transposed or quantised, which cannot be undone. "
+            "Load the original file."
+        )
+    for part, relative in RELATIVES:
+        found = next((name for name in names if part in name), None)
+        if found:
+            raise ValueError(f"These are weights of {relative}, which is not supported: the file has '{found}'.")
+    missing = next(
+        (name for name in ("emb.weight", "blocks.0.ffn.key.weight", "head.weight") if name not in names), None
+    )
+    if missing:
+        some = ", ".join(f"'{name}'" for name in sorted(names)[:3]) or "nothing"
+        raise ValueError(f"These are not the weights of an RWKV model: '{missing}' is missing. Found: {some}, ...")
+    attention = {name.removeprefix("blocks.0.att.") for name in names if name.startswith("blocks.0.att.")}
+    if "r_k" in attention:
+        return "7"
+    if "time_maa_x" in attention:
+        return "6"
+    if "ln_x.weight" not in attention:
+        return "4"
+    decay = names["blocks.0.att.time_decay"] if "time_decay" in attention else ()
+    if len(decay) == 2 and decay[1] > 1:
+        return "5.2"
+    return "5.1" if "gate.weight" in attention else "5.0"
+
+
+def model_name(version):
+    """The name a version goes by in `build_transformer_model`: '6' -> 'rwkv6', '5.2' -> 'rwkv5'."""
+    return f"rwkv{version.partition('.')[0]}"
+
+
+def supported():
+    """The names of the models that can be built, for messages: 'rwkv6'."""
+    return ", ".join(f"'{name}'" for name in sorted({model_name(version) for version in SIZES}))
+
+
+def known_model(name):
+    """`name` if a model of this name can be built, else a `ValueError` that says which can."""
+    if name in {model_name(version) for version in SIZES}:
+        return name
+    reason = "is not supported yet" if name in ("rwkv4", "rwkv5", "rwkv7") else "is not known"
+    raise ValueError(f"The model {name!r} {reason}. Supported: {supported()}.")
+
+
+def _common_sizes(shapes):
+    """The sizes every version has, from official names and shapes."""
+    vocab_size, hidden_size = _shape(shapes, "emb.weight", 2)
+    intermediate_size, _ = _shape(shapes, "blocks.0.ffn.key.weight", 2)
+    attention_size, _ = _shape(shapes, "blocks.0.att.key.weight", 2)
+    if attention_size != hidden_size:
+        raise ValueError(
+            "Only models whose attention is as wide as the hidden size are supported, as every released one is. "
+            f"Received: attention {attention_size}, hidden size {hidden_size}."
+        )
+    layers = 1 + max(int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d{1,6})\.", name)))
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": layers,
+        "intermediate_size": intermediate_size,
+    }
+
+
+def _sizes_6(shapes):
+    """The sizes that only RWKV-6 has: heads and the two ranks."""
+    heads, head_size = _shape(shapes, "blocks.0.att.time_faaaa", 2)
+    five_ranks = _shape(shapes, "blocks.0.att.time_maa_w1", 2)[1]
+    return {
+        "num_attention_heads": heads,
+        "attention_head_size": head_size,
+        "decomposer_size": five_ranks // 5,
+        "time_decay_size": _shape(shapes, "blocks.0.att.time_decay_w1", 2)[1],
+    }
+
+
+# The versions that have a layer file, each with the function that reads its own sizes. A new version is a new entry.
+SIZES = {"6": _sizes_6}
+
+
+def _shape(shapes, name, dimensions):
+    """The shape of `name`, which must be there with so many dimensions."""
+    shape = shapes.get(name)
+    if shape is None or len(shape) != dimensions:
+        came = "it is missing" if shape is None else f"shape {tuple(shape)}"
+        raise ValueError(f"'{name}' should have {dimensions} dimensions to tell the model's sizes. Received: {came}.")
+    return tuple(shape)
+
+
+def _renamed(keys):
+    """The keys under the names used here; Hugging Face keys without meaning here are dropped, unknown ones are an
+    error.
+    """
+    if not isinstance(keys, Mapping):
+        raise ValueError(f"A config is a mapping of keys. Received: {type(keys).__name__}.")
+    names = [field.name for field in fields(RWKVConfig)]
+    foreign = "model_type" in keys
+    result = {ALIASES.get(name, name): value for name, value in keys.items() if not (foreign and name in UNUSED)}
+    if "head_size" in keys:  # the Hugging Face files give a head size as `num_attention_heads`, too
+        result.pop("num_attention_heads", None)
+    if result.pop("tie_word_embeddings", False):
+        raise ValueError("RWKV's output matrix is a weight of its own. Received: tie_word_embeddings=True.")
+    width = result.pop("attention_hidden_size", None)
+    if width is not None and width != result.get("hidden_size"):
+        raise ValueError(
+            "`attention_hidden_size` must equal `hidden_size`. "
+            f"Received: {width} and hidden_size={result.get('hidden_size')}."
+        )
+    divisor = result.pop("head_size_divisor", None)
+    if divisor is not None:
+        result.setdefault("group_norm_epsilon", 1e-5 * divisor**2)
+    unknown = sorted(str(name) for name in result if name not in names)
+    if unknown:
+        raise ValueError(f"Unknown config keys: {', '.join(unknown)}. Known: {', '.join(names)}.")
+    return {name: value for name, value in result.items() if value is not None}
+
+
+def _completed(keys):
+    """The keys with what follows from others filled in; what cannot be known is an error that names it."""
+    result = dict(keys)
+    if "model" not in result and {"decomposer_size", "time_decay_size"} & set(result):
+        result["model"] = "rwkv6"
+    hidden_size, heads = result.get("hidden_size"), result.get("num_attention_heads")
+    head_size = result.get("attention_head_size")
+    if isinstance(hidden_size, int) and hidden_size > 0:
+        if heads is None and isinstance(head_size, int) and head_size > 0:
+            result["num_attention_heads"] = hidden_size // head_size
+        if head_size is None and isinstance(heads, int) and heads > 0:
+            result["attention_head_size"] = hidden_size // heads
+        result.setdefault("intermediate_size", int(hidden_size * 3.5) // 32 * 32)
+        wide = hidden_size >= 4096  # the released sizes: both ranks double at 4096
+        result.setdefault("decomposer_size", 64 if wide else 32)
+        result.setdefault("time_decay_size", 128 if wide else 64)
+    missing = [field.name for field in fields(RWKVConfig) if field.default is MISSING and field.name not in result]
+    if missing:
+        raise ValueError(f"Missing config keys: {', '.join(missing)}. Received: {', '.join(map(str, keys)) or 'none'}.")
+    return result

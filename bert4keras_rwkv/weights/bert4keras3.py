@@ -1,0 +1,127 @@
+"""The `.weights.h5` that bert4keras3 saves for its RWKV-6, as lazy tensors under official names.
+
+Its groups are named by class and number ('time_mix', 'time_mix_1', ...). The low-rank products are kept apart there
+and are joined here in the order w, k, v, r, g; GroupNorm is two affine maps, one after the other, and becomes one.
+"""
+
+import numpy as np
+
+from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.weights.hdf5 import data_sets, open_hdf5
+from bert4keras_rwkv.weights.tensors import Tensor, Tensors
+
+ORDER = "wkvrg"
+DENSES = {"receptance": "dense_r", "key": "dense_k", "value": "dense_v", "output": "dense_o", "gate": "dense_g"}
+
+
+def is_bert4keras3(file):
+    """Whether an open HDF5 file has the groups of an RWKV-6 of bert4keras3."""
+    return "layers/time_mix/dense_xw" in file and "layers/channel_mix" in file
+
+
+def open_bert4keras3(path):
+    """The weights as lazy `Tensors`. A group that is missing, or one too many, is a `WeightsError`."""
+    file = open_hdf5(path)
+    try:
+        found = _Noted({name.removeprefix("layers/"): tensor for name, tensor in data_sets(file).items()})
+        entries = _entries(found)
+        extra = sorted(set(found) - found.asked)
+        if extra:
+            raise WeightsError(f"'{path}' has groups that no RWKV-6 of bert4keras3 has: {', '.join(extra[:5])}.")
+    except KeyError as error:
+        file.close()
+        raise WeightsError(
+            f"'{path}' looks like an RWKV-6 of bert4keras3, but has no group 'layers/{error.args[0]}'."
+        ) from error
+    except BaseException:
+        file.close()
+        raise
+    return Tensors(entries, {"format": "bert4keras3"}, file.close)
+
+
+def _entries(found):
+    """Official name -> `Tensor`, from the data sets of the file."""
+    layers = 0
+    while f"{_numbered('time_mix', layers)}/vars/0" in found:
+        layers += 1
+    entries = {"emb.weight": found["embedding/vars/0"]}
+    for block in range(layers):
+        norms = [("ln1", 2 * block + 1), ("ln2", 2 * block + 2)] + ([("ln0", 0)] if block == 0 else [])
+        for norm, number in norms:
+            entries.update(_norm(found, f"blocks.{block}.{norm}", number))
+        entries.update(_time_mix(found, f"blocks.{block}.att.", _numbered("time_mix", block)))
+        entries.update(_channel_mix(found, f"blocks.{block}.ffn.", _numbered("channel_mix", block)))
+    entries.update(_norm(found, "ln_out", 2 * layers + 1))
+    entries["head.weight"] = _derived(np.transpose, found["dense/vars/0"])
+    return entries
+
+
+def _time_mix(found, official, group):
+    """The tensors of one time mix."""
+    vectors = {"time_maa_x": "vars/0", **{f"time_maa_{letter}": f"dense_x{letter}/dense_b/vars/1" for letter in ORDER}}
+    entries = {name: _derived(_vector, found[f"{group}/{where}"]) for name, where in vectors.items()}
+    first = [found[f"{group}/dense_x{letter}/dense_a/vars/0"] for letter in ORDER]
+    second = [found[f"{group}/dense_x{letter}/dense_b/vars/0"] for letter in ORDER]
+    entries["time_maa_w1"] = _derived(lambda *parts: np.concatenate(parts, axis=1), *first)
+    entries["time_maa_w2"] = _derived(lambda *parts: np.stack(parts), *second)
+    entries["time_decay"] = _derived(_vector, found[f"{group}/dense_w/dense_b/vars/1"])
+    entries["time_decay_w1"] = found[f"{group}/dense_w/dense_a/vars/0"]
+    entries["time_decay_w2"] = found[f"{group}/dense_w/dense_b/vars/0"]
+    entries["time_faaaa"] = found[f"{group}/vars/1"]
+    for name, dense in DENSES.items():
+        entries[f"{name}.weight"] = _derived(np.transpose, found[f"{group}/{dense}/vars/0"])
+    inner = [found[f"{group}/group_norm/group_ln/vars/{number}"] for number in (0, 1)]  # (N,) for every head alike
+    outer = [found[f"{group}/group_norm/vars/{number}"] for number in (0, 1)]  # (H, N)
+    entries["ln_x.weight"] = _derived(lambda scale, outer: (scale * outer).reshape(-1), inner[0], outer[0])
+    entries["ln_x.bias"] = _derived(lambda offset, scale, outer: (offset * scale + outer).reshape(-1), inner[1], *outer)
+    return {official + name: tensor for name, tensor in entries.items()}
+
+
+def _channel_mix(found, official, group):
+    """The tensors of one channel mix."""
+    entries = {
+        "time_maa_k": _derived(_vector, found[f"{group}/vars/0"]),
+        "time_maa_r": _derived(_vector, found[f"{group}/vars/1"]),
+    }
+    for name in ("key", "receptance", "value"):
+        entries[f"{name}.weight"] = _derived(np.transpose, found[f"{group}/dense_{name}/vars/0"])
+    return {official + name: tensor for name, tensor in entries.items()}
+
+
+def _norm(found, official, number):
+    """Scale and offset of the layer normalisation with this number."""
+    group = _numbered("layer_normalization", number)
+    return {f"{official}.weight": found[f"{group}/vars/0"], f"{official}.bias": found[f"{group}/vars/1"]}
+
+
+def _numbered(name, number):
+    """Keras' name for the number-th group of a class: 'time_mix', 'time_mix_1', ..."""
+    return f"{name}_{number}" if number else name
+
+
+def _vector(array):
+    """(C,) as the official files have it, [1, 1, C]."""
+    return array.reshape(1, 1, -1)
+
+
+def _derived(function, *tensors):
+    """A `Tensor` that is a function of others, with the dtype of the first."""
+    dtype = tensors[0].dtype
+    hollow = [np.broadcast_to(np.zeros((), np.int8), tensor.shape) for tensor in tensors]
+
+    def read():
+        return np.ascontiguousarray(function(*(tensor.read() for tensor in tensors)))
+
+    return Tensor(function(*hollow).shape, dtype, read)
+
+
+class _Noted(dict):
+    """A dict that remembers which of its keys were asked for."""
+
+    def __init__(self, items):
+        super().__init__(items)
+        self.asked = set()
+
+    def __getitem__(self, name):
+        self.asked.add(name)
+        return super().__getitem__(name)

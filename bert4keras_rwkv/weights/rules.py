@@ -1,0 +1,178 @@
+"""Tables that say which tensor of a file fills which variable of a model. Loading is all or nothing.
+
+A version's layer file holds its table: `Rule("blocks.{i}.att.key.weight", "blocks/{i}/time_mix/key/kernel",
+TRANSPOSE)`.
+"""
+
+from dataclasses import dataclass, field
+from importlib import import_module
+
+import numpy as np
+
+from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.weights.tensors import Tensor, Tensors, dtype_named
+from bert4keras_rwkv.weights.transforms import IDENTITY, Transform
+
+MOST_LINES = 20
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One variable: the official name (or names) it comes from, its attribute path, and how the one becomes the other.
+
+    `{i}` stands for every block. Several names, a tuple, are combined into the one variable by
+    `transform.load(*arrays)`.
+    """
+
+    source: str | tuple
+    path: str
+    transform: Transform = field(default=IDENTITY)
+
+    @property
+    def names(self):
+        """The official names, always a tuple."""
+        return (self.source,) if isinstance(self.source, str) else tuple(self.source)
+
+    def at(self, block):
+        """The rule for one block, with its number filled in."""
+        names = tuple(name.replace("{i}", str(block)) for name in self.names)
+        return Rule(names, self.path.replace("{i}", str(block)), self.transform)
+
+
+def rules_of(model):
+    """The table of a model ('rwkv6'), from its layer file, which is imported only now."""
+    return import_module(f"bert4keras_rwkv.layers.{model}").RULES
+
+
+def expanded(rules, n_layers):
+    """The rules with every block filled in, in the order of a released file: what comes before the blocks, block by
+    block, what comes after. A rule that names block 0 itself stands among the rules of that block.
+    """
+    inside = [index for index, rule in enumerate(rules) if rule.names[0].startswith("blocks.")]
+    first, last = (inside[0], inside[-1] + 1) if inside else (len(rules), len(rules))
+    result = list(rules[:first])
+    for block in range(n_layers):
+        for rule in rules[first:last]:
+            repeated = "{i}" in rule.names[0]
+            if repeated or rule.names[0].startswith(f"blocks.{block}."):
+                result.append(rule.at(block) if repeated else rule)
+    return result + list(rules[last:])
+
+
+def assign(rules, mapping, variables, n_layers, optional=(), progress=None):
+    """Fill `variables` (path -> object with `shape`, `dtype`, `assign(array)`) from `mapping` (official name -> array).
+
+    All or nothing: every problem is found from shapes alone and told in one `WeightsError` before anything is
+    assigned. Then one tensor at a time is read, cast to its variable's dtype and handed over. `optional` are official
+    names (with `{i}`) that may be in the file without a rule, or be missing though a rule wants them. `progress(done,
+    total)` follows.
+    """
+    optional = {name.replace("{i}", str(block)) for name in optional for block in range(n_layers)}
+    shapes = mapping.shapes if isinstance(mapping, Tensors) else {name: np.shape(mapping[name]) for name in mapping}
+    every = expanded(rules, n_layers)
+    wanted = [rule for rule in every if all(name in shapes or name not in optional for name in rule.names)]
+    ruled = {rule.path for rule in every}
+    holes = [f"no rule fills '{path}'" for path in variables if path not in ruled]
+    _refuse(_misfits(wanted, shapes, variables, optional) + holes)
+    for done, rule in enumerate(wanted, start=1):
+        _fill(variables[rule.path], mapping, rule)
+        if progress is not None:
+            progress(done, len(wanted))
+
+
+def export(rules, get_variable, n_layers):
+    """A model's variables as lazy `Tensors` under official names, in the order of a released file.
+
+    `get_variable(path)` gives an object with `shape` and `dtype` that NumPy turns into an array when a tensor is read.
+    """
+    entries = {}
+    for rule in expanded(rules, n_layers):
+        variable = get_variable(rule.path)
+        dtype = dtype_named(variable.dtype)
+        hollow = _parts(rule.transform.save(_hollow(tuple(variable.shape))))
+        for index, (name, part) in enumerate(zip(rule.names, hollow, strict=True)):
+            shape = part.shape
+            entries[name] = Tensor(shape, dtype, _reader(variable, rule.transform, index, dtype))
+    return Tensors(entries)
+
+
+def to_variables(rules, mapping, n_layers):
+    """The other way round: `mapping` (official name -> array) as lazy `Tensors` under attribute paths.
+
+    A missing or extra name, or one whose shape its rule cannot use, is a `WeightsError` with all of them.
+    """
+    wanted = expanded(rules, n_layers)
+    shapes, dtypes = mapping.shapes, mapping.dtypes
+    _refuse(_misfits(wanted, shapes, None, ()))
+    entries = {}
+    for rule in wanted:
+        dtype = np.result_type(*(dtypes[name] for name in rule.names))
+        entries[rule.path] = Tensor(_loaded_shape(rule, shapes), dtype, _loader(mapping, rule, dtype))
+    return Tensors(entries, mapping.metadata)
+
+
+def _misfits(rules, shapes, variables, optional):
+    """Every reason why the file does not fit, as lines. Without variables only names and usable shapes are compared."""
+    known = {name for rule in rules for name in rule.names}
+    lines = [f"no rule for '{name}' in the file" for name in shapes if name not in known and name not in optional]
+    for rule in rules:
+        variable = None if variables is None else variables.get(rule.path)
+        absent = [name for name in rule.names if name not in shapes]
+        source = ", ".join(f"'{name}'" for name in rule.names)
+        if variables is not None and variable is None:
+            lines.append(f"the model has no '{rule.path}' for {source}")
+        elif absent:
+            lines.append(f"nothing in the file fills '{rule.path}' ({', '.join(absent)})")
+        else:
+            gives = _loaded_shape(rule, shapes)
+            wants = gives if variable is None else tuple(variable.shape)
+            if gives is None or gives != wants:
+                came = " and ".join(str(tuple(shapes[name])) for name in rule.names) if gives is None else gives
+                wants = "another shape" if wants is None else wants
+                lines.append(f"'{rule.path}' wants {wants}, {source} gives {came}")
+    return lines
+
+
+def _fill(variable, mapping, rule):
+    """Read what one rule wants, cast it, hand it over; a function of its own, so that nothing read outlives it."""
+    array = rule.transform.load(*(np.asarray(mapping[name]) for name in rule.names))
+    variable.assign(array.astype(dtype_named(variable.dtype), copy=False))
+
+
+def _refuse(lines):
+    """Raise the one message, if there is anything to say."""
+    if not lines:
+        return
+    more = f"\n  and {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""
+    count = "1 weight does" if len(lines) == 1 else f"{len(lines)} weights do"
+    raise WeightsError(f"{count} not fit:\n  " + "\n  ".join(lines[:MOST_LINES]) + more)
+
+
+def _loaded_shape(rule, shapes):
+    """The shape a rule makes of its tensors, or None if it cannot use theirs."""
+    try:
+        return rule.transform.load(*(_hollow(tuple(shapes[name])) for name in rule.names)).shape
+    except (ValueError, IndexError):
+        return None
+
+
+def _hollow(shape):
+    """An array of this shape that takes one byte: enough to ask a transform for the shape of its answer."""
+    return np.broadcast_to(np.zeros((), np.int8), shape)
+
+
+def _parts(saved):
+    """What `transform.save` gives, always a tuple."""
+    return saved if isinstance(saved, tuple) else (saved,)
+
+
+def _reader(variable, transform, index, dtype):
+    """A function that reads one official tensor out of a variable."""
+    return lambda: np.ascontiguousarray(_parts(transform.save(np.asarray(variable, dtype)))[index])
+
+
+def _loader(mapping, rule, dtype):
+    """A function that reads the tensors of a rule and gives its variable."""
+    return lambda: np.ascontiguousarray(
+        rule.transform.load(*(mapping[name].astype(dtype, copy=False) for name in rule.names))
+    )

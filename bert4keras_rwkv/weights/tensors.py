@@ -1,0 +1,146 @@
+"""The hub of all formats: a mapping official name -> array that reads a tensor when it is asked for it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from bert4keras_rwkv.weights.errors import WeightsError
+
+KINDS = (
+    "float64",
+    "float32",
+    "float16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint64",
+    "uint32",
+    "uint16",
+    "uint8",
+    "bool",
+)
+DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), **{name: np.dtype(name) for name in KINDS}}
+
+WRAPPERS = ("model.", "module.", "_forward_module.")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that is not read yet. `read()` gives a new array of this shape and dtype."""
+
+    shape: tuple
+    dtype: np.dtype
+    read: Callable
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.read(), dtype)
+
+    @property
+    def nbytes(self):
+        """Bytes of the array once it is read."""
+        return count(self.shape) * self.dtype.itemsize
+
+
+class Tensors(Mapping):
+    """Lazy and read-only: `tensors[name]` reads one array, `shapes` and `dtypes` read nothing.
+
+    Nothing read is kept. `metadata` is what the file says beside its tensors. Close it, or use it in a `with`.
+    """
+
+    def __init__(self, entries, metadata=None, close=None):
+        self._entries = dict(entries)
+        self._close = close
+        self.metadata = dict(metadata or {})
+
+    def __getitem__(self, name):
+        return self._entries[name].read()
+
+    def __contains__(self, name):
+        return name in self._entries
+
+    def __iter__(self):
+        return iter(self._entries)
+
+    def __len__(self):
+        return len(self._entries)
+
+    @property
+    def shapes(self):
+        """Name -> shape, without reading."""
+        return {name: entry.shape for name, entry in self._entries.items()}
+
+    @property
+    def dtypes(self):
+        """Name -> dtype, without reading."""
+        return {name: entry.dtype for name, entry in self._entries.items()}
+
+    @property
+    def nbytes(self):
+        """Bytes of all tensors together."""
+        return sum(entry.nbytes for entry in self._entries.values())
+
+    def entry(self, name):
+        """The `Tensor` of this name, not read."""
+        return self._entries[name]
+
+    def close(self):
+        """Close the file; what was read stays valid. Closing twice is harmless."""
+        if self._close is not None:
+            self._close()
+            self._close = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def as_tensors(mapping):
+    """`mapping` name -> array as `Tensors`; one that is `Tensors` already stays as it is."""
+    if isinstance(mapping, Tensors):
+        return mapping
+    return Tensors({name: array_tensor(np.asarray(array)) for name, array in mapping.items()})
+
+
+def array_tensor(array):
+    """An array in memory as a `Tensor`."""
+    return Tensor(array.shape, array.dtype, lambda: array)
+
+
+def official_name(name):
+    """`name` without the prefixes that training frameworks put before it (`_forward_module.model.emb.weight`)."""
+    while prefix := next((prefix for prefix in WRAPPERS if name.startswith(prefix)), None):
+        name = name[len(prefix) :]
+    return name
+
+
+def officially_named(entries):
+    """Entries under their official names. Two that become one are an error."""
+    result = {}
+    for name, entry in entries.items():
+        official = official_name(name)
+        if official in result:
+            raise WeightsError(
+                f"Two tensors of the file are both '{official}' once prefixes like 'model.' are taken away."
+            )
+        result[official] = entry
+    return result
+
+
+def count(shape):
+    """How many elements a shape has, exactly, however large."""
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def dtype_named(name):
+    """The dtype for a name like 'bfloat16'. An unknown one is a `WeightsError` that lists those known."""
+    if str(name) not in DTYPES:
+        raise WeightsError(f"The dtype {str(name)!r} is not known. Known: {', '.join(DTYPES)}.")
+    return DTYPES[str(name)]
