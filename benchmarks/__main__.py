@@ -1,0 +1,68 @@
+"""Measure and write docs/benchmarks.json, docs/benchmarks.md and docs/benchmarks.png. See --help."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+from . import plans, report
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def arguments(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds; medians are reported (7)")
+    parser.add_argument("--starts", type=int, default=3, help="how often each program is started for load times (3)")
+    parser.add_argument("--sizes", nargs="*", default=["12x768", "24x1024"], help="layers x width of the models")
+    parser.add_argument("--only", nargs="*", choices=plans.GROUPS, default=plans.GROUPS, help="groups to measure")
+    parser.add_argument("--backends", nargs="*", default=["jax"], help="Keras backends to measure as language models")
+    parser.add_argument("--threads", type=int, default=2, help="processors given to every program (2)")
+    parser.add_argument(
+        "--wait", type=float, default=2.0, help="seconds to wait for a quiet moment before a sample (2)"
+    )
+    parser.add_argument("--cache", type=Path, help="folder of the random checkpoints (the user's cache folder)")
+    parser.add_argument(
+        "--json", type=Path, default=DOCS / "benchmarks.json", help="the measurements, read and written"
+    )
+    parser.add_argument("--report", action="store_true", help="measure nothing; write the page again from the JSON")
+    return parser.parse_args(argv)
+
+
+def machine(threads):
+    """The circumstances that a reader needs to compare with his own."""
+    with open("/proc/cpuinfo") as info:
+        model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), "unknown")
+    packages = ("rwkv", "keras", "jax", "tensorflow-cpu", "torch", "numpy")
+    return {
+        "processor": model,
+        "threads": threads,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name).split("+")[0] for name in packages},
+    }
+
+
+def main():
+    options = arguments()
+    if not options.report:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+        results = json.loads(options.json.read_text()) if options.json.exists() else {"groups": {}}
+        results["machine"] = machine(options.threads)
+        results["command"] = " ".join(["python -m benchmarks", *sys.argv[1:]])
+        results["rounds"] = options.rounds
+        for name, group in plans.measure(options):
+            group["series"] = [asdict(series) for series in group["series"]]
+            results["groups"][name] = group
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
+    report.write(
+        json.loads(options.json.read_text()), options.json.with_suffix(".md"), options.json.with_suffix(".png")
+    )
+
+
+if __name__ == "__main__":
+    main()

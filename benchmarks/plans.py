@@ -1,0 +1,101 @@
+"""What is measured: which workers run in which group, and what they are asked."""
+
+import sys
+
+from . import peer_wkv
+from .checkpoints import Size, checkpoint
+from .rounds import Worker, interleave
+
+GROUPS = ["model", "wkv", "sampling"]
+PROMPT, DECODE, LOOP = 512, 32, 64
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def measure(options):
+    """Yield (name, group) for each group asked for: its Series, and facts about the workers."""
+    for text in options.sizes if "model" in options.only else []:
+        yield f"model {text}", model(Size.parse(text), options)
+    if "wkv" in options.only:
+        yield "wkv", wkv(options)
+    if "sampling" in options.only:
+        yield "sampling", sampling(options)
+
+
+def model_workers(size, options):
+    """(label, module, arguments, environment, commands) of every program that runs the language model."""
+    path = checkpoint(size, options.cache)
+    shared = [f"prefill {PROMPT}", f"decode {DECODE}"]
+    for precision in ("fp32", "bf16"):
+        yield f"rwkv {precision}", "peer_rwkv", [path, f"cpu {precision}", options.threads], {}, shared
+    for backend in options.backends:
+        commands = shared + [f"stream {LOOP}", f"loop {LOOP}"] * (backend == "jax")
+        yield f"ours {backend} fp32", "peer_package", [path, "float32"], {"KERAS_BACKEND": backend}, commands
+
+
+def model(size, options):
+    """Prefill and decode of one model size, load time and memory, with the machine's limits in the same rounds."""
+    starts = {}
+    for number in range(options.starts - 1):
+        for specification in model_workers(size, options):
+            say(f"  {size} start {number + 1}/{options.starts}: {specification[0]}")
+            worker = Worker(*specification)
+            starts.setdefault(worker.label, []).append({**worker.facts, "peak_mb": worker.close()})
+    workers = [Worker(*specification) for specification in model_workers(size, options)]
+    difference = check(workers)
+    shapes = [f"{PROMPT // 2} {size.width} {size.inner}"]
+    commands = ["read 4"] + [f"{kind} {shape}" for shape in shapes for kind in ("gemm", "gemm16")]
+    limits = Worker("limits", "limits", [options.threads], {}, commands)
+    series = interleave(f"model {size}", [limits, *workers], options.rounds, options.wait, say)
+    limits.close()
+    for worker in workers:
+        starts.setdefault(worker.label, []).append({**worker.facts, "peak_mb": worker.close()})
+    facts = {
+        "block_parameters": size.block_parameters,
+        "head_parameters": size.head_parameters,
+        "prompt": PROMPT,
+        "largest_difference": difference,
+    }
+    return {"series": series, "starts": starts, "facts": facts}
+
+
+def check(workers):
+    """No timing without agreement: the float32 programs give the same logits, to 1e-3 of the largest.
+
+    Returns the largest difference seen, as a share of the largest logit.
+    """
+    answers = {worker.label: worker.ask("check 300")["logits"] for worker in workers if "fp32" in worker.label}
+    reference, *others = answers
+    scale = max(map(abs, answers[reference]))
+    worst = 0.0
+    for label in others:
+        error = max(abs(a - b) for a, b in zip(answers[label], answers[reference], strict=True)) / scale
+        if not error < 1e-3:
+            raise RuntimeError(
+                f"'{label}' and '{reference}' differ by {error:.1e} of the largest logit: nothing measured."
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def wkv(options):
+    """The recurrence alone on every backend."""
+    commands = ["chunked_forward", "loop_forward", "chunked_both", "loop_both"]
+    workers = [
+        Worker(f"wkv6 {backend}", "peer_wkv", [], {"KERAS_BACKEND": backend}, commands)
+        for backend in ("jax", "tensorflow", "torch")
+    ]
+    series = interleave("wkv", workers, options.rounds, options.wait, say)
+    for worker in workers:
+        worker.close()
+    return {"series": series, "facts": {name: getattr(peer_wkv, name) for name in "BTHN"}}
+
+
+def sampling(options):
+    """Drawing a token from logits: see peer_sampling."""
+    worker = Worker("sampling", "peer_sampling", [], {"KERAS_BACKEND": "jax"}, ["greedy", "top_p"])
+    series = interleave("sampling", [worker], options.rounds, options.wait, say)
+    worker.close()
+    return {"series": series}

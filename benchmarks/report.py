@@ -1,0 +1,305 @@
+"""docs/benchmarks.md and its plot, made from the measurements in docs/benchmarks.json."""
+
+from statistics import median
+
+FLOAT_BYTES = 4
+
+
+class Group:
+    """The series of one group, by worker and command."""
+
+    def __init__(self, group):
+        self.facts, self.starts = group.get("facts", {}), group.get("starts", {})
+        self.series = {(s["label"], s["command"]): s for s in group["series"]}
+
+    def labels(self, command):
+        return [label for label, other in self.series if other == command]
+
+    def commands(self, word):
+        """The commands that begin with `word`."""
+        return list(dict.fromkeys(command for _, command in self.series if command.split()[0] == word))
+
+    def seconds(self, label, command):
+        return self.series[label, command]["seconds"]
+
+    def rates(self, label, command):
+        """Tokens (or repetitions) a second, round by round."""
+        count = int((command.split() + ["1"])[1])
+        return [count / seconds for seconds in self.seconds(label, command)]
+
+    def times_faster(self, label, other, command, other_command=None):
+        """How many times faster than `other`: the median over rounds of the quotient within a round."""
+        pairs = zip(self.seconds(other, other_command or command), self.seconds(label, command), strict=True)
+        return median(a / b for a, b in pairs)
+
+    def foreign(self):
+        return median(share for s in self.series.values() for share in s["foreign"])
+
+
+def spread(values, digits=0):
+    """'median (least to most)'."""
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def milliseconds(values):
+    return spread([1e3 * value for value in values], 1)
+
+
+def table(head, rows):
+    """A Markdown table; the first column to the left, the others to the right."""
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def limits(group):
+    """Memory read (bytes a second), float32 and bfloat16 products (operations a second), each round by round."""
+    (read,) = group.commands("read")
+    answer = [[int(read.split()[1]) * 2**30 / s for s in group.seconds("limits", read)]]
+    for kind in ("gemm", "gemm16"):
+        (command,) = group.commands(kind)
+        m, k, n = map(int, command.split()[1:])
+        answer.append([2 * m * k * n / s for s in group.seconds("limits", command)])
+    return answer
+
+
+def decode_share(group, label, command):
+    """Share of the memory bandwidth that decoding reaches: every weight is read once a token."""
+    size = FLOAT_BYTES if "fp32" in label else FLOAT_BYTES // 2
+    bytes_a_token = size * (group.facts["block_parameters"] + group.facts["head_parameters"])
+    return median(
+        r * bytes_a_token / limit for r, limit in zip(group.rates(label, command), limits(group)[0], strict=True)
+    )
+
+
+def prefill_share(group, label, command):
+    """Share of the rate of matrix products that prefill reaches: two operations a parameter and token."""
+    operations = 2 * (group.facts["block_parameters"] + group.facts["head_parameters"] / group.facts["prompt"])
+    limit = limits(group)[1 if "fp32" in label else 2]
+    return median(r * operations / best for r, best in zip(group.rates(label, command), limit, strict=True))
+
+
+def model_page(name, group):
+    """The section about one model size."""
+    (prefill,), (decode,) = group.commands("prefill"), group.commands("decode")
+    read, gemm, gemm16 = limits(group)
+    rows = []
+    for label in group.labels(decode):
+        rows.append(
+            [
+                label,
+                spread(group.rates(label, prefill)),
+                f"{group.times_faster(label, 'rwkv fp32', prefill):.2f}",
+                f"{prefill_share(group, label, prefill):.0%}",
+                spread(group.rates(label, decode), 1),
+                f"{group.times_faster(label, 'rwkv fp32', decode):.2f}",
+                f"{decode_share(group, label, decode):.0%}",
+            ]
+        )
+    starts = [
+        [
+            label,
+            spread([start["load_s"] for start in group.starts[label]], 1),
+            spread([start["ready_s"] for start in group.starts[label]], 1),
+            spread([start["load_peak_mb"] for start in group.starts[label]]),
+            spread([start["peak_mb"] for start in group.starts[label]]),
+        ]
+        for label in group.starts
+    ]
+    parameters = group.facts["block_parameters"] + 2 * group.facts["head_parameters"]
+    return f"""## {name.capitalize()}, 65,536 ids ({parameters / 1e6:.0f} million parameters), batch 1
+
+{
+        table(
+            [
+                "program",
+                f"{prefill} (tokens/s)",
+                "x rwkv fp32",
+                "of the products",
+                f"{decode} (tokens/s)",
+                "x rwkv fp32",
+                "of the bandwidth",
+            ],
+            rows,
+        )
+    }
+
+The machine in the same rounds: {spread([x / 1e9 for x in read], 1)} GB/s read from memory,
+{spread([x / 1e9 for x in gemm])} GFLOP/s in float32 and {
+        spread([x / 1e9 for x in gemm16])
+    } in bfloat16 products (PyTorch).
+Largest difference of logits between the float32 programs: {group.facts["largest_difference"]:.0e} of the largest logit.
+
+{
+        table(
+            [
+                "program",
+                "load the file (s)",
+                "from start to 5 tokens (s)",
+                "most memory, loading (MB)",
+                "most memory, all (MB)",
+            ],
+            starts,
+        )
+    }
+"""
+
+
+def loop_page(name, group):
+    """The section about the ways to decode, for one model size."""
+    rows = []
+    for label in group.starts:
+        for word, means in (
+            ("decode", "`RWKV.prefill` of one token: one compiled step a token"),
+            ("stream", "`RWKV.stream`: the same step, sampling included"),
+            ("loop", "`build_cache_model`: the whole loop in one compiled program"),
+        ):
+            for command in group.commands(word):
+                if (label, command) in group.series and group.commands("stream") and label.startswith("ours"):
+                    share = f"{decode_share(group, label, command):.0%}"
+                    rows.append([f"{name}: {means}", spread(group.rates(label, command), 1), share])
+    return rows
+
+
+def wkv_page(group):
+    """The section about the recurrence alone."""
+    rows = []
+    for label in group.labels("loop_both"):
+        for what, means in (("forward", "forward"), ("both", "forward and backward")):
+            loop, chunked = f"loop_{what}", f"chunked_{what}"
+            rows.append(
+                [
+                    f"{label.split()[1]}, {means}",
+                    milliseconds(group.seconds(label, loop)),
+                    milliseconds(group.seconds(label, chunked)),
+                    f"{group.times_faster(label, label, chunked, loop):.1f}",
+                ]
+            )
+    shape = ", ".join(f"{name} {value}" for name, value in group.facts.items())
+    return (
+        f"## The recurrence alone ({shape})\n\n" + table(["", "loop (ms)", "chunked (ms)", "times faster"], rows) + "\n"
+    )
+
+
+def sampling_page(group):
+    """The section about drawing a token."""
+    rows = [[label, milliseconds(group.seconds(label, command))] for label, command in group.series]
+    return "## Choosing the next token: 65,536 ids, 16 rows\n\n" + table(["", "a step (ms)"], rows) + "\n"
+
+
+def targets(groups):
+    """(what, wanted, measured, reached) for the goals that the project has set itself."""
+    for name, group in groups.items():
+        if name.startswith("model") and "ours jax fp32" in group.starts:
+            (prefill,), (decode,) = group.commands("prefill"), group.commands("decode")
+            ours = "ours jax fp32"
+            faster, share = group.times_faster(ours, "rwkv fp32", decode), decode_share(group, ours, decode)
+            size = name.split()[1]
+            yield (
+                f"{size} decode",
+                "1.9 x rwkv fp32, or 85% of the bandwidth",
+                f"{faster:.2f} x, {share:.0%}",
+                faster >= 1.9 or share >= 0.85,
+            )
+            faster = group.times_faster(ours, "rwkv fp32", prefill)
+            yield f"{size} prefill", "1.25 x rwkv fp32", f"{faster:.2f} x", faster >= 1.25
+            if size == "12x768":
+                faster = group.times_faster(ours, "rwkv bf16", prefill)
+                yield f"{size} prefill", "0.9 x rwkv bf16", f"{faster:.2f} x", faster >= 0.9
+        if name == "wkv":
+            faster = group.times_faster("wkv6 jax", "wkv6 jax", "chunked_both", "loop_both")
+            yield "recurrence, forward and backward", "6 x the loop", f"{faster:.1f} x", faster >= 6
+        if name == "sampling":
+            (greedy,) = [key for key in group.series if key[0] == "greedy"]
+            (drawn,) = [key for key in group.series if key[0] == "top-p 0.85"]
+            more = median(1e3 * (a - b) for a, b in zip(group.seconds(*drawn), group.seconds(*greedy), strict=True))
+            yield "sampling", "at most 4 ms a step more than greedy", f"{more:.1f} ms", more <= 4
+
+
+def page(results):
+    """The whole page as text."""
+    groups = {name: Group(group) for name, group in results["groups"].items()}
+    models = {name: group for name, group in groups.items() if name.startswith("model")}
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    busy = ", ".join(f"{group.foreign():.0%} ({name})" for name, group in groups.items())
+    parts = [
+        f"""# Benchmarks
+
+Made by `make bench`; this page, its plot and [benchmarks.json](benchmarks.json) are written by the program in
+`benchmarks/`. The command was `{results["command"]}`.
+
+{machine["processor"]}, {machine["threads"]} threads for every program, {machine["system"]}, Python {machine["python"]}.
+{versions}.
+
+How it is measured: every program runs in a process of its own and is asked in turn, one command at a time, for
+{results["rounds"]} rounds; numbers are medians, with the least and the most in brackets. Quotients are taken within a
+round, and their median is given, since the speed of a machine drifts. Weights are random, of real shapes. Other
+programs used this share of the processors meanwhile (median; 100% is one processor): {busy}.
+
+![Tokens a second](benchmarks.png)
+
+## Goals
+
+"""
+        + table(
+            ["", "wanted", "measured", "reached"],
+            [[what, wanted, got, "yes" if reached else "**no**"] for what, wanted, got, reached in targets(groups)],
+        )
+        + "\n"
+    ]
+    parts += [model_page(name, group) for name, group in models.items()]
+    loops = [row for name, group in models.items() for row in loop_page(name.split()[1], group)]
+    if loops:
+        parts.append("## Ways to decode, JAX\n\n" + table(["", "tokens/s", "of the bandwidth"], loops) + "\n")
+    if "wkv" in groups:
+        parts.append(wkv_page(groups["wkv"]))
+    if "sampling" in groups:
+        parts.append(sampling_page(groups["sampling"]))
+    return "\n".join(parts)
+
+
+def plot(results, path):
+    """Prefill and decode of each model size as bars, with the limits as lines."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    groups = {name: Group(group) for name, group in results["groups"].items() if name.startswith("model")}
+    figure, axes = pyplot.subplots(2, max(1, len(groups)), figsize=(5 * max(1, len(groups)), 6), squeeze=False)
+    for column, (name, group) in enumerate(groups.items()):
+        for row, word in enumerate(("prefill", "decode")):
+            (command,) = group.commands(word)
+            labels, axis = group.labels(command), axes[row][column]
+            rates = [group.rates(label, command) for label in labels]
+            middle = [median(values) for values in rates]
+            errors = [
+                [m - min(values) for m, values in zip(middle, rates, strict=True)],
+                [max(values) - m for m, values in zip(middle, rates, strict=True)],
+            ]
+            colours = ["#4c72b0" if label.startswith("ours") else "#bbbbbb" for label in labels]
+            axis.bar(labels, middle, yerr=errors, color=colours, capsize=4)
+            axis.set_title(f"{name.split()[1]}: {command}")
+            axis.set_ylabel("tokens/s")
+            if word == "decode":
+                facts = group.facts
+                weights = FLOAT_BYTES * (facts["block_parameters"] + facts["head_parameters"])
+                axis.axhline(median(limits(group)[0]) / weights, color="black", linestyle="--", linewidth=1)
+                axis.text(
+                    0.01,
+                    0.95,
+                    "dashed: memory bandwidth, float32 weights",
+                    transform=axis.transAxes,
+                    va="top",
+                    fontsize=8,
+                )
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def write(results, page_path, plot_path):
+    """Write both files."""
+    page_path.write_text(page(results), "utf-8")
+    if any(name.startswith("model") for name in results["groups"]):
+        plot(results, plot_path)
