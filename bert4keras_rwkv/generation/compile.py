@@ -1,0 +1,71 @@
+"""The one place that compiles a function."""
+
+import contextlib
+
+import keras
+
+from bert4keras_rwkv.ops import backend
+
+
+def compiled(function, variables=(), donate=()):
+    """A compiled version of `function(*tensors)`, kept and used again for tensors of the same shapes.
+
+    function: takes and returns nested structures (tuples, lists, dicts, None) of tensors; it may read `variables`, a
+    list of Keras variables or a function that returns one, but not assign them. They are arguments of the compiled
+    program, not constants in it. donate: positions of arguments that are used up by the call (JAX; ignored elsewhere).
+    NumPy arrays are accepted. On torch and NumPy the function runs eagerly, without gradients.
+    """
+    if backend.name() == "jax":
+        return _jax(function, variables, donate)
+    if backend.name() == "tensorflow":
+        return _tensorflow(function)
+
+    def eager(*args):
+        with no_gradient():
+            return function(*keras.tree.map_structure(_tensor, args))
+
+    return eager
+
+
+def no_gradient():
+    """A context in which no gradient is recorded (torch; nothing elsewhere)."""
+    if backend.name() == "torch":
+        import torch
+
+        return torch.no_grad()
+    return contextlib.nullcontext()
+
+
+def _jax(function, variables, donate):
+    import jax
+
+    # The variables of the trace: set before each call, read when `run` is traced.
+    known = []
+
+    def run(values, *args):
+        with keras.StatelessScope(state_mapping=list(zip(known, values, strict=True))):
+            return function(*args)
+
+    program = jax.jit(run, donate_argnums=tuple(i + 1 for i in donate))
+
+    def call(*args):
+        known[:] = variables() if callable(variables) else variables
+        return program([v.value for v in known], *args)
+
+    return call
+
+
+def _tensorflow(function):
+    import tensorflow as tf
+
+    compiled_xla = bool(tf.config.list_logical_devices("GPU"))
+    program = tf.function(function, autograph=False, reduce_retracing=True, jit_compile=compiled_xla)
+
+    def call(*args):
+        return program(*keras.tree.map_structure(_tensor, args))
+
+    return call
+
+
+def _tensor(x):
+    return keras.ops.convert_to_tensor(x)

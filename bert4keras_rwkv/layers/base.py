@@ -1,0 +1,40 @@
+"""What our layers have in common."""
+
+import keras
+from keras import ops
+
+
+class Layer(keras.layers.Layer):
+    """A layer whose arguments keep their dtype and whose weights are stored under their names.
+
+    Keras would cast every float argument to the compute dtype, the float32 recurrent state too; here each layer casts
+    what it computes with. Weights are read with `weight`, which casts them to what they meet.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+
+    def add(self, name, shape, initializer):
+        """Add a trainable weight. Returns the variable, in the policy's variable dtype, never autocast."""
+        return self.add_weight(shape=shape, name=name, initializer=initializer, autocast=False)
+
+    def save_own_variables(self, store):
+        for variable in self._own_variables():
+            store[variable.name] = variable
+
+    def load_own_variables(self, store):
+        for variable in self._own_variables():
+            variable.assign(store[variable.name])
+
+    def _own_variables(self):
+        return [*self._trainable_variables, *self._non_trainable_variables]
+
+
+def cast_like(variable, x):
+    """The value of a variable in x's dtype."""
+    return ops.cast(variable, x.dtype)
+
+
+def dense(units, name, initializer, dtype, **kwargs):
+    """A projection without bias."""
+    return keras.layers.Dense(units, use_bias=False, kernel_initializer=initializer, name=name, dtype=dtype, **kwargs)

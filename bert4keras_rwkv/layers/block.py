@@ -1,0 +1,53 @@
+"""The residual block that all versions share."""
+
+import keras
+
+from bert4keras_rwkv.layers.base import Layer
+from bert4keras_rwkv.weights.rules import Rule
+from bert4keras_rwkv.weights.transforms import TRANSPOSE
+
+
+class Block(Layer):
+    """x + time_mix(ln1(x)), then x + channel_mix(ln2(x)). State goes in, state comes out.
+
+    A mixer is called with (x (B, T, D), its state, side) and returns (dx, its new state, side). `side` is a dict of
+    what crosses layers: ids, present, reset (B, T) and rows (`ops.token_shift.shift_rows`), None where there is none,
+    and whatever a version adds.
+    """
+
+    def __init__(self, time_mix, channel_mix, epsilon, **kwargs):
+        super().__init__(**kwargs)
+        self.ln1, self.ln2 = (
+            keras.layers.LayerNormalization(epsilon=epsilon, name=name, dtype=self.dtype_policy)
+            for name in ("ln1", "ln2")
+        )
+        self.time_mix, self.channel_mix = time_mix, channel_mix
+
+    def build(self, shape):
+        for layer in (self.ln1, self.ln2, self.time_mix, self.channel_mix):
+            layer.build(shape)
+
+    def call(self, x, state, side):
+        dx, time_state, side = self.time_mix(self.ln1(x), state["time"], side)
+        x = x + dx
+        dx, channel_state, side = self.channel_mix(self.ln2(x), state["channel"], side)
+        return x + dx, {"time": time_state, "channel": channel_state}, side
+
+
+def model_rules(mixers):
+    """The whole weight table of a version, in the order of released files.
+
+    mixers: the rules of its two mixers, with names below `blocks.{i}.` and paths below `blocks/{i}/`.
+    """
+    inside = [Rule(_below("blocks.{i}.", r.source), f"blocks/{{i}}/{r.path}", r.transform) for r in mixers]
+    norms = [*_norm("blocks.{i}.ln1", "blocks/{i}/ln1"), *_norm("blocks.{i}.ln2", "blocks/{i}/ln2")]
+    first = [Rule("emb.weight", "embed/embeddings"), *norms, *_norm("blocks.0.ln0", "ln0")]
+    return [*first, *inside, *_norm("ln_out", "ln_out"), Rule("head.weight", "head/kernel", TRANSPOSE)]
+
+
+def _below(prefix, source):
+    return prefix + source if isinstance(source, str) else tuple(prefix + name for name in source)
+
+
+def _norm(source, path):
+    return [Rule(f"{source}.weight", f"{path}/gamma"), Rule(f"{source}.bias", f"{path}/beta")]

@@ -1,0 +1,43 @@
+"""Initial values, computed by NumPy: the same on every backend for one `keras.utils.set_random_seed`."""
+
+import random
+
+import keras
+import numpy as np
+
+
+class Initial(keras.initializers.Initializer):
+    """An initializer from a function `(shape, numpy Generator) -> array`."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, shape, dtype=None):
+        generator = np.random.default_rng(random.getrandbits(63))
+        return keras.ops.convert_to_tensor(self.function(shape, generator).astype("float32"), dtype)
+
+
+def given(array):
+    """These values."""
+    return Initial(lambda shape, _: np.broadcast_to(np.asarray(array), shape))
+
+
+def uniform(bound):
+    """Uniform in [-bound, bound]."""
+    return Initial(lambda shape, generator: generator.uniform(-bound, bound, shape))
+
+
+def orthogonal(gain=1.0):
+    """A kernel (inputs, outputs) with orthonormal rows or columns, times gain * sqrt(max(1, outputs / inputs)).
+
+    The rule of RWKV-LM for its projections.
+    """
+
+    def values(shape, generator):
+        inputs, outputs = shape
+        tall = generator.standard_normal((max(shape), min(shape)), "float32")
+        q, r = np.linalg.qr(tall)
+        q = q * np.sign(np.diag(r))
+        return gain * max(outputs / inputs, 1) ** 0.5 * (q if inputs >= outputs else q.T)
+
+    return Initial(values)

@@ -1,0 +1,173 @@
+"""RWKV-6 "Finch": token shift and decay depend on the data (Eagle and Finch, arXiv 2404.05892, section 4)."""
+
+import numpy as np
+from keras import ops
+
+from bert4keras_rwkv.layers.base import Layer, cast_like, dense
+from bert4keras_rwkv.layers.block import model_rules
+from bert4keras_rwkv.layers.head_norm import HeadNorm
+from bert4keras_rwkv.layers.initial import given, orthogonal, uniform
+from bert4keras_rwkv.layers.low_rank import LowRank
+from bert4keras_rwkv.ops.kernels.choose import check_kernel
+from bert4keras_rwkv.ops.token_shift import token_shift
+from bert4keras_rwkv.ops.wkv6 import wkv6
+from bert4keras_rwkv.weights.rules import Rule
+from bert4keras_rwkv.weights.transforms import STACK, TRANSPOSE, VECTOR
+
+MIXED = "wkvrg"  # the order in which files hold the five mixed inputs
+
+
+class TimeMix(Layer):
+    """Linear attention with a matrix-valued state and a decay for every channel and token."""
+
+    def __init__(self, config, index, initial, kernel="auto", **kwargs):
+        super().__init__(**kwargs)
+        c, policy = config, self.dtype_policy
+        self.heads, self.head_size = c.num_attention_heads, c.attention_head_size
+        self.kernel, self.initial = check_kernel(kernel), initial
+        attention = self.heads * self.head_size
+
+        def low_rank(name, units, rank, **more):
+            start = {part: initial.get(f"{name}/{part}") for part in ("a", "b", "bias")}
+            return LowRank(units, rank, start, name=name, dtype=policy, **more)
+
+        self.mix_low_rank = low_rank("mix_low_rank", c.hidden_size, c.decomposer_size, groups=len(MIXED))
+        self.decay_low_rank = low_rank("decay_low_rank", attention, c.time_decay_size)
+        self.receptance, self.key, self.value, self.gate = (
+            dense(attention, name, initial[name], policy) for name in ("receptance", "key", "value", "gate")
+        )
+        self.output_projection = dense(c.hidden_size, "output", initial["output"], policy)
+        self.norm = HeadNorm(
+            c.group_norm_epsilon, initial["norm/gamma"], initial["norm/beta"], name="norm", dtype=policy
+        )
+
+    def build(self, shape):
+        D, attention = shape[-1], self.heads * self.head_size
+        self.mix_x = self.add("mix_x", (D,), self.initial["mix_x"])
+        self.decay = self.add("decay", (attention,), self.initial["decay"])
+        self.bonus = self.add("bonus", (self.heads, self.head_size), self.initial["bonus"])
+        layers = (self.mix_low_rank, self.decay_low_rank, self.receptance, self.key, self.value, self.gate)
+        for layer in layers:
+            layer.build(shape)
+        self.output_projection.build((*shape[:-1], attention))
+        self.norm.build((*shape[:-1], self.heads, self.head_size))
+
+    def call(self, x, state, side):
+        previous, last = token_shift(x, state["x"], side["present"], side["reset"], rows=side["rows"])
+        change = previous - x
+        mix = self.mix_low_rank(x + change * cast_like(self.mix_x, x))
+        xw, xk, xv, xr, xg = (x + change * mix[:, :, i] for i in range(len(MIXED)))
+        r, k, v = self._heads(self.receptance(xr)), self._heads(self.key(xk)), self._heads(self.value(xv))
+        w = -ops.exp(ops.cast(self.decay, state["wkv"].dtype) + ops.cast(self.decay_low_rank(xw), state["wkv"].dtype))
+        y, wkv = wkv6(
+            r, self._heads(w), k, v, self.bonus, state["wkv"], side["present"], side["reset"], kernel=self.kernel
+        )
+        y = ops.cast(self.norm(y), x.dtype) * ops.silu(self.gate(xg))
+        return self.output_projection(y), {"x": last, "wkv": wkv}, side
+
+    def _heads(self, x):
+        return ops.reshape(x, (*ops.shape(x)[:2], self.heads, self.head_size))
+
+
+class ChannelMix(Layer):
+    """value(relu(key)^2), gated by the receptance."""
+
+    def __init__(self, config, index, initial, **kwargs):
+        super().__init__(**kwargs)
+        c, policy = config, self.dtype_policy
+        self.initial = initial
+        self.key = dense(c.intermediate_size, "key", initial["key"], policy)
+        self.value = dense(c.hidden_size, "value", initial["value"], policy)
+        self.receptance = dense(c.hidden_size, "receptance", initial["receptance"], policy)
+
+    def build(self, shape):
+        self.mix_k = self.add("mix_k", (shape[-1],), self.initial["mix_k"])
+        self.mix_r = self.add("mix_r", (shape[-1],), self.initial["mix_r"])
+        self.key.build(shape)
+        self.receptance.build(shape)
+        self.value.build((*shape[:-1], self.key.units))
+
+    def call(self, x, state, side):
+        previous, last = token_shift(x, state["x"], side["present"], side["reset"], rows=side["rows"])
+        change = previous - x
+        k = self.key(x + change * cast_like(self.mix_k, x))
+        r = self.receptance(x + change * cast_like(self.mix_r, x))
+        return ops.sigmoid(r) * self.value(ops.square(ops.relu(k))), {"x": last}, side
+
+
+def state_shapes(config):
+    """The state of one layer for one row: nested shapes."""
+    H, N, D = config.num_attention_heads, config.attention_head_size, config.hidden_size
+    return {"time": {"x": (D,), "wkv": (H, N, N)}, "channel": {"x": (D,)}}
+
+
+def initial_values(config, index):
+    """Initializers of one block as its authors start training (RWKV-LM, RWKV-v5/src/model.py, x060).
+
+    Returns {'time_mix' | 'channel_mix' | 'ln1' | ...: name -> initializer}.
+    """
+    c = config
+    later = index / max(c.num_hidden_layers - 1, 1)  # 0 in the first layer, 1 in the last
+    fade = 1 - index / c.num_hidden_layers  # 1 in the first layer, nearly 0 in the last
+    channel = np.arange(c.hidden_size) / c.hidden_size
+    attention = c.num_attention_heads * c.attention_head_size
+    n = np.arange(attention)
+    along = n / max(attention - 1, 1)
+
+    keep = 1 - channel**fade
+    slow = 1 - channel ** (0.5 * fade)
+    mixes = {"w": keep, "k": keep, "v": 1 - (channel**fade + 0.3 * later), "r": slow, "g": slow}
+    return {
+        "time_mix": {
+            "mix_x": given(keep),
+            "mix_low_rank/a": "zeros",
+            "mix_low_rank/b": uniform(0.01),
+            "mix_low_rank/bias": given(np.stack([mixes[m] for m in MIXED])),
+            "decay": given(-6 + 5 * along ** (0.7 + 1.3 * later)),
+            "decay_low_rank/a": "zeros",
+            "decay_low_rank/b": uniform(0.01),
+            "bonus": given(
+                (later * (1 - along) + 0.1 * ((n + 1) % 3 - 1)).reshape(c.num_attention_heads, c.attention_head_size)
+            ),
+            "receptance": orthogonal(),
+            "key": orthogonal(0.1),
+            "value": orthogonal(),
+            "gate": orthogonal(0.1),
+            "output": "zeros",
+            "norm/gamma": given(np.full(attention, ((1 + index) / c.num_hidden_layers) ** 0.7)),
+            "norm/beta": "zeros",
+        },
+        "channel_mix": {
+            "mix_k": given(keep),
+            "mix_r": given(keep),
+            "key": orthogonal(),
+            "value": "zeros",
+            "receptance": "zeros",
+        },
+    }
+
+
+RULES = model_rules(
+    [
+        Rule("att.time_maa_x", "time_mix/mix_x", VECTOR),
+        Rule(tuple(f"att.time_maa_{m}" for m in MIXED), "time_mix/mix_low_rank/b/bias", STACK),
+        Rule("att.time_maa_w1", "time_mix/mix_low_rank/a/kernel"),
+        Rule("att.time_maa_w2", "time_mix/mix_low_rank/b/kernel"),
+        Rule("att.time_decay", "time_mix/decay", VECTOR),
+        Rule("att.time_decay_w1", "time_mix/decay_low_rank/a/kernel"),
+        Rule("att.time_decay_w2", "time_mix/decay_low_rank/b/kernel"),
+        Rule("att.time_faaaa", "time_mix/bonus"),
+        Rule("att.receptance.weight", "time_mix/receptance/kernel", TRANSPOSE),
+        Rule("att.key.weight", "time_mix/key/kernel", TRANSPOSE),
+        Rule("att.value.weight", "time_mix/value/kernel", TRANSPOSE),
+        Rule("att.output.weight", "time_mix/output_projection/kernel", TRANSPOSE),
+        Rule("att.gate.weight", "time_mix/gate/kernel", TRANSPOSE),
+        Rule("att.ln_x.weight", "time_mix/norm/gamma"),
+        Rule("att.ln_x.bias", "time_mix/norm/beta"),
+        Rule("ffn.time_maa_k", "channel_mix/mix_k", VECTOR),
+        Rule("ffn.time_maa_r", "channel_mix/mix_r", VECTOR),
+        Rule("ffn.key.weight", "channel_mix/key/kernel", TRANSPOSE),
+        Rule("ffn.receptance.weight", "channel_mix/receptance/kernel", TRANSPOSE),
+        Rule("ffn.value.weight", "channel_mix/value/kernel", TRANSPOSE),
+    ]
+)

@@ -1,0 +1,1 @@
+"""Models: `build_transformer_model` and what it returns."""

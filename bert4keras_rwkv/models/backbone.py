@@ -1,0 +1,136 @@
+"""Token ids and a state in, hidden states (or logits) and a state out: the one forward pass."""
+
+import importlib
+
+import keras
+from keras import ops
+
+from bert4keras_rwkv.layers.base import Layer, dense
+from bert4keras_rwkv.layers.block import Block
+from bert4keras_rwkv.layers.initial import orthogonal, uniform
+from bert4keras_rwkv.ops.backend import accumulation_dtype
+from bert4keras_rwkv.ops.token_shift import shift_rows
+from bert4keras_rwkv.state import RWKVState
+
+
+def version_module(model):
+    """The file of a version: `layers/rwkv6.py` for 'rwkv6'."""
+    return importlib.import_module(f"..layers.{model}", __package__)
+
+
+class Backbone(Layer):
+    """Embedding, blocks, final norm and head of any version.
+
+    config: RWKVConfig. kernel: see `ops.kernels.choose`. pad_token_id: the id that `call` masks, None: none.
+    head: whether `call` gives logits or hidden states. remat: recompute each block in the backward pass.
+    blank: weights start at zero, for they are about to be read from a file; else as the authors start training.
+
+    Called with (ids (B, T) int [, wkv, shift [, reset (B, T)]]) it returns (outputs, wkv, shift): outputs are (B, T, V)
+    float32 logits or (B, T, D) hidden states and carry the Keras mask `ids != pad_token_id`. `read` is the same with
+    everything explicit.
+    """
+
+    def __init__(self, config, kernel="auto", pad_token_id=0, head=True, remat=False, blank=False, **kwargs):
+        super().__init__(**kwargs)
+        self.config, self.pad_token_id, self.with_head, self.remat = config, pad_token_id, head, remat
+        version, policy = version_module(config.model), self.dtype_policy
+        self.state_shapes = lambda: version.state_shapes(config)  # a function: Keras would track a nested dict
+
+        def norm(name):
+            return keras.layers.LayerNormalization(epsilon=config.layer_norm_epsilon, name=name, dtype=policy)
+
+        def block(i):
+            values = version.initial_values(config, i)
+            if blank:
+                values = keras.tree.map_structure(lambda _: "zeros", values)
+            time = version.TimeMix(config, i, values["time_mix"], kernel=kernel, name="time_mix", dtype=policy)
+            channel = version.ChannelMix(config, i, values["channel_mix"], name="channel_mix", dtype=policy)
+            return Block(time, channel, config.layer_norm_epsilon, name=f"block_{i}", dtype=policy)
+
+        V, D = config.vocab_size, config.hidden_size
+        self.embed = keras.layers.Embedding(V, D, "zeros" if blank else uniform(1e-4), name="embed", dtype=policy)
+        self.ln0 = norm("ln0")
+        self.blocks = [block(i) for i in range(config.num_hidden_layers)]
+        self.ln_out = norm("ln_out")
+        self.head = dense(V, "head", "zeros" if blank else orthogonal(0.5), policy)
+
+    def build(self, *_):
+        shape = (None, None, self.config.hidden_size)
+        self.embed.build((None, None))
+        for layer in (self.ln0, *self.blocks, self.ln_out, self.head):
+            layer.build(shape)
+        self.built = True
+
+    @property
+    def state_dtypes(self):
+        """The dtypes of `wkv` and `shift`."""
+        return accumulation_dtype(self.compute_dtype), self.compute_dtype
+
+    def read(self, ids, state, present=None, reset=None):
+        """ids (B, T) int, the state of each layer (a list, see `unpack`), present and reset (B, T) bool or None.
+
+        Returns the hidden states (B, T, D) before the final norm and the new states. Every token with `present`
+        False leaves the state as it was; where `reset` is true a document begins.
+        """
+        ids = ops.clip(ops.cast(ids, "int32"), 0, self.config.vocab_size - 1)
+        rows = None
+        if present is not None and ids.shape[1] != 1:
+            rows = shift_rows(present, reset)
+        side = {"ids": ids, "present": present, "reset": reset, "rows": rows}
+        x, new = self.ln0(self.embed(ids)), []
+        for block, layer_state in zip(self.blocks, state, strict=True):
+            run = keras.remat(block) if self.remat else block
+            x, layer_state, side = run(x, layer_state, side)
+            new.append(layer_state)
+        return x, new
+
+    def logits(self, hidden):
+        """(..., D) before the final norm -> (..., V) float32."""
+        return ops.cast(self.head(self.ln_out(hidden)), self.state_dtypes[0])
+
+    def unpack(self, wkv, shift):
+        """The two arrays of an RWKVState -> the nested state of each layer."""
+        wkv_dtype, dtype = self.state_dtypes
+        wkv, shift = ops.cast(wkv, wkv_dtype), ops.cast(shift, dtype)
+        return [
+            {"time": {"x": shift[:, 2 * i, 0], "wkv": wkv[:, i]}, "channel": {"x": shift[:, 2 * i + 1, 0]}}
+            for i in range(len(self.blocks))
+        ]
+
+    def pack(self, state):
+        """The nested state of each layer -> the two arrays of an RWKVState."""
+        wkv = ops.stack([layer["time"]["wkv"] for layer in state], axis=1)
+        shift = ops.stack([x for layer in state for x in (layer["time"]["x"], layer["channel"]["x"])], axis=1)
+        return wkv, shift[:, :, None]
+
+    def zero_state(self, batch):
+        """The nested state of each layer before the first token."""
+        wkv, shift = RWKVState.shapes(self.config)
+        wkv_dtype, dtype = self.state_dtypes
+        return self.unpack(ops.zeros((batch, *wkv), wkv_dtype), ops.zeros((batch, *shift), dtype))
+
+    def call(self, ids, wkv=None, shift=None, reset=None):
+        state = self.zero_state(ops.shape(ids)[0]) if wkv is None else self.unpack(wkv, shift)
+        present = None if self.pad_token_id is None else ops.not_equal(ids, self.pad_token_id)
+        hidden, state = self.read(ids, state, present, reset)
+        return (self.logits(hidden) if self.with_head else self.ln_out(hidden), *self.pack(state))
+
+    def compute_output_spec(self, ids, wkv=None, shift=None, reset=None):
+        c, (wkv_dtype, dtype) = self.config, self.state_dtypes
+        wkv_shape, shift_shape = RWKVState.shapes(c)
+        width, out = (c.vocab_size, wkv_dtype) if self.with_head else (c.hidden_size, dtype)
+        return (
+            keras.KerasTensor((*ids.shape, width), out),
+            keras.KerasTensor((ids.shape[0], *wkv_shape), wkv_dtype),
+            keras.KerasTensor((ids.shape[0], *shift_shape), dtype),
+        )
+
+    def compute_mask(self, inputs, previous_mask=None):
+        if self.pad_token_id is None:
+            return None
+        return ops.not_equal(inputs, self.pad_token_id), None, None
+
+    @property
+    def layers(self):
+        """What `summary(expand_nested=True)` shows."""
+        return [self.embed, self.ln0, *self.blocks, self.ln_out, self.head]

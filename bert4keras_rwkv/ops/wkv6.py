@@ -1,0 +1,185 @@
+"""The RWKV-6 recurrence (Eagle and Finch, arXiv 2404.05892, section 4.2).
+
+    y_t = r_t (S_{t-1} + diag(u) k_t^T v_t)        S_t = diag(e^{w_t}) S_{t-1} + k_t^T v_t
+
+The plain loop is the truth; the chunked form is what runs. Both are float32 inside (float64 when r is float64).
+"""
+
+from keras import ops
+
+from bert4keras_rwkv.ops import backend
+from bert4keras_rwkv.ops.kernels.choose import chosen
+from bert4keras_rwkv.ops.scan import scan
+
+CHUNK = 32  # fastest of 8..128 for forward and for forward with gradient on a CPU
+
+
+def wkv6_loop(r, w, k, v, u, state, present=None, reset=None, start=None):
+    """`wkv6` one token at a time, as the equation reads. Slow; the reference for every other form."""
+    r, w, k, v, u, state = prepare(r, w, k, v, u, state, present)
+    xs = [ops.moveaxis(x, 1, 0) for x in (r, w, k, v)]
+    if reset is not None:
+        xs.append(ops.moveaxis(real(reset, present), 1, 0))
+
+    def step(S, x):
+        if reset is not None:
+            S = ops.where(x[4][:, None, None, None], _start(start, S), S)
+        y, S = _token(*x[:4], u, S)
+        return S, y
+
+    state, y = scan(step, state, tuple(xs))
+    return ops.moveaxis(y, 0, 1), state
+
+
+def wkv6_step(r, w, k, v, u, state, present=None, reset=None, start=None):
+    """`wkv6` for T = 1: one pass over the state, no loop."""
+    r, w, k, v, u, state = prepare(r, w, k, v, u, state, present)
+    if reset is not None:
+        state = ops.where(real(reset, present)[:, :1, None, None], _start(start, state), state)
+    y, state = _token(r[:, 0], w[:, 0], k[:, 0], v[:, 0], u, state)
+    return y[:, None], state
+
+
+def wkv6_chunked(r, w, k, v, u, state, present=None, reset=None, start=None, chunk=CHUNK):
+    """`wkv6` by chunks of `chunk` tokens (a power of two): matrix products inside a chunk, a loop over chunks.
+
+    Accurate for every decay, for nothing is subtracted or divided: a score between two tokens is a product of decays,
+    all at most 1, built up over blocks of 1, 2, 4, ... tokens (see `_scores`).
+    """
+    r, w, k, v, u, state = prepare(r, w, k, v, u, state, present)
+    H, N = r.shape[2], r.shape[3]
+    T = ops.shape(r)[1]
+    while isinstance(T, int) and chunk >= 2 * T:
+        chunk //= 2
+    count = (T + chunk - 1) // chunk
+
+    def chunks(x):  # (B, T, ...) -> (count, B * H, chunk, N), (count, B, chunk) for what has no heads
+        x = ops.pad(x, ((0, 0), (0, count * chunk - T)) + ((0, 0),) * (len(x.shape) - 2))
+        x = ops.reshape(x, (-1, count, chunk, *x.shape[2:]))
+        return ops.reshape(ops.transpose(x, (1, 0, 3, 2, 4)), (count, -1, chunk, N))
+
+    xs = tuple(chunks(x) for x in (r, w, k, v))
+    B = ops.shape(state)[0]
+    u = ops.reshape(ops.broadcast_to(u[None], (B, H, N)), (-1, 1, N))
+    state = ops.reshape(state, (-1, N, N))
+    if reset is None:
+
+        def step(S, x):
+            r, w, k, v = x
+            scores, r, k, decay = _scores(r, w, k, u)
+            y = ops.matmul(scores, v) + ops.matmul(r, S)
+            return decay[..., None] * S + ops.matmul(_t(k), v), y
+
+    else:
+        segments = ops.pad(ops.cast(real(reset, present), "int32"), ((0, 0), (0, count * chunk - T)))
+        segments = ops.cumsum(ops.reshape(segments, (-1, count, chunk)), axis=-1)
+        segments = ops.repeat(ops.transpose(segments, (1, 0, 2)), H, axis=1)
+        xs = (*xs, segments)
+        first = None
+        if start is not None:
+            first = ops.cast(ops.broadcast_to(start, (B, H, N, N)), state.dtype)
+            first = ops.reshape(first, (-1, N, N))
+
+        def step(S, x):
+            return _chunk_with_resets(*x, u, S, first)
+
+    state, y = scan(step, state, xs)
+    y = ops.transpose(ops.reshape(y, (count, -1, H, chunk, N)), (1, 0, 3, 2, 4))
+    return ops.reshape(y, (-1, count * chunk, H, N))[:, :T], ops.reshape(state, (-1, H, N, N))
+
+
+def _scores(r, w, k, u):
+    """The scores of a chunk, and what its tokens and the state exchange.
+
+    r, w, k (G, C, N), u (G, 1, N). Returns
+    scores (G, C, C), [t, s] = r_t . (decay between s and t) k_s below the diagonal, r_t . u k_t on it, 0 above;
+    r (G, C, N) decayed from the chunk's first token on; k (G, C, N) decayed to its last; the whole decay (G, N).
+
+    Blocks double: when two neighbours of m tokens join, r of the later one has decayed since the block's first token
+    and k of the earlier one to its last, so their product is the (m, m) square of scores between the two.
+    """
+    C, N = r.shape[-2:]
+    total = ops.exp(w)
+    scores = ops.reshape(ops.sum(r * u * k, axis=-1), (-1, C, 1, 1))
+    m = 1
+    while m < C:
+        pairs = (-1, C // (2 * m), 2, m, N)
+        r, k = ops.reshape(r, pairs), ops.reshape(k, pairs)
+        total = ops.reshape(total, (-1, C // (2 * m), 2, 1, N))
+        earlier, later = total[:, :, 0], total[:, :, 1]
+        if m == 1:
+            between = ops.sum(r[:, :, 1] * k[:, :, 0], axis=-1, keepdims=True)
+        else:
+            between = ops.matmul(r[:, :, 1], _t(k[:, :, 0]))
+        scores = ops.reshape(scores, (-1, C // (2 * m), 2, m, m))
+        above = ops.concatenate([scores[:, :, 0], ops.zeros_like(between)], axis=-1)
+        below = ops.concatenate([between, scores[:, :, 1]], axis=-1)
+        scores = ops.concatenate([above, below], axis=-2)
+        one = ops.ones_like(earlier)
+        r = r * ops.stack([one, earlier], axis=2)
+        k = k * ops.stack([later, one], axis=2)
+        total = earlier * later
+        m *= 2
+    return ops.reshape(scores, (-1, C, C)), ops.reshape(r, (-1, C, N)), ops.reshape(k, (-1, C, N)), total[:, 0, 0]
+
+
+def _chunk_with_resets(r, w, k, v, segment, u, S, start):
+    """One chunk in which documents begin. segment (G, C): how many have begun in this chunk up to each token."""
+    same = ops.equal(segment[:, :, None], segment[:, None, :])
+    scores, r_old, k_end, decay = _scores(r, w, k, u)
+    old = ops.equal(segment, 0)[..., None]
+    last = segment[:, -1:]
+    y = ops.matmul(ops.where(same, scores, 0.0), v) + ops.matmul(ops.where(old, r_old, 0.0), S)
+    ended = ops.equal(last, 0)
+    new = ops.matmul(_t(ops.where(ops.equal(segment, last)[..., None], k_end, 0.0)), v)
+    new = new + ops.where(ended, decay, 0.0)[..., None] * S
+    if start is not None:
+        C = segment.shape[-1]
+        before = ops.logical_and(same, ops.tril(ops.ones((C, C), "bool"), -1))
+        since = ops.matmul(ops.cast(before, w.dtype), w)  # log decay since the document's first token
+        y = y + ops.matmul(ops.where(old, 0.0, r * ops.exp(since)), start)
+        whole = ops.exp(since[:, -1] + w[:, -1])
+        new = new + ops.where(ended, 0.0, whole)[..., None] * start
+    return new, y
+
+
+def _token(r, w, k, v, u, S):
+    """One token. r, w, k, v (B, H, N), S (B, H, N, N) -> y (B, H, N), S."""
+    y = ops.matmul(r[..., None, :], S)[..., 0, :] + ops.sum(r * u * k, axis=-1, keepdims=True) * v
+    return y, ops.exp(w)[..., None] * S + k[..., :, None] * v[..., None, :]
+
+
+def prepare(r, w, k, v, u, state, present):
+    """Everything in the dtype of the recurrence; a masked token (`present` False) neither writes nor decays."""
+    dtype = backend.accumulation_dtype(r.dtype)
+    r, w, k, v, u, state = (ops.cast(x, dtype) for x in (r, w, k, v, u, state))
+    if present is not None:
+        keep = ops.cast(present, "bool")[..., None, None]
+        w, k = ops.where(keep, w, 0.0), ops.where(keep, k, 0.0)  # log decay 0 keeps the state
+    return r, w, k, v, u, state
+
+
+def real(reset, present):
+    """`reset` where the token exists: a masked token begins nothing."""
+    reset = ops.cast(reset, "bool")
+    return reset if present is None else ops.logical_and(reset, ops.cast(present, "bool"))
+
+
+def _start(start, state):
+    return ops.zeros_like(state) if start is None else ops.broadcast_to(ops.cast(start, state.dtype), ops.shape(state))
+
+
+def _t(x):
+    return ops.swapaxes(x, -1, -2)
+
+
+def wkv6(r, w, k, v, u, state, present=None, reset=None, start=None, kernel="auto"):
+    """The RWKV-6 recurrence over T tokens, in the form that `kernel` chooses (see `ops.kernels.choose`).
+
+    r, w, k, v: (B, T, H, N); w is the *log* of the decay, <= 0. u: (H, N). state: (B, H, N, N) [key, value].
+    present: (B, T) bool; a token that is False leaves no trace (its y means nothing). reset: (B, T) bool; before such
+    a token the state becomes `start` ((H, N, N), or with a leading 1 or B; None: zero).
+    Returns y (B, T, H, N) and the state after the last token, both float32 (float64 when r is float64).
+    """
+    forms = {"loop": wkv6_loop, "ops": wkv6_step if r.shape[1] == 1 else wkv6_chunked}
+    return forms[chosen(kernel)](r, w, k, v, u, state, present, reset, start)

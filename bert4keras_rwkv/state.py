@@ -1,0 +1,121 @@
+"""What a model remembers of the text it has read."""
+
+import dataclasses
+import os
+import tempfile
+
+import numpy as np
+
+LAYOUT = "[key, value]"  # orientation of `wkv` in our files and in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class RWKVState:
+    """The state of a batch of texts, stacked over layers.
+
+    wkv: (B, n, H, N, N) float32, [key, value] (RWKV-4: (B, n, 3, D)). shift: (B, 2n, 1, D) in the compute dtype: row
+    2i is the last time-mix input of layer i, row 2i + 1 its last channel-mix input. model: 'rwkv6', ..., or None when
+    it is not known. Both arrays may be of any library that the backend takes. A state of batch 1 broadcasts.
+    """
+
+    wkv: object
+    shift: object
+    model: str | None = None
+
+    @classmethod
+    def zeros(cls, config, batch=1, dtype="float32"):
+        """The state before the first token, as NumPy arrays. dtype: of `shift`."""
+        wkv, shift = cls.shapes(config)
+        return cls(np.zeros((batch, *wkv), "float32"), np.zeros((batch, *shift), dtype), config.model)
+
+    @staticmethod
+    def shapes(config):
+        """The shapes of `wkv` and `shift` for one row."""
+        n, H, N = config.num_hidden_layers, config.num_attention_heads, config.attention_head_size
+        return (n, H, N, N), (2 * n, 1, config.hidden_size)
+
+    @property
+    def batch(self):
+        """How many texts it holds."""
+        return int(self.wkv.shape[0])
+
+    def __getitem__(self, rows):
+        """The state of some rows: an int, a slice, or a list of ints. The batch axis stays."""
+        if isinstance(rows, (int, np.integer)):
+            if not -self.batch <= rows < self.batch:
+                raise IndexError(f"A state of {self.batch} rows has no row {rows}.")
+            rows = slice(rows % self.batch, rows % self.batch + 1)
+        elif not isinstance(rows, slice):
+            rows = np.asarray(rows)
+        return dataclasses.replace(self, wkv=self.wkv[rows], shift=self.shift[rows])
+
+    @classmethod
+    def stack(cls, states):
+        """Join states along the batch axis."""
+        states = list(states)
+        if not states:
+            raise ValueError("Expected at least one state to stack. Received: none.")
+        models = {s.model for s in states} - {None}
+        kinds = {(tuple(s.wkv.shape[1:]), tuple(s.shift.shape[1:])) for s in states}
+        if len(models) > 1 or len(kinds) > 1:
+            raise ValueError(f"States of one model stack. Received: models {sorted(models)}, shapes {sorted(kinds)}.")
+        from keras import ops
+
+        wkv, shift = (ops.concatenate([getattr(s, name) for s in states], axis=0) for name in ("wkv", "shift"))
+        return cls(wkv, shift, models.pop() if models else None)
+
+    def unstack(self):
+        """A list of states of one row each."""
+        return [self[i] for i in range(self.batch)]
+
+    def fork(self, copies):
+        """A state whose rows are each repeated `copies` times, one after the other."""
+        return self[[i for i in range(self.batch) for _ in range(copies)]]
+
+    def numpy(self):
+        """The same state as NumPy arrays."""
+        from keras import ops
+
+        return dataclasses.replace(self, wkv=ops.convert_to_numpy(self.wkv), shift=ops.convert_to_numpy(self.shift))
+
+    def save(self, path):
+        """Write a safetensors file: `wkv`, `shift`, and in its metadata the model's version and the layout."""
+        from safetensors.numpy import save_file
+
+        state, path = self.numpy(), os.fspath(path)
+        metadata = {"format": "bert4keras_rwkv.state", "version": "1", "layout": LAYOUT, "model": self.model or ""}
+        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".state-")
+        os.close(handle)
+        try:
+            arrays = {"wkv": np.ascontiguousarray(state.wkv), "shift": np.ascontiguousarray(state.shift)}
+            save_file(arrays, temporary, metadata)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path):
+        """Read a file of `save`. Raises ValueError for anything else."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != "bert4keras_rwkv.state" or set(file.keys()) != {"wkv", "shift"}:
+                    raise ValueError(
+                        f"Expected a state file of `RWKVState.save` (tensors 'wkv' and 'shift'). Received: {path} "
+                        f"with {sorted(file.keys())[:4]}."
+                    )
+                if metadata.get("version") != "1" or metadata.get("layout") != LAYOUT:
+                    raise ValueError(f"A state file of a layout this package does not know: {metadata} in {path}.")
+                return cls(file.get_tensor("wkv"), file.get_tensor("shift"), metadata.get("model") or None)
+        except SafetensorError as error:
+            raise ValueError(f"Expected a safetensors state file. {path} is not one: {error}.") from error
+
+    def tree_flatten(self):
+        return (self.wkv, self.shift), self.model
+
+    @classmethod
+    def tree_unflatten(cls, model, arrays):
+        return cls(*arrays, model)
