@@ -2,7 +2,7 @@
 
 import sys
 
-from . import peer_wkv
+from . import peer_sampling, peer_wkv
 from .checkpoints import Size, checkpoint
 from .rounds import Worker, interleave
 
@@ -95,7 +95,12 @@ def wkv(options):
 
 def sampling(options):
     """Drawing a token from logits: see peer_sampling."""
-    worker = Worker("sampling", "peer_sampling", [], {"KERAS_BACKEND": "jax"}, ["greedy", "top_p"])
-    series = interleave("sampling", [worker], options.rounds, options.wait, say)
-    worker.close()
+    commands = [f"{name}_{kind}" for kind in ("peaked", "flat") for name in peer_sampling.SAMPLERS]
+    workers = [
+        Worker(backend, "peer_sampling", [], {"KERAS_BACKEND": backend}, commands)
+        for backend in ("jax", "tensorflow", "torch")
+    ]
+    series = interleave("sampling", workers, options.rounds, options.wait, say)
+    for worker in workers:
+        worker.close()
     return {"series": series}
