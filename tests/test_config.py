@@ -1,0 +1,178 @@
+"""The config says what a model is, whatever spelling it comes in, and refuses what it does not understand."""
+
+import json
+
+import pytest
+
+from bert4keras_rwkv.config import RWKVConfig, weights_version
+
+pytestmark = pytest.mark.backend_free
+
+KEYS = {
+    "vocab_size": 96,
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_size": 64,
+    "intermediate_size": 448,
+    "decomposer_size": 32,
+    "time_decay_size": 64,
+}
+PLAIN = {
+    "emb.weight": (32, 8),
+    "head.weight": (32, 8),
+    "blocks.0.ffn.key.weight": (24, 8),
+    "blocks.0.att.key.weight": (8, 8),
+}
+
+
+def shapes_6(layers=1, heads=2, head_size=4, rank=3, decay_rank=5, ffn=24):
+    """The shapes that tell the sizes of an RWKV-6."""
+    width = heads * head_size
+    shapes = {"emb.weight": (32, width), "head.weight": (32, width)}
+    for i in range(layers):
+        shapes |= {
+            f"blocks.{i}.att.time_maa_x": (1, 1, width),
+            f"blocks.{i}.att.time_maa_w1": (width, 5 * rank),
+            f"blocks.{i}.att.time_decay_w1": (width, decay_rank),
+            f"blocks.{i}.att.time_faaaa": (heads, head_size),
+            f"blocks.{i}.att.key.weight": (width, width),
+            f"blocks.{i}.att.ln_x.weight": (width,),
+            f"blocks.{i}.ffn.key.weight": (ffn, width),
+        }
+    return shapes
+
+
+def test_keys_of_bert4keras():
+    """A config.json of bert4keras3 names no model; its two ranks say that it is an RWKV-6."""
+    config = RWKVConfig.from_dict(KEYS)
+    assert config.to_dict() == {**KEYS, "model": "rwkv6", "group_norm_epsilon": 64e-5, "layer_norm_epsilon": 1e-5}
+
+
+def test_there_and_back(tmp_path):
+    config = RWKVConfig.from_dict({**KEYS, "group_norm_epsilon": 1e-5})
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    assert RWKVConfig.from_json(path) == config
+
+
+def test_keys_of_hugging_face():
+    """Their `num_attention_heads` is a head size, their `intermediate_size` is null, much else means nothing here."""
+    config = RWKVConfig.from_dict(
+        {
+            "model_type": "rwkv6",
+            "architectures": ["Rwkv6ForCausalLM"],
+            "vocab_size": 65536,
+            "hidden_size": 2048,
+            "attention_hidden_size": 2048,
+            "num_attention_heads": 64,
+            "head_size": 64,
+            "head_size_divisor": 8,
+            "intermediate_size": None,
+            "num_hidden_layers": 24,
+            "rescale_every": 6,
+            "tie_word_embeddings": False,
+            "use_cache": True,
+        }
+    )
+    assert (config.num_attention_heads, config.attention_head_size, config.intermediate_size) == (32, 64, 7168)
+    assert config.group_norm_epsilon == pytest.approx(64e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 8, 1, 1), (3, 8, 1, 1, 7), (12, 2, 4, 64, 128)])
+def test_sizes_from_shapes(size):
+    """One head, heads of one, ranks of one: nothing is squeezed away or guessed."""
+    layers, heads, head_size, rank, decay_rank = size
+    config = RWKVConfig.from_shapes(shapes_6(layers, heads, head_size, rank, decay_rank, ffn=13))
+    assert (config.num_hidden_layers, config.num_attention_heads, config.attention_head_size) == size[:3]
+    assert (config.decomposer_size, config.time_decay_size, config.intermediate_size) == (rank, decay_rank, 13)
+    assert (config.model, config.vocab_size) == ("rwkv6", 32)
+
+
+@pytest.mark.parametrize(
+    "extra, version",
+    [
+        ({}, "4"),
+        ({"ln_x.weight": (8,), "time_decay": (2,)}, "5.0"),
+        ({"ln_x.weight": (8,), "time_decay": (2,), "gate.weight": (8, 8)}, "5.1"),
+        ({"ln_x.weight": (8,), "time_decay": (2, 4), "gate.weight": (8, 8)}, "5.2"),
+        ({"ln_x.weight": (8,), "time_maa_x": (1, 1, 8)}, "6"),
+        ({"ln_x.weight": (8,), "r_k": (2, 4)}, "7"),
+    ],
+)
+def test_versions_told_by_names(extra, version):
+    assert weights_version(PLAIN | {f"blocks.0.att.{name}": shape for name, shape in extra.items()}) == version
+
+
+@pytest.mark.parametrize("version", ["4", "5.0", "5.2", "7"])
+def test_a_version_without_layers_is_named(version):
+    extra = {
+        "4": {},
+        "5.0": {"ln_x.weight": (8,)},
+        "5.2": {"ln_x.weight": (8,), "time_decay": (2, 4)},
+        "7": {"r_k": (2, 4)},
+    }
+    shapes = PLAIN | {f"blocks.0.att.{name}": shape for name, shape in extra[version].items()}
+    with pytest.raises(ValueError, match=f"RWKV-{version}, which is not supported yet. Supported: 'rwkv6'"):
+        RWKVConfig.from_shapes(shapes)
+
+
+@pytest.mark.parametrize(
+    "name, relative",
+    [
+        ("blocks.0.att.gate_w1", "x060a"),
+        ("blocks.0.att.time_maa_rkvw_w1", "x060b or x060c"),
+        ("blocks.1.tiny_q.weight", "4a or 4b"),
+        ("blocks.0.ffn.s_emb.weight", "DeepEmbed"),
+        ("blocks.0.qkv.qq.weight", "DEA"),
+        ("blocks.0.rosa_emb.weight", "ROSA"),
+        ("blocks.0.ffnPre.key.weight", "channel mix before"),
+    ],
+)
+def test_relatives_are_refused_by_name(name, relative):
+    with pytest.raises(ValueError, match=relative):
+        RWKVConfig.from_shapes(shapes_6() | {name: (8, 8)})
+
+
+@pytest.mark.parametrize("names", [{}, {"transformer.h.0.weight": (3, 3)}, {"blocks.0.att.time_state": (2, 4, 4)}])
+def test_other_files_are_no_model(names):
+    with pytest.raises(ValueError, match=r"not the weights of an RWKV model: 'emb\.weight' is missing"):
+        RWKVConfig.from_shapes(names)
+
+
+def test_a_converted_file_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match="converted by the `rwkv` package"):
+        RWKVConfig.from_shapes(shapes_6() | {"_strategy": ()})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"layers": 2, "colour": "red"}, "Unknown config keys: colour, layers. Known: model, vocab_size"),
+        ({"num_attention_heads": 3}, "num_attention_heads \\* attention_head_size"),
+        ({"vocab_size": 0}, "`vocab_size` is a positive whole number"),
+        ({"num_hidden_layers": 2.0}, "`num_hidden_layers` is a positive whole number"),
+        ({"num_hidden_layers": None}, "Missing config keys: num_hidden_layers"),
+        ({"group_norm_epsilon": 0}, "`group_norm_epsilon` is a positive number"),
+        ({"model": "rwkv5"}, "'rwkv5' is not supported yet. Supported: 'rwkv6'"),
+        ({"model": "bert"}, "'bert' is not known. Supported: 'rwkv6'"),
+        ({"attention_hidden_size": 64}, "`attention_hidden_size` must equal"),
+        ({"tie_word_embeddings": True}, "output matrix"),
+    ],
+)
+def test_bad_keys_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        RWKVConfig.from_dict({**KEYS, **change})
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "{", "\xff"])
+def test_a_file_that_is_no_config(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        RWKVConfig.from_json(path)
+
+
+def test_attention_of_another_width_is_refused():
+    with pytest.raises(ValueError, match="attention 16, hidden size 8"):
+        RWKVConfig.from_shapes(shapes_6() | {"blocks.0.att.key.weight": (16, 8)})
