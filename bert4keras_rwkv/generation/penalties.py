@@ -1,0 +1,94 @@
+"""Penalties for tokens that occurred before, in two dialects.
+
+Both are computed anew at each step from the tokens of the buffer: nothing the size of the vocabulary is carried along.
+"""
+
+from keras import ops
+
+
+def penalise_repetition(logits, ids, position, penalty, window=None, count_range=None):
+    """CTRL's penalty (arXiv 1909.05858), as bert4keras3 counts: logit / penalty^n above 0, logit * penalty^n otherwise.
+
+    n is 1 for a token in the window; with count_range (low, high) it is min(count, high) if count >= low, else 0.
+    The window of position `index`, the one to be written, is its own block of `window` positions and the one before.
+
+    logits: (B, V) float32. ids: (B, L) int32, position: (B,) int32: tokens before `position` are real, what follows is
+    ignored. penalty: (B,) float32. Returns (B, V).
+    """
+    position = ops.expand_dims(position, 1)
+    length = ids.shape[1]
+    at = ops.expand_dims(ops.arange(length, dtype="int32"), 0)
+    if window is not None and 2 * window < length:
+        at = at[:, : 2 * window] + _window_start(position, window)
+        ids = ops.take_along_axis(ids, ops.minimum(at, length - 1), axis=1)
+    seen = at < position
+    if window is not None:
+        seen = ops.logical_and(seen, at >= _window_start(position, window))
+    count = _count(ids, ops.cast(seen, "float32"), logits)
+    if count_range is None:
+        times = ops.minimum(count, 1.0)
+    else:
+        low, high = count_range
+        times = ops.where(count >= low, ops.minimum(count, float(high)), 0.0)
+    factor = ops.power(ops.expand_dims(penalty, 1), times)
+    logit = _at_ids(logits, ids)
+    return _replace(logits, ids, ops.where(logit > 0, logit / factor, logit * factor))
+
+
+def penalise_frequency(logits, ids, start, position, presence, frequency, decay, free=()):
+    """The penalty of the `rwkv` package: logit -= presence + count * frequency for each generated token.
+
+    Counts fade: a token generated d steps ago counts decay^d, so the last one counts 1. The ids in `free` count 0, but
+    presence applies to them.
+
+    logits: (B, V) float32. ids: (B, L) int32, position: (B,) int32. start: (B,) int32, the first generated position.
+    presence, frequency, decay: (B,) float32. Returns (B, V).
+    """
+    start, position, presence, frequency, decay = (
+        ops.expand_dims(x, 1) for x in (start, position, presence, frequency, decay)
+    )
+    at = ops.expand_dims(ops.arange(ids.shape[1], dtype="int32"), 0)
+    generated = ops.logical_and(at >= start, at < position)
+    age = ops.cast(ops.maximum(position - 1 - at, 0), "float32")
+    weight = ops.where(generated, ops.power(decay, age), 0.0)
+    if free:
+        weight = ops.where(_is_any(ids, free), 0.0, weight)
+    count = _count(ids, weight, logits)
+    present = ops.minimum(_count(ids, ops.cast(generated, "float32"), logits), 1.0)
+    return _replace(logits, ids, _at_ids(logits, ids) - (presence * present + frequency * count))
+
+
+def forbid(logits, ids):
+    """Set the logits of `ids`, a tuple of ints, to -inf. logits: (B, V)."""
+    return ops.where(_is_any(ops.arange(logits.shape[-1], dtype="int32"), ids), -float("inf"), logits)
+
+
+def _window_start(position, window):
+    return ops.maximum(position // window - 1, 0) * window
+
+
+def _is_any(ids, few):
+    return ops.any(ops.equal(ops.expand_dims(ids, -1), ops.convert_to_tensor(few, "int32")), axis=-1)
+
+
+def _flat(ids, logits):
+    """The places of ids (B, L) in the flattened logits, (B * L, 1)."""
+    rows = ops.expand_dims(ops.arange(ops.shape(ids)[0], dtype="int32"), 1)
+    return ops.reshape(rows * logits.shape[-1] + ids, (-1, 1))
+
+
+def _count(ids, weight, logits):
+    """The summed weight of each id at every place where it stands. ids, weight: (B, L). Returns (B, L)."""
+    empty = ops.reshape(ops.zeros_like(logits), (-1,))
+    total = ops.scatter_update(empty, _flat(ids, logits), ops.reshape(weight, (-1,)), reduction="add")
+    return ops.take_along_axis(ops.reshape(total, (-1, logits.shape[-1])), ids, axis=1)
+
+
+def _at_ids(logits, ids):
+    return ops.take_along_axis(logits, ids, axis=1)
+
+
+def _replace(logits, ids, new):
+    """Write `new` (B, L) at `ids` (B, L). Where an id stands twice, both values are the same."""
+    flat = ops.scatter_update(ops.reshape(logits, (-1,)), _flat(ids, logits), ops.reshape(new, (-1,)))
+    return ops.reshape(flat, (-1, logits.shape[-1]))
