@@ -27,6 +27,11 @@ def compiled(function, variables=(), donate=()):
     return eager
 
 
+def wants_fixed_shapes():
+    """Whether every new shape costs a compilation."""
+    return backend.name() == "jax" or (backend.name() == "tensorflow" and _xla())
+
+
 def no_gradient():
     """A context in which no gradient is recorded (torch; nothing elsewhere)."""
     if backend.name() == "torch":
@@ -58,8 +63,7 @@ def _jax(function, variables, donate):
 def _tensorflow(function):
     import tensorflow as tf
 
-    compiled_xla = bool(tf.config.list_logical_devices("GPU"))
-    program = tf.function(function, autograph=False, reduce_retracing=True, jit_compile=compiled_xla)
+    program = tf.function(function, autograph=False, reduce_retracing=True, jit_compile=_xla())
 
     def call(*args):
         return program(*keras.tree.map_structure(_tensor, args))
@@ -67,5 +71,10 @@ def _tensorflow(function):
     return call
 
 
+def _xla():
+    """Keras' own rule for TensorFlow: XLA on a GPU, not on a CPU."""
+    return backend.has_accelerator()
+
+
 def _tensor(x):
-    return keras.ops.convert_to_tensor(x)
+    return None if x is None else keras.ops.convert_to_tensor(x)

@@ -84,6 +84,18 @@ class Backbone(Layer):
             new.append(layer_state)
         return x, new
 
+    def hidden(self, ids, state, present=None):
+        """`read`, and of the hidden states only those of each row's last real token, (B, D).
+
+        For a row of which `present` shows no token they mean nothing.
+        """
+        x, state = self.read(ids, state, present)
+        if present is None or ids.shape[1] == 1:
+            return x[:, -1], state
+        at = ops.arange(ops.shape(ids)[1], dtype="int32")
+        last = ops.max(ops.where(ops.cast(present, "bool"), at, 0), axis=1)
+        return ops.take_along_axis(x, last[:, None, None], axis=1)[:, 0], state
+
     def logits(self, hidden):
         """(..., D) before the final norm -> (..., V) float32."""
         return ops.cast(self.head(self.ln_out(hidden)), self.state_dtypes[0])
@@ -103,14 +115,14 @@ class Backbone(Layer):
         shift = ops.stack([x for layer in state for x in (layer["time"]["x"], layer["channel"]["x"])], axis=1)
         return wkv, shift[:, :, None]
 
-    def zero_state(self, batch):
+    def start(self, batch):
         """The nested state of each layer before the first token."""
         wkv, shift = RWKVState.shapes(self.config)
         wkv_dtype, dtype = self.state_dtypes
         return self.unpack(ops.zeros((batch, *wkv), wkv_dtype), ops.zeros((batch, *shift), dtype))
 
     def call(self, ids, wkv=None, shift=None, reset=None):
-        state = self.zero_state(ops.shape(ids)[0]) if wkv is None else self.unpack(wkv, shift)
+        state = self.start(ops.shape(ids)[0]) if wkv is None else self.unpack(wkv, shift)
         present = None if self.pad_token_id is None else ops.not_equal(ids, self.pad_token_id)
         hidden, state = self.read(ids, state, present, reset)
         return (self.logits(hidden) if self.with_head else self.ln_out(hidden), *self.pack(state))

@@ -1,0 +1,193 @@
+"""From a configuration and a weight file to a model."""
+
+import functools
+import logging
+from importlib import resources
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from bert4keras_rwkv.config import RWKVConfig, known_model
+from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.models.backbone import Backbone
+from bert4keras_rwkv.models.rwkv import RWKV
+from bert4keras_rwkv.ops.backend import has_accelerator
+from bert4keras_rwkv.ops.kernels.choose import check_kernel
+from bert4keras_rwkv.tokenizers.find import find_tokenizer
+from bert4keras_rwkv.weights.files import config_of, open_weights
+from bert4keras_rwkv.weights.rules import assign, expanded, rules_of
+
+LANGUAGE_MODELS = ("linear", "softmax", True, False)
+
+logger = logging.getLogger("bert4keras_rwkv")
+
+
+def build_transformer_model(
+    config_path=None,
+    checkpoint_path=None,
+    model=None,
+    keras_weights_path=None,
+    return_keras_model=False,
+    sequence_length=None,
+    with_lm="linear",
+    dtype=None,
+    tokenizer=None,
+    pad_token_id=0,
+    group_norm_epsilon=None,
+    rescale_layer=None,
+    kernel="auto",
+    input_state=False,
+    output_state=False,
+    packed=False,
+    remat=False,
+    keep_tokens=None,
+    compound_tokens=None,
+    mask_output=None,
+    penalty=1.0,
+    penalty_window=None,
+    max_penalty_range=None,
+    temperature=1.0,
+    **config_keys,
+):
+    """Build a model, with the weights of a file or as its authors start training.
+
+    config_path: a JSON file with bert4keras or Hugging Face keys. checkpoint_path: a weight file or preset folder of any
+    known format; version and sizes are read from it. keras_weights_path: the same, in bert4keras's name. Without either
+    the weights are random. model: 'rwkv6'; needed only where nothing else says it. config_keys: keys of RWKVConfig, over
+    what the files say.
+
+    return_keras_model: return the Keras model instead of the `RWKV` around it. sequence_length: fixed T of the Keras
+    model, None for any. with_lm: what it gives: 'linear' (or True) logits, 'softmax' probabilities, False hidden states.
+    input_state, output_state: it takes and gives `Stack-States` and `Stack-Last-X` too. packed: it takes `Reset` (B, T),
+    1 where a document begins, and masks nothing. pad_token_id: the id it masks, None for none.
+
+    dtype: a dtype or Keras policy. None: `keras.config.floatx()` where it was changed; else on a CPU float32, on an
+    accelerator the file's own. tokenizer: RWKV_TOKENIZER; None looks beside the weights. kernel: 'auto', 'ops' or 'loop'.
+    remat: recompute blocks in the backward pass. group_norm_epsilon: 64e-5 unless a config says otherwise.
+    mask_output, penalty, penalty_window, max_penalty_range, temperature: how `generate` and `build_cache_model` sample.
+    """
+    if with_lm not in LANGUAGE_MODELS:
+        raise ValueError(f"`with_lm` is 'linear' (or True), 'softmax' or False. Received: with_lm={with_lm!r}.")
+    for name, value in {
+        "rescale_layer": rescale_layer,
+        "keep_tokens": keep_tokens,
+        "compound_tokens": compound_tokens,
+    }.items():
+        if value is not None:
+            raise ValueError(f"`{name}` is not supported yet. Received: {name}={value!r}. Leave it out.")
+    if checkpoint_path is not None and keras_weights_path is not None:
+        raise ValueError("Give `checkpoint_path` or `keras_weights_path`, not both: each names a weight file.")
+    if model is not None:
+        known_model(model)
+    check_kernel(kernel)
+    sampling = Sampling(
+        temperature=temperature,
+        top_p=0.85,
+        penalty=penalty,
+        penalty_window=penalty_window,
+        max_penalty_range=max_penalty_range,
+        mask_output=() if mask_output is None else mask_output,
+    )
+    weights_path = keras_weights_path if checkpoint_path is None else checkpoint_path
+    keys = _keys(config_path, model, {**config_keys, "group_norm_epsilon": group_norm_epsilon})
+    tensors = None if weights_path is None else open_weights(weights_path, _config_for(weights_path, keys, config_path))
+    try:
+        config = RWKVConfig.from_dict(keys) if tensors is None else _config(weights_path, tensors, keys, config_path)
+        if model not in (None, config.model):
+            raise ValueError(f"`model` is {model!r}, but {weights_path} holds {config.model!r}. Leave `model` out.")
+        backbone = Backbone(
+            config,
+            kernel=kernel,
+            pad_token_id=None if packed else pad_token_id,
+            head=with_lm is not False,
+            remat=remat,
+            blank=tensors is not None,
+            dtype=_policy(dtype, tensors),
+            name="backbone",
+        )
+        backbone.build()
+        if tensors is not None:
+            load_weights(backbone, tensors)
+    finally:
+        if tensors is not None:
+            tensors.close()
+    if tokenizer is None:
+        tokenizer = find_tokenizer(weights_path, config.vocab_size)
+    rwkv = RWKV(backbone, tokenizer, sampling, sequence_length, with_lm, input_state, output_state, packed)
+    return rwkv.model if return_keras_model else rwkv
+
+
+def load_weights(backbone, tensors, progress=None):
+    """Fill a built backbone from a mapping of official names, all or nothing (see `weights.rules.assign`)."""
+    rules, layers = rules_of(backbone.config.model), backbone.config.num_hidden_layers
+    variables = {rule.path: variable_at(backbone, rule.path) for rule in expanded(rules, layers)}
+    assign(rules, tensors, variables, layers, progress=progress)
+
+
+def variable_at(layer, path):
+    """The variable at an attribute path below a layer: 'blocks/3/time_mix/key/kernel'."""
+    for part in path.split("/"):
+        layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
+    return layer
+
+
+def preset_path(preset):
+    """A folder or file as it is; else the folder of the model that ships with the package under this name."""
+    if Path(preset).exists():
+        return Path(preset)
+    shipped = resources.files("bert4keras_rwkv") / "presets"
+    names = (
+        sorted(entry.name for entry in shipped.iterdir() if (entry / "config.json").is_file())
+        if shipped.is_dir()
+        else []
+    )
+    if str(preset) in names:
+        return Path(str(shipped / str(preset)))
+    raise FileNotFoundError(f"No file or folder '{preset}', and no shipped model of that name. Shipped: {names}.")
+
+
+def _keys(config_path, model, given):
+    """Config keys from a JSON file and from keywords, the latter first."""
+    keys = {} if config_path is None else RWKVConfig.from_json(config_path).to_dict()
+    if model is not None:
+        keys["model"] = model
+    return {**keys, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _config_for(path, keys, config_path):
+    """The config that a file without sizes of its own needs, if one was given."""
+    return RWKVConfig.from_dict(keys) if config_path is not None else None
+
+
+def _config(path, tensors, keys, config_path):
+    """The config of opened weights: what was given wins, so that a file that does not fit it is refused."""
+    if config_path is not None:
+        return RWKVConfig.from_dict(keys)
+    return RWKVConfig.from_dict({**config_of(path, tensors).to_dict(), **keys})
+
+
+def _policy(dtype, tensors):
+    """The dtype policy: an argument, a changed global one, or what suits the file and the device."""
+    if dtype is not None:
+        return dtype
+    if keras.config.dtype_policy().name != "float32" or keras.config.floatx() != "float32":
+        policy = keras.config.dtype_policy()
+        return policy if policy.name != "float32" else keras.config.floatx()
+    stored = None if tensors is None else str(np.dtype(tensors.dtypes["head.weight"]))
+    if stored not in ("bfloat16", "float16"):
+        return "float32"
+    if has_accelerator():
+        return stored
+    _say_float32(stored)
+    return "float32"
+
+
+@functools.cache
+def _say_float32(stored):
+    logger.warning(
+        "The weights are %s; on a CPU they are computed in float32, which is many times faster. "
+        "Pass dtype=%r to keep theirs.",
+        stored,
+        stored,
+    )

@@ -1,0 +1,374 @@
+"""What the user holds: a model with its tokenizer, its way of sampling, and everything one does with them."""
+
+import json
+import os
+import shutil
+import tempfile
+
+import keras
+import numpy as np
+from keras import ops
+
+from bert4keras_rwkv.generation import loop
+from bert4keras_rwkv.generation.compile import compiled
+from bert4keras_rwkv.generation.layer import cache_model
+from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.models.reading import Reader
+from bert4keras_rwkv.models.texts import Prompts, token_ids
+from bert4keras_rwkv.state import RWKVState
+
+NEW_TOKENS = 256  # how many `generate` writes when neither max_length nor sequence_length says it
+BUFFER = 64  # buffers of `generate` are multiples of this, so that few programs are compiled
+
+
+class RWKV:
+    """A language model. Made by `build_transformer_model` or `RWKV.from_preset`.
+
+    model: a functional Keras model for `fit`, `predict`, `summary`, `save_weights`, `export`; it shares its weights with
+    everything else here. config: RWKVConfig. backbone: the layer that holds the weights. tokenizer: RWKV_TOKENIZER or
+    None; it may be set. sampling: how `generate` draws when it is not told.
+    """
+
+    def __init__(
+        self,
+        backbone,
+        tokenizer=None,
+        sampling=None,
+        sequence_length=None,
+        with_lm="linear",
+        input_state=False,
+        output_state=False,
+        packed=False,
+    ):
+        self.backbone, self.config = backbone, backbone.config
+        self.tokenizer = tokenizer
+        self.sampling = Sampling(top_p=0.85) if sampling is None else sampling
+        self.sequence_length, self.with_lm = sequence_length, with_lm
+        self.model = _functional(backbone, sequence_length, with_lm, input_state, output_state, packed)
+        self._reader = None
+        self._programs = {}
+
+    def __repr__(self):
+        c = self.config
+        return f"<RWKV {c.model}, {c.num_hidden_layers} layers of {c.hidden_size}, vocabulary {c.vocab_size}>"
+
+    def forward(self, ids, state=None, present=None):
+        """Read tokens; logits for every position.
+
+        ids (B, T) int, T >= 1. state: RWKVState of batch B or 1, None for the beginning of a text. present (B, T) bool:
+        a token that is False does not exist. Returns (logits (B, T, V) float32, RWKVState).
+        Any split of a text into calls gives the same logits and state to rounding. Gradients do not flow: use `model`.
+        """
+        ids, state, present = self._inputs(ids, state, present)
+        logits, wkv, shift = self._read().logits(ids, state.wkv, state.shift, present)
+        return logits, RWKVState(wkv, shift, self.config.model)
+
+    def prefill(self, ids, state=None, present=None, chunk_len=256):
+        """Read tokens; logits only after each row's last real token. With T = 1 this is a decoding step.
+
+        As `forward`, but returns (logits (B, V) float32, RWKVState). chunk_len: how many tokens are read at once. The
+        logits of a row without a real token mean nothing.
+        """
+        if chunk_len < 1:
+            raise ValueError(f"`chunk_len` is how many tokens are read at once, at least 1. Received: {chunk_len}.")
+        ids, state, present = self._inputs(ids, state, present)
+        logits, wkv, shift = self._read().last_logits(ids, state.wkv, state.shift, present, chunk_len)
+        return logits, RWKVState(wkv, shift, self.config.model)
+
+    def generate(
+        self,
+        inputs,
+        max_length=None,
+        stop_token_ids="auto",
+        strip_prompt=False,
+        sampling=None,
+        seed=None,
+        state=None,
+        return_state=False,
+    ):
+        """Write on from one or several prompts.
+
+        inputs: str, list of str, ids, or a ragged list of ids; the answer has the same form. max_length: tokens of
+        prompt and answer together; None: sequence_length, or 256 more than the longest prompt. stop_token_ids: an id,
+        several, None, or 'auto', the tokenizer's end token. strip_prompt: leave the prompt out of the answer. sampling:
+        a `Sampling`, or 'greedy', 'top_k', 'top_p'; None: what the model was built with. seed: an int makes the answer
+        repeatable, row i draws with (seed + i, 0); an (B, 2) array continues earlier draws; None: new noise.
+        state: RWKVState to start from. return_state: also return the state that has consumed all but each row's last
+        token. A stop token ends a row; ids contain it, text does not.
+        """
+        prompts, ends, sampling, limit = self._request(inputs, max_length, stop_token_ids, sampling)
+        ids, length = prompts.padded(_buffer(limit))
+        batch = len(ids)
+        state = self._state(state, batch)
+        program = self._program("generate", sampling.plan(), ends)
+        texts, count, wkv, shift = program(
+            ids,
+            length,
+            np.full(batch, limit, "int32"),
+            state.wkv,
+            state.shift,
+            seeds(seed, batch),
+            sampling.values(batch),
+        )
+        texts, count = ops.convert_to_numpy(texts), ops.convert_to_numpy(count)
+        starts = length if strip_prompt else np.zeros_like(length)
+        wrote = count > length
+        answer = prompts.answers(
+            [row[a:b] for row, a, b in zip(texts, starts, count, strict=True)],
+            [set(ends) if w else set() for w in wrote],
+        )
+        return (answer, RWKVState(wkv, shift, self.config.model)) if return_state else answer
+
+    def stream(
+        self, inputs, max_length=None, stop_token_ids="auto", sampling=None, seed=None, state=None, return_state=False
+    ):
+        """`generate` for one prompt, piece by piece: yields text as it is written, without the prompt (ids for ids).
+
+        A piece is what the last tokens completed: bytes of an unfinished character are held back. With return_state the
+        last thing yielded is the RWKVState.
+        """
+        prompts, ends, sampling, limit = self._request(inputs, max_length, stop_token_ids, sampling)
+        if not prompts.single:
+            raise ValueError(f"`stream` takes one prompt. Received: {len(prompts.rows)}. Use `generate` for several.")
+        return self._stream(prompts, ends, sampling, limit, self._state(state, 1), seeds(seed, 1), return_state)
+
+    def _stream(self, prompts, ends, sampling, limit, state, seed, return_state):
+        ids, length = prompts.padded(_buffer(limit))
+        begin = self._program("begin")
+        step = self._program("step", sampling.plan(), ends)
+        values = sampling.values(1)
+        carry = begin(ids, length, np.full(1, limit, "int32"), state.wkv, state.shift, seed)
+        live, text = bool(ops.convert_to_numpy(carry.live)[0]), None
+        if prompts.is_text:
+            text = self.tokenizer.stream()
+        while live:
+            carry = step(carry, values)
+            token = int(ops.convert_to_numpy(carry.token)[0])
+            live = bool(ops.convert_to_numpy(carry.live)[0])
+            if text is None:
+                yield token
+            elif token not in ends:
+                piece = text.feed(token)
+                if piece:
+                    yield piece
+        if text is not None:
+            rest = text.flush()
+            if rest:
+                yield rest
+        if return_state:
+            yield RWKVState(*self._program("pack")(carry.state), self.config.model)
+
+    def build_cache_model(
+        self,
+        input_lengths,
+        end_token,
+        search_mode="greedy",
+        k=1,
+        progress_print=False,
+        index_bias=0,
+        input_state=False,
+        output_state=False,
+        seed=None,
+        input_seed=False,
+    ):
+        """A Keras model that writes on from padded prompts, as bert4keras's.
+
+        input_lengths: [L], the length of prompt and answer together. end_token: an id or several. search_mode: 'greedy',
+        'topk' with k an int above 1, 'topp' with k a share in (0, 1] or [share, count]. Penalties, temperature and
+        masked ids are those the model was built with. `predict([ids (B, L)])` returns ids (B, L) int32, front-packed,
+        the pad id behind the end; with input_state and output_state also `Stack-States` (B, n, H, N, N) and
+        `Stack-Last-X` (B, 2n, 1, D); with input_seed also `Seeds` (B, 2) int32. index_bias is accepted and has no
+        meaning here. progress_print: a line on stderr while it runs.
+        """
+        lengths = [input_lengths] if isinstance(input_lengths, int) else list(input_lengths)
+        if len(lengths) != 1:
+            raise ValueError(f"`input_lengths` has one length, that of the ids. Received: {input_lengths!r}.")
+        s = self.sampling
+        options = {
+            name: getattr(s, name)
+            for name in (
+                "temperature",
+                "penalty",
+                "penalty_window",
+                "max_penalty_range",
+                "presence_penalty",
+                "frequency_penalty",
+                "penalty_decay",
+                "penalty_free",
+                "mask_output",
+                "temperature_after",
+            )
+        }
+        wkv, shift = RWKVState.shapes(self.config)
+        return cache_model(
+            self.backbone,
+            int(lengths[0]),
+            end_token,
+            Sampling.from_search_mode(search_mode, k, **options),
+            self.config.vocab_size,
+            wkv,
+            shift,
+            self.backbone.compute_dtype,
+            self.backbone.pad_token_id,
+            input_state,
+            output_state,
+            seed,
+            input_seed,
+            progress_print=progress_print,
+        )
+
+    def save_to_preset(self, folder):
+        """Write config.json, model.weights.h5 and the vocabulary to a folder, each under a temporary name first."""
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as parts:
+            self.model.save_weights(os.path.join(parts, "model.weights.h5"))
+            keys = {**self.config.to_dict(), "dtype": self.backbone.variable_dtype}
+            with open(os.path.join(parts, "config.json"), "w", encoding="utf-8") as file:
+                json.dump(keys, file, indent=2)
+            if self.tokenizer is not None:
+                self.tokenizer.save(os.path.join(parts, "vocab.txt"))
+            for name in sorted(os.listdir(parts)):
+                shutil.move(os.path.join(parts, name), os.path.join(folder, name))
+
+    @classmethod
+    def from_preset(cls, preset, **options):
+        """The model in a preset folder, in a weight file, or shipped with the package under a name ('finch-jargon').
+
+        options: as for `build_transformer_model`.
+        """
+        from bert4keras_rwkv.models.build import build_transformer_model, preset_path
+
+        return build_transformer_model(checkpoint_path=preset_path(preset), **options)
+
+    def _read(self):
+        if self._reader is None:
+            self._reader = Reader(self.backbone)
+        return self._reader
+
+    def _inputs(self, ids, state, present):
+        """What `forward` and `prefill` take, checked, as NumPy ids and mask and an RWKVState of the same batch."""
+        ids = token_ids(ids, self.config.vocab_size)
+        if ids.ndim != 2 or 0 in ids.shape:
+            raise ValueError(f"`ids` is (B, T), with T at least 1. Received shape {ids.shape}.")
+        if present is not None:
+            present = np.asarray(present).astype(bool)
+            if present.shape != ids.shape:
+                raise ValueError(f"`present` has the shape of `ids`, {ids.shape}. Received: {present.shape}.")
+        return ids, self._state(state, len(ids)), present
+
+    def _state(self, state, batch):
+        """An RWKVState of this batch."""
+        dtype = self.backbone.compute_dtype
+        if state is None:
+            return RWKVState.zeros(self.config, batch, dtype)
+        if state.model not in (None, self.config.model):
+            raise ValueError(f"This is a state of {state.model}, the model is {self.config.model}.")
+        wanted = RWKVState.shapes(self.config)
+        received = (tuple(state.wkv.shape[1:]), tuple(state.shift.shape[1:]))
+        if received != wanted or len({1, batch, state.batch, state.shift.shape[0]} - {1}) > 1:
+            raise ValueError(
+                f"For {batch} rows the state is wkv {(batch, *wanted[0])} and shift {(batch, *wanted[1])}, or of batch "
+                f"1. Received: wkv {tuple(state.wkv.shape)}, shift {tuple(state.shift.shape)}."
+            )
+        if state.batch == batch and state.shift.shape[0] == batch:
+            return state
+        wkv, shift = (ops.broadcast_to(x, (batch, *x.shape[1:])) for x in (state.wkv, state.shift))
+        return RWKVState(wkv, shift, state.model)
+
+    def _request(self, inputs, max_length, stop_token_ids, sampling):
+        """What `generate` and `stream` take, checked: prompts, ending ids, Sampling, tokens in all."""
+        prompts = Prompts(inputs, self.tokenizer, self.config.vocab_size)
+        if isinstance(sampling, str):
+            sampling = Sampling.named(sampling)
+        elif sampling is None:
+            sampling = self.sampling
+        sampling.check(self.config.vocab_size, 0)
+        if isinstance(stop_token_ids, str):
+            if stop_token_ids != "auto":
+                raise ValueError(
+                    f"`stop_token_ids` is an id, a list of ids, None or 'auto'. Received: {stop_token_ids!r}."
+                )
+            ends = () if self.tokenizer is None else (self.tokenizer.end_token,)
+        else:
+            ends = (
+                ()
+                if stop_token_ids is None
+                else tuple(token_ids(stop_token_ids, self.config.vocab_size).ravel().tolist())
+            )
+        longest = max(map(len, prompts.rows))
+        if max_length is None:
+            max_length = longest + NEW_TOKENS if self.sequence_length is None else self.sequence_length
+        if longest > max_length:
+            raise ValueError(
+                f"The longest prompt has {longest} tokens and `max_length`, prompt and answer together, is {max_length}."
+            )
+        return prompts, ends, sampling, int(max_length)
+
+    def _program(self, kind, plan=None, ends=()):
+        """A compiled function, made once for each kind of request."""
+        key = (kind, plan, ends)
+        if key not in self._programs:
+            self._programs[key] = compiled(*getattr(self, f"_{kind}_program")(plan, ends))
+        return self._programs[key]
+
+    def _generate_program(self, plan, ends):
+        network = self.backbone
+
+        def run(ids, length, limit, wkv, shift, seeds, values):
+            state = network.unpack(wkv, shift)
+            carry = loop.generate(network, plan, ends, ids, length, limit, state, seeds, values)
+            return (carry.ids, carry.position, *network.pack(carry.state))
+
+        return run, network.variables
+
+    def _begin_program(self, plan, ends):
+        network = self.backbone
+
+        def run(ids, length, limit, wkv, shift, seeds):
+            return loop.begin(network, ids, length, limit, network.unpack(wkv, shift), seeds)
+
+        return run, network.variables
+
+    def _step_program(self, plan, ends):
+        network = self.backbone
+        return (lambda carry, values: loop.advance(network, plan, ends, carry, values)), network.variables, (0,)
+
+    def _pack_program(self, plan, ends):
+        return self.backbone.pack, ()
+
+
+def seeds(seed, batch):
+    """(B, 2) int32 (seed, tokens generated before): from an int, such an array, or None for new ones."""
+    if seed is None:
+        first = np.random.default_rng().integers(-(2**31), 2**31, batch)
+        return np.stack([first, np.zeros(batch)], axis=1).astype("int32")
+    array = np.asarray(seed)
+    if array.ndim == 0:
+        first = (int(seed) + np.arange(batch, dtype="int64")) & 0xFFFFFFFF
+        return np.stack([first.astype("uint32").view("int32"), np.zeros(batch, "int32")], axis=1)
+    if array.shape != (batch, 2):
+        raise ValueError(f"`seed` is an int or an array ({batch}, 2). Received shape {array.shape}.")
+    return array.astype("int32")
+
+
+def _buffer(length):
+    return -(-length // BUFFER) * BUFFER
+
+
+def _functional(backbone, sequence_length, with_lm, input_state, output_state, packed):
+    """The Keras model around a backbone, see DESIGN of the inputs in `build_transformer_model`."""
+    inputs = [keras.Input((sequence_length,), dtype="int32", name="Input-Token")]
+    wkv, shift = RWKVState.shapes(backbone.config)
+    wkv_dtype, dtype = backbone.state_dtypes
+    named = {}
+    if input_state:
+        named["wkv"] = keras.Input(wkv, dtype=wkv_dtype, name="Stack-States")
+        named["shift"] = keras.Input(shift, dtype=dtype, name="Stack-Last-X")
+    if packed:
+        named["reset"] = keras.Input((sequence_length,), dtype="int32", name="Reset")
+    output, *state = backbone(inputs[0], **named)
+    if with_lm == "softmax":
+        output = keras.layers.Activation("softmax", dtype=wkv_dtype, name="probabilities")(output)
+    return keras.Model(
+        [*inputs, *named.values()], [output, *state] if output_state else output, name=backbone.config.model
+    )
