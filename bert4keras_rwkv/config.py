@@ -14,7 +14,7 @@ ALIASES = {
     "n_embd": "hidden_size",
 }
 
-# Keys of Hugging Face configurations that change nothing in what is computed here.
+# Keys of other configurations, and of our presets, that say nothing about sizes.
 UNUSED = frozenset((
     "_name_or_path", "architectures", "auto_map", "bos_token_id", "context_length", "dtype", "eos_token_id",
     "model_max_length", "pad_token_id", "rescale_every", "torch_dtype", "transformers_version", "use_cache",
@@ -86,7 +86,10 @@ class RWKVConfig:
             raise ValueError(f"'{path}' is not a JSON file: {error}. A model's config.json is wanted.") from error
         if not isinstance(keys, dict):
             raise ValueError(f"'{path}' holds a JSON {type(keys).__name__}. A config is an object with keys.")
-        return cls.from_dict(keys)
+        try:
+            return cls.from_dict(keys)
+        except ValueError as error:
+            raise ValueError(f"'{path}': {error}") from error
 
     @classmethod
     def from_shapes(cls, shapes):
@@ -208,8 +211,7 @@ def _renamed(keys):
     if not isinstance(keys, Mapping):
         raise ValueError(f"A config is a mapping of keys. Received: {type(keys).__name__}.")
     names = [field.name for field in fields(RWKVConfig)]
-    foreign = "model_type" in keys
-    result = {ALIASES.get(name, name): value for name, value in keys.items() if not (foreign and name in UNUSED)}
+    result = {ALIASES.get(name, name): value for name, value in keys.items() if name not in UNUSED}
     if "head_size" in keys:  # the Hugging Face files give a head size as `num_attention_heads`, too
         result.pop("num_attention_heads", None)
     if result.pop("tie_word_embeddings", False):

@@ -1,5 +1,7 @@
 """Any weight file or preset folder, told by its content, as a lazy mapping official name -> array."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 from bert4keras_rwkv.config import RWKVConfig, weights_version
@@ -10,6 +12,8 @@ from bert4keras_rwkv.weights.safetensors_file import open_safetensors
 
 CONFIG = "config.json"
 WEIGHTS = "model.weights.h5"  # the names inside a preset folder
+
+logger = logging.getLogger("bert4keras_rwkv")
 
 FOREIGN = {
     b"GGUF": "a GGUF file of llama.cpp",
@@ -71,20 +75,23 @@ def config_beside(path):
 
 
 def config_of(path, tensors):
-    """The `RWKVConfig` of opened weights: from the shapes, which are always right, with the epsilons of a
-    `config.json`.
+    """The `RWKVConfig` of opened weights, from their shapes, with the epsilons of a `config.json` beside them.
+
+    The shapes are always right; a `config.json` that says other sizes belongs to something else and is left alone.
     """
     config = RWKVConfig.from_shapes(tensors.shapes)
-    beside = config_beside(path)
+    try:
+        beside = config_beside(path)
+    except ValueError as error:
+        logger.warning("Not used: %s", error)
+        return config
     if beside is None:
         return config
-    return RWKVConfig.from_dict(
-        {
-            **config.to_dict(),
-            "group_norm_epsilon": beside.group_norm_epsilon,
-            "layer_norm_epsilon": beside.layer_norm_epsilon,
-        }
-    )
+    epsilons = {name: getattr(beside, name) for name in ("group_norm_epsilon", "layer_norm_epsilon")}
+    if replace(config, **epsilons) != beside:
+        logger.warning("Not used: the '%s' beside '%s' says other sizes than its weights.", CONFIG, path)
+        return config
+    return beside
 
 
 def _open_h5(path, config):
