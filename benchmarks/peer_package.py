@@ -7,6 +7,8 @@ import numpy as np
 
 from .worker import Language, serve
 
+PROMPT = list(range(1, 9))
+
 
 def make():
     path, dtype = sys.argv[1:]
@@ -23,13 +25,26 @@ def make():
 
         def stream(self, n):
             """n tokens by `RWKV.stream`, after a first one that is not counted."""
-            texts = iter(RWKV.stream([1, 2, 3], max_length=n + 1, sampling="greedy", stop_token_ids=[]))
-            next(texts)
+            ids = iter(RWKV.stream(PROMPT, len(PROMPT) + 1 + n, sampling="greedy", stop_token_ids=None))
+            next(ids)
             started = time.perf_counter()
-            count = sum(1 for _ in texts)
-            return {"seconds": time.perf_counter() - started, "n": count}
+            for _ in ids:
+                pass
+            return time.perf_counter() - started
 
-    return Package(load_s=load_s)
+        def loop(self, n):
+            """n tokens inside one compiled loop: what `RWKV.generate` of n + 1 tokens costs more than that of one."""
+            return self.generate(n + 1) - self.generate(1)
+
+        def generate(self, n):
+            started = time.perf_counter()
+            RWKV.generate(PROMPT, len(PROMPT) + n, sampling="greedy", stop_token_ids=None)
+            return time.perf_counter() - started
+
+    package = Package(load_s=load_s)
+    for warm_up in (lambda: package.prefill(512), lambda: package.stream(2), lambda: package.generate(1)):
+        warm_up()
+    return package
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from .checkpoints import Size, checkpoint
 from .rounds import Worker, interleave
 
 GROUPS = ["model", "wkv", "sampling"]
-PROMPT, DECODE, LOOP = 512, 32, 64
+PROMPT, DECODE = 512, 32
 
 
 def say(text):
@@ -31,7 +31,7 @@ def model_workers(size, options):
     for precision in ("fp32", "bf16"):
         yield f"rwkv {precision}", "peer_rwkv", [path, f"cpu {precision}", options.threads], {}, shared
     for backend in options.backends:
-        commands = shared + [f"stream {LOOP}", f"loop {LOOP}"] * (backend == "jax")
+        commands = shared + [f"stream {DECODE}", f"loop {DECODE}"]
         yield f"ours {backend} fp32", "peer_package", [path, "float32"], {"KERAS_BACKEND": backend}, commands
 
 

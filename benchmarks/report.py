@@ -150,8 +150,8 @@ def loop_page(name, group):
     for label in group.starts:
         for word, means in (
             ("decode", "`RWKV.prefill` of one token: one compiled step a token"),
-            ("stream", "`RWKV.stream`: the same step, sampling included"),
-            ("loop", "`build_cache_model`: the whole loop in one compiled program"),
+            ("stream", "`RWKV.stream`: one compiled step a token, the choice of the token included"),
+            ("loop", "`RWKV.generate`, `build_cache_model`: the whole loop in one compiled program"),
         ):
             for command in group.commands(word):
                 if (label, command) in group.series and group.commands("stream") and label.startswith("ours"):
