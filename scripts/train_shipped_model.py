@@ -20,7 +20,9 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import keras
 
 from bert4keras_rwkv.models import build_transformer_model
+from bert4keras_rwkv.models.build import variable_at
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
+from bert4keras_rwkv.weights.rules import expanded, rules_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {
@@ -195,7 +197,7 @@ def export(RWKV, curve):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=2000, help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=8, help="rows a step (default: %(default)s)")
     parser.add_argument("--length", type=int, default=256, help="tokens a row (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the peak (default: %(default)s)")
@@ -205,13 +207,17 @@ def main():
     args = parser.parse_args()
     keras.utils.set_random_seed(args.seed)
     RWKV = build()
-    weights, record = DATA / "trained.weights.h5", DATA / "training.json"
+    weights, record = DATA / "trained.npz", DATA / "training.json"
+    rules = expanded(rules_of(RWKV.config.model), RWKV.config.num_hidden_layers)
+    variables = {rule.path: variable_at(RWKV.backbone, rule.path) for rule in rules}
     if args.export_only:
-        RWKV.model.load_weights(weights)
+        with np.load(weights) as trained:
+            for path, variable in variables.items():
+                variable.assign(trained[path])
     else:
         start = time.time()
         curve = train(RWKV, args)
-        RWKV.model.save_weights(weights)
+        np.savez(weights, **{path: keras.ops.convert_to_numpy(variable) for path, variable in variables.items()})
         settings = {"steps": args.steps, "batch": args.batch, "length": args.length}
         record.write_text(json.dumps({**curve, **settings, "minutes": (time.time() - start) / 60}))
     export(RWKV, json.loads(record.read_text()))
