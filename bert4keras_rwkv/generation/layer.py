@@ -93,6 +93,10 @@ class CacheModel(keras.Model):
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
         self.loop = loop
 
+    def __call__(self, inputs, *args, **kwargs):
+        """Ids alone are taken as well as a list of them."""
+        return super().__call__([inputs] if hasattr(inputs, "shape") else inputs, *args, **kwargs)
+
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """As `keras.Model.predict`. The last batch is filled up with empty rows, which generate nothing."""
         arrays = self._arrays(x)

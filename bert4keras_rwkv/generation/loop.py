@@ -69,17 +69,13 @@ def prefill(network, ids, length, state, chunks=CHUNKS, hidden=None):
 
 def _sizes(chunks, length):
     """The chunk sizes that a buffer of `length` can use."""
-    chunks = (chunks,) if isinstance(chunks, int) else tuple(chunks)
-    if (
-        not chunks
-        or any(not isinstance(size, int) or size < 1 for size in chunks)
-        or list(chunks) != sorted(chunks)[::-1]
-    ):
+    sizes = tuple(chunks) if isinstance(chunks, tuple | list) else (chunks,)
+    if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes) or list(sizes) != sorted(sizes)[::-1]:
         raise ValueError(
             "`chunks` is the number of tokens read at once, an int of at least 1, or several in falling order. "
             f"Received: chunks={chunks!r}. Use {CHUNKS}."
         )
-    return tuple(size for size in chunks if size <= length) or (length,)
+    return tuple(size for size in sizes if size <= length) or (length,)
 
 
 def _read_pieces(network, ids, length, at, last, size, carried):

@@ -119,3 +119,8 @@ def generate(toy, prompt, limit, sampling, seed=0, ends=(), plain=None, before=0
         if ids[-1] in ends:
             break
     return ids, plain
+
+
+def traced():
+    """Whether this backend compiles, so that the number of traces means something."""
+    return keras.config.backend() in ("jax", "tensorflow")
