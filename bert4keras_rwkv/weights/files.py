@@ -53,6 +53,18 @@ def open_weights(path, config=None):
     return tensors
 
 
+def named(name):
+    """The path of a model by its name: a file or folder as it is, else a model that ships with the package."""
+    path = Path(name)
+    if path.exists():
+        return path
+    presets = Path(__file__).parent.parent / "presets"
+    shipped = sorted(file.parent.name for file in presets.glob(f"*/{CONFIG}"))
+    if str(name) in shipped:
+        return presets / str(name)
+    raise FileNotFoundError(f"No file or folder '{name}'. Models that ship with the package: {shipped or 'none'}.")
+
+
 def weights_path(path):
     """The weight file that `path` means: itself, or the one file of weights in a folder."""
     path = Path(path)

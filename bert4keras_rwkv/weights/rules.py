@@ -96,6 +96,16 @@ def export(rules, get_variable, n_layers):
     return Tensors(entries)
 
 
+def in_order(rules, mapping, n_layers):
+    """`mapping` in the order of a released file, which programs that take tensors by position rely on.
+
+    A missing or extra name, or one whose shape its rule cannot use, is a `WeightsError` with all of them.
+    """
+    wanted = expanded(rules, n_layers)
+    _refuse(_misfits(wanted, mapping.shapes, None, ()))
+    return Tensors({name: mapping.entry(name) for rule in wanted for name in rule.names}, mapping.metadata)
+
+
 def to_variables(rules, mapping, n_layers):
     """The other way round: `mapping` (official name -> array) as lazy `Tensors` under attribute paths.
 

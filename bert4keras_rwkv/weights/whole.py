@@ -1,6 +1,7 @@
-"""Files appear under their name whole or not at all."""
+"""Files and folders appear under their name whole or not at all."""
 
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,3 +22,23 @@ def whole_file(path):
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_folder(folder):
+    """The same for a folder of files: yields a folder to fill; its files move to `folder` when the block ends well.
+
+    A `folder` that exists keeps its other files.
+    """
+    folder = Path(folder).absolute()
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        if folder.is_dir():
+            for file in sorted(unfinished.iterdir()):
+                os.replace(file, folder / file.name)
+        else:
+            os.rename(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

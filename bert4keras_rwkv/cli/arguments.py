@@ -1,0 +1,108 @@
+"""What each command takes. Only the standard library is loaded here."""
+
+import argparse
+
+from bert4keras_rwkv import __version__
+
+MODEL = "finch-jargon"  # the one that ships with the package
+BACKENDS = ("jax", "tensorflow", "torch")
+DTYPES = ("float32", "bfloat16", "float16")
+
+# The fields of `Sampling`, with the defaults of `RWKV.generate`.
+SAMPLING = {
+    "temperature": (float, 1.0, "divides the logits; 0 always takes the likeliest token"),
+    "top_k": (int, None, "draw from the K likeliest tokens only"),
+    "top_p": (float, 0.85, "draw from the likeliest tokens that hold this share of the probability"),
+    "penalty": (float, 1.0, "for tokens of the text so far, prompt included; 1 for none"),
+    "penalty_window": (int, None, "the penalty looks at the last one to two windows of W tokens"),
+    "presence_penalty": (float, 0.0, "subtracted from the logits of tokens already written"),
+    "frequency_penalty": (float, 0.0, "subtracted as often as they were written"),
+    "penalty_decay": (float, 1.0, "how those counts fade at each token"),
+}
+
+
+class UsageError(ValueError):
+    """An argument with a value that cannot be, found after argparse was content."""
+
+
+def parser():
+    """The parser of the whole command line. The chosen command is in `command`."""
+    whole = argparse.ArgumentParser(
+        prog="bert4keras-rwkv",
+        description="RWKV language models in Keras 3: write text, look at weights, convert them.",
+    )
+    whole.add_argument("--version", action="version", version=f"bert4keras_rwkv {__version__}")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_generate, _info, _convert):
+        command = add(commands)
+        command.add_argument("--debug", action="store_true", help="show where an error came from")
+    return whole
+
+
+def _generate(commands):
+    """`generate`: text on stdout as it is written."""
+    command = commands.add_parser(
+        "generate",
+        help="write on from a prompt",
+        description="Write on from a prompt, to stdout as it is written. "
+        "The last line on stderr says how many tokens and how fast.",
+    )
+    command.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on from; - reads it from stdin")
+    command.add_argument(
+        "--model", default=MODEL, metavar="M", help="weight file, preset folder or shipped model (default: %(default)s)"
+    )
+    command.add_argument("--tokenizer", metavar="FILE", help="vocabulary in World format (default: beside the weights)")
+    command.add_argument("--max-length", type=int, metavar="N", help="tokens of prompt and text together")
+    command.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
+    command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    command.add_argument("--echo", action="store_true", help="write the prompt first")
+    drawing = command.add_argument_group("how the next token is drawn")
+    for name, (kind, default, text) in SAMPLING.items():
+        shown = "" if default is None else f" (default: {default})"
+        drawing.add_argument(_flag(name), type=kind, default=default, metavar=name[0].upper(), help=text + shown)
+    drawing.add_argument(
+        "--max-penalty-range",
+        type=int,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="penalise tokens seen LOW times or more, as often as they were seen but at most HIGH times",
+    )
+    drawing.add_argument("--penalty-free", type=int, nargs="+", default=(), metavar="ID", help="ids that add no count")
+    drawing.add_argument("--mask-output", type=int, nargs="+", default=(), metavar="ID", help="ids never written")
+    drawing.add_argument("--temperature-after", action="store_true", help="apply it after top-k and top-p")
+    running = command.add_argument_group("how it runs")
+    running.add_argument(
+        "--backend", dest="engine", choices=BACKENDS, help="what Keras runs on (default: KERAS_BACKEND, else jax)"
+    )
+    running.add_argument("--dtype", choices=DTYPES, help="what is computed with (default: what suits the device)")
+    running.add_argument("--kernel", default="auto", metavar="K", help="form of the recurrence (default: %(default)s)")
+    return command
+
+
+def _info(commands):
+    """`info`: what a file holds."""
+    command = commands.add_parser(
+        "info",
+        help="tell what a weight file holds",
+        description="Version, sizes and memory, without loading the weights.",
+    )
+    command.add_argument("file", metavar="FILE", help="weight file, preset folder or shipped model")
+    command.add_argument("--json", action="store_true", help="for programs")
+    return command
+
+
+def _convert(commands):
+    """`convert`: one format into another."""
+    command = commands.add_parser(
+        "convert",
+        help="write weights in another format",
+        description="Convert weights tensor by tensor. DST appears only when it is whole.",
+    )
+    command.add_argument("source", metavar="SRC", help="weight file, preset folder or shipped model")
+    command.add_argument("target", metavar="DST", help="NAME.pth, NAME.safetensors, or a folder for a preset")
+    command.add_argument("--dtype", choices=DTYPES, help="cast to this (default: as they are)")
+    return command
+
+
+def _flag(name):
+    return "--" + name.replace("_", "-")

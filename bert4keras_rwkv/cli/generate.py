@@ -1,0 +1,126 @@
+"""`generate`: text on stdout as it is written, what happens meanwhile on stderr."""
+
+import sys
+import time
+
+from bert4keras_rwkv.cli.arguments import SAMPLING, UsageError
+from bert4keras_rwkv.cli.engine import choose_engine
+from bert4keras_rwkv.cli.until import Until
+from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
+
+
+def run(arguments):
+    """Load the model, write text, and say how many tokens it took and how fast they came."""
+    sampling = chosen_sampling(arguments)
+    prompt = prompt_text(arguments.prompt)
+    tokenizer = None if arguments.tokenizer is None else RWKV_TOKENIZER(arguments.tokenizer)
+    sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another one
+    with StatusLine(sys.stderr) as line:
+        line.show("loading the model")
+        rwkv = load(arguments, tokenizer)
+        if rwkv.tokenizer is None:
+            raise ValueError(f"No vocabulary was found beside '{arguments.model}'. Name one with --tokenizer.")
+        ids = rwkv.stream(rwkv.tokenizer.encode(prompt), arguments.max_length, sampling=sampling, seed=arguments.seed)
+        line.show("reading the prompt")
+        clock = write_stream(ids, rwkv.tokenizer, arguments.stop, line, prompt if arguments.echo else "")
+    write("\n")
+    print(clock.told(), file=sys.stderr)
+
+
+def chosen_sampling(arguments):
+    """The `Sampling` that the options describe."""
+    try:
+        return Sampling(
+            **{name: getattr(arguments, name) for name in SAMPLING},
+            max_penalty_range=arguments.max_penalty_range,
+            penalty_free=arguments.penalty_free,
+            mask_output=arguments.mask_output,
+            temperature_after=arguments.temperature_after,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def prompt_text(given):
+    """The prompt itself, or what stdin holds for '-', as it is."""
+    prompt = sys.stdin.buffer.read().decode("utf-8") if given == "-" else given
+    if not prompt:
+        raise UsageError("The prompt is empty. Give it at least one character, a line break for example.")
+    return prompt
+
+
+def load(arguments, tokenizer):
+    """The `RWKV` that was asked for, on the backend that was asked for."""
+    choose_engine(arguments.engine)
+    from bert4keras_rwkv.models import RWKV
+
+    return RWKV.from_preset(arguments.model, tokenizer=tokenizer, dtype=arguments.dtype, kernel=arguments.kernel)
+
+
+def write_stream(ids, tokenizer, stops, line, before=""):
+    """Write the text of token ids as they come, up to a stop, after `before`. Returns the `Clock` that ran along."""
+    clock, text, until = Clock(), tokenizer.stream(), Until(stops)
+    quiet = sys.stdout.isatty()  # the text itself is the progress there
+    for token in ids:
+        clock.tick()
+        piece = "" if token == tokenizer.end_token else until.feed(text.feed(token))
+        line.clear() if quiet else line.show(clock.told())
+        write(before + piece)
+        before = ""
+        if until.found:
+            break
+    else:
+        line.clear()
+        write(before + until.feed(text.flush()) + until.flush())
+    return clock
+
+
+def write(text):
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+class Clock:
+    """Counts tokens. The rate leaves out what came before the first: reading the prompt and compiling."""
+
+    def __init__(self):
+        self.tokens, self._first, self._last = 0, 0.0, 0.0
+
+    def tick(self):
+        self._last = time.perf_counter()
+        self._first = self._first or self._last
+        self.tokens += 1
+
+    def told(self):
+        """`12 tokens, 30.1 tokens/s`."""
+        seconds = self._last - self._first
+        rate = (self.tokens - 1) / seconds if seconds > 0 else 0.0
+        return f"{self.tokens} tokens, {rate:.1f} tokens/s"
+
+
+class StatusLine:
+    """One line on a terminal that is rewritten in place; nothing where the stream is no terminal."""
+
+    def __init__(self, stream):
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._shown = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.clear()
+
+    def show(self, text):
+        if self._terminal:
+            self._stream.write(f"\r\x1b[K{text}")
+            self._stream.flush()
+            self._shown = True
+
+    def clear(self):
+        if self._shown:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+            self._shown = False

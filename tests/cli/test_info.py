@@ -1,0 +1,59 @@
+"""`info` tells what a file holds without loading Keras, and errors are short."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bert4keras_rwkv.cli import main
+from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.weights import open_weights, write_safetensors
+
+pytestmark = pytest.mark.backend_free
+
+
+def test_for_programs(model, capsys):
+    assert main(["info", str(model), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    with open_weights(model) as tensors:
+        config = RWKVConfig.from_shapes(tensors.shapes)
+        parameters = sum(array.size for array in tensors.values())
+    assert {name: said[name] for name in config.to_dict()} == config.to_dict()
+    assert (said["parameters"], said["dtypes"], said["stored_bytes"]) == (
+        parameters,
+        {"float32": parameters},
+        4 * parameters,
+    )
+    assert said["state_bytes"] == 4 * (2 * 2 * 8 * 8 + 2 * 2 * 16)
+
+
+def test_for_people(model, capsys, tmp_path):
+    with open_weights(model) as tensors:
+        write_safetensors(tmp_path / "b.safetensors", {**tensors, "ln_out.bias": np.zeros(16, np.float32)}, "bfloat16")
+    assert main(["info", str(tmp_path / "b.safetensors")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["model", "rwkv6,", "2", "layers,", "vocabulary", "262"]
+    assert lines[3].split() == ["dtype", "bfloat16"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights at all", b"PK\x03\x04 broken"])
+def test_a_bad_file_is_one_line(tmp_path, capsys, content):
+    (tmp_path / "bad.pth").write_bytes(content)
+    assert main(["info", str(tmp_path / "bad.pth")]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("bert4keras-rwkv info: '") and said.err.count("\n") == 1
+
+
+def test_a_file_that_is_not_there(capsys):
+    assert main(["info", "nowhere"]) == 1
+    assert "No file or folder 'nowhere'. Models that ship" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["sing"], ["info"], ["generate"], ["convert", "a"], ["generate", "--prompt"]]
+)
+def test_wrong_usage_is_two(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: bert4keras-rwkv" in capsys.readouterr().err
