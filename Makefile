@@ -21,7 +21,7 @@ help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: $(VENV)/.demo  ## install the package and write text with the model that ships in it
-	@$(BIN)/bert4keras-rwkv generate --prompt "$(PROMPT)" --max-length 200 --seed 1
+	@$(BIN)/bert4keras-rwkv generate --prompt "$(PROMPT)" --max-length 200 --seed 1 --echo
 
 test: $(VENV)/.test  ## run the tests on JAX, TensorFlow and PyTorch
 	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(JOBS) --keep-going test-once $(BACKENDS:%=test-%)

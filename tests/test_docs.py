@@ -1,0 +1,73 @@
+"""The documents tell the truth: their Python runs, their links lead somewhere, both languages show the same code."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.backend_free
+
+ROOT = Path(__file__).resolve().parent.parent
+READMES = ["README.md", "README.zh-CN.md"]
+DOCUMENTS = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"]
+CHECKPOINT = "RWKV-x060-World-1B6.pth"
+
+
+def python_in(document):
+    """All Python blocks of a document as one program."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / document).read_text("utf-8"), re.S))
+
+
+def without_comments_and_texts(code):
+    """What two translations of one program share."""
+    code = re.sub(r"\s*#.*", "", code)
+    return re.sub(r'"[^"\n]*"', '""', code)
+
+
+def test_python_in_the_readme_runs(tmp_path):
+    """With the shipped model in the place of a checkpoint that a user has."""
+    (shipped,) = (ROOT / "bert4keras_rwkv" / "presets").glob("*/config.json")
+    code = python_in("README.md")
+    assert code.count(f'"{CHECKPOINT}"') == 1
+    code = code.replace(f'"{CHECKPOINT}"', repr(str(shipped.parent)))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "my_model" / "config.json").exists()
+
+
+def test_both_readmes_show_the_same_code():
+    english, chinese = (without_comments_and_texts(python_in(readme)) for readme in READMES)
+    assert english == chinese
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_to_files(document):
+    targets = re.findall(r"\]\(([^)#\s]+)\)", (ROOT / document).read_text("utf-8"))
+    missing = [t for t in targets if "://" not in t and not (ROOT / document).parent.joinpath(t).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_commands_in_the_readme_exist(readme):
+    """Every `make` target and every option of the command line that the text shows."""
+    text = (ROOT / readme).read_text("utf-8")
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for target in re.findall(r"^    make ([a-z-]+)", text, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    for line in re.findall(r"^    bert4keras-rwkv (.*?)(?:  #.*)?$", text, re.M):
+        command, *options = line.split()
+        shown = subprocess.run(
+            [sys.executable, "-m", "bert4keras_rwkv", command, "--help"], capture_output=True, text=True, cwd=ROOT
+        )
+        assert shown.returncode == 0, shown.stderr
+        assert {o for o in options if o.startswith("--")} <= set(re.findall(r"--[a-z-]+", shown.stdout))
