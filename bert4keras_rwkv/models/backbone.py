@@ -141,8 +141,3 @@ class Backbone(Layer):
         if self.pad_token_id is None:
             return None
         return ops.not_equal(inputs, self.pad_token_id), None, None
-
-    @property
-    def layers(self):
-        """What `summary(expand_nested=True)` shows."""
-        return [self.embed, self.ln0, *self.blocks, self.ln_out, self.head]

@@ -120,7 +120,8 @@ def _scores(r, w, k, u):
         k = k * ops.stack([later, one], axis=2)
         total = earlier * later
         m *= 2
-    return ops.reshape(scores, (-1, C, C)), ops.reshape(r, (-1, C, N)), ops.reshape(k, (-1, C, N)), total[:, 0, 0]
+    r, k = ops.reshape(r, (-1, C, N)), ops.reshape(k, (-1, C, N))
+    return ops.reshape(scores, (-1, C, C)), r, k, ops.reshape(total, (-1, N))
 
 
 def _chunk_with_resets(r, w, k, v, segment, u, S, start):
