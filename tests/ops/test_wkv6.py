@@ -64,7 +64,7 @@ def test_accurate_for_every_decay(form, rng):
 
 @pytest.mark.parametrize("with_resets", [False, True])
 def test_gradients_for_every_decay(with_resets, rng):
-    """1e-5 of the float64 gradient, for the initial state and a tuned start state too, resets inside a chunk included."""
+    """1e-5 of the float64 gradient, initial state and tuned start state too, with resets inside a chunk."""
     T, heads = 70, len(DECAYS)
     args = inputs(rng, T, heads=heads, decays=tuple(DECAYS))
     dy = rng.standard_normal((B, T, heads, N)).astype("float32")

@@ -1,0 +1,53 @@
+"""Small models with random weights everywhere, for authors' initial values hide half of the network behind zeros."""
+
+import numpy as np
+from keras import ops
+
+from bert4keras_rwkv.models import build_transformer_model
+
+VERSIONS = ("rwkv6",)
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_size": 8,
+    "intermediate_size": 24,
+    "decomposer_size": 4,
+    "time_decay_size": 3,
+}
+
+
+def small_model(version="rwkv6", seed=0, **options):
+    """An RWKV whose every weight is random."""
+    rwkv = build_transformer_model(model=version, **{**SIZES, **options})
+    scatter(rwkv, seed)
+    return rwkv
+
+
+def scatter(rwkv, seed=0):
+    """Fill the weights with random numbers of a size that keeps activations around 1."""
+    generator = np.random.default_rng(seed)
+    for variable in rwkv.backbone.variables:
+        shape = tuple(variable.shape)
+        spread = 0.6 if len(shape) == 1 else 1.2 / max(shape[-2], 1) ** 0.5
+        value = generator.normal(0, spread, shape)
+        variable.assign((value + 1 if variable.name == "gamma" else value).astype("float32"))
+
+
+def texts(generator, batch, length, vocab_size=SIZES["vocab_size"]):
+    """Random ids (batch, length), 0 among them."""
+    return generator.integers(0, vocab_size, (batch, length)).astype("int32")
+
+
+def arrays(logits, state):
+    """Logits, wkv and shift as NumPy."""
+    return [ops.convert_to_numpy(ops.cast(x, "float32")) for x in (logits, state.wkv, state.shift)]
+
+
+def assert_close(got, want, bar=1e-4):
+    """Each tensor within `bar` of its largest absolute answer: float32 sums in another order."""
+    for g, w in zip(got, want, strict=True):
+        assert g.shape == w.shape
+        assert np.abs(g - w).max() <= bar * np.abs(w).max()
