@@ -43,12 +43,11 @@ def data_set(item, where):
     stored = item.id.get_storage_size()
     if item.nbytes > max(64 * stored, 1 << 16):  # compressed zeros are no weights either
         raise WeightsError(f"'{where}' in '{item.file.filename}' claims {item.nbytes} bytes and holds {stored}.")
-    return Tensor(item.shape, dtype, lambda: _read(item, dtype))
 
+    def rows(start, stop):
+        return item[start:stop].view(dtype)
 
-def _read(item, dtype):
-    """The array of a data set, native byte order."""
-    array = np.empty(item.shape, item.dtype)
-    if array.size:
-        item.read_direct(array)
-    return array.view(dtype) if item.dtype == np.dtype("V2") else array
+    def read():
+        return rows(0, item.shape[0]) if item.shape else np.asarray(item[()], item.dtype).view(dtype)
+
+    return Tensor(item.shape, dtype, read, rows if item.shape else None)

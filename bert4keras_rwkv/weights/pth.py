@@ -132,14 +132,14 @@ def _tensor(reader, view, offset):
     if view.shape and count(view.shape) * view.storage.dtype.itemsize > reader.size:
         raise reader.broken(f"a tensor of shape {view.shape} would be larger than the file")
     dtype = view.storage.dtype
+    if view.span == count(view.shape) and _in_order(view):
+        return reader.tensor(offset + view.offset * dtype.itemsize, view.shape, dtype)
     steps = tuple(stride * dtype.itemsize for stride in view.strides)
 
     def read():
         if 0 in view.shape:
             return np.empty(view.shape, dtype)
         part = reader.array(offset + view.offset * dtype.itemsize, view.span, dtype)
-        if view.span == count(view.shape) and _in_order(view):
-            return part.reshape(view.shape)
         return np.ascontiguousarray(np.lib.stride_tricks.as_strided(part, view.shape, steps))
 
     return Tensor(view.shape, dtype, read)

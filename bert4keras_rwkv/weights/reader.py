@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.weights.tensors import Tensor, count
 
 LONGEST_LINE = 4096
 
@@ -54,6 +55,18 @@ class Reader:
         self._file.seek(offset)
         self._fill(memoryview(array.view(np.uint8)))
         return array
+
+    def tensor(self, offset, shape, dtype):
+        """A `Tensor` whose elements lie in order from `offset` on."""
+        if not shape:
+            return Tensor(shape, dtype, lambda: self.array(offset, 1, dtype).reshape(()))
+
+        def rows(start, stop):
+            part = (stop - start, *shape[1:])
+            skipped = start * count(shape[1:]) * dtype.itemsize
+            return self.array(offset + skipped, count(part), dtype).reshape(part)
+
+        return Tensor(shape, dtype, lambda: rows(0, shape[0]), rows)
 
     def broken(self, why):
         """The error for a file that is damaged or no weight file."""

@@ -5,13 +5,15 @@ TRANSPOSE)`.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 
 import numpy as np
 
 from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.tensors import Tensor, Tensors, dtype_named
-from bert4keras_rwkv.weights.transforms import IDENTITY, Transform
+from bert4keras_rwkv.weights.placing import aligned, laid_out, place
+from bert4keras_rwkv.weights.tensors import Tensor, Tensors, as_tensors, dtype_named
+from bert4keras_rwkv.weights.transforms import IDENTITY, TRANSPOSE, Transform
 
 MOST_LINES = 20
 
@@ -68,14 +70,16 @@ def assign(rules, mapping, variables, n_layers, optional=(), progress=None):
     total)` follows.
     """
     optional = {name.replace("{i}", str(block)) for name in optional for block in range(n_layers)}
-    shapes = mapping.shapes if isinstance(mapping, Tensors) else {name: np.shape(mapping[name]) for name in mapping}
+    tensors = as_tensors(mapping)
+    shapes = tensors.shapes
     every = expanded(rules, n_layers)
     wanted = [rule for rule in every if all(name in shapes or name not in optional for name in rule.names)]
     ruled = {rule.path for rule in every}
     holes = [f"no rule fills '{path}'" for path in variables if path not in ruled]
     _refuse(_misfits(wanted, shapes, variables, optional) + holes)
     for done, rule in enumerate(wanted, start=1):
-        _fill(variables[rule.path], mapping, rule)
+        variable = variables[rule.path]
+        variable.assign(_filled(rule, tensors, dtype_named(variable.dtype)))
         if progress is not None:
             progress(done, len(wanted))
 
@@ -117,7 +121,7 @@ def to_variables(rules, mapping, n_layers):
     entries = {}
     for rule in wanted:
         dtype = np.result_type(*(dtypes[name] for name in rule.names))
-        entries[rule.path] = Tensor(_loaded_shape(rule, shapes), dtype, _loader(mapping, rule, dtype))
+        entries[rule.path] = Tensor(_loaded_shape(rule, shapes), dtype, partial(_filled, rule, mapping, dtype))
     return Tensors(entries, mapping.metadata)
 
 
@@ -143,10 +147,17 @@ def _misfits(rules, shapes, variables, optional):
     return lines
 
 
-def _fill(variable, mapping, rule):
-    """Read what one rule wants, cast it, hand it over; a function of its own, so that nothing read outlives it."""
-    array = rule.transform.load(*(np.asarray(mapping[name]) for name in rule.names))
-    variable.assign(array.astype(dtype_named(variable.dtype), copy=False))
+def _filled(rule, tensors, dtype):
+    """The array of one variable, read and cast; a large tensor piece by piece, straight to where it belongs."""
+    if len(rule.names) > 1 or rule.transform not in (IDENTITY, TRANSPOSE):
+        return laid_out(rule.transform.load(*(tensors[name] for name in rule.names)), dtype)
+    entry = tensors.entry(rule.names[0])
+    turned = rule.transform is TRANSPOSE
+    array = aligned(entry.shape[::-1] if turned else entry.shape, dtype)
+    for start, rows in entry.pieces():
+        target = array.T if turned else array
+        place(target[start : start + len(rows)] if entry.shape else target, rows)
+    return array
 
 
 def _refuse(lines):
@@ -178,11 +189,4 @@ def _parts(saved):
 
 def _reader(variable, transform, index, dtype):
     """A function that reads one official tensor out of a variable."""
-    return lambda: np.ascontiguousarray(_parts(transform.save(np.asarray(variable, dtype)))[index])
-
-
-def _loader(mapping, rule, dtype):
-    """A function that reads the tensors of a rule and gives its variable."""
-    return lambda: np.ascontiguousarray(
-        rule.transform.load(*(mapping[name].astype(dtype, copy=False) for name in rule.names))
-    )
+    return lambda: laid_out(_parts(transform.save(np.asarray(variable)))[index], dtype)

@@ -9,7 +9,7 @@ import struct
 
 from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.reader import Reader
-from bert4keras_rwkv.weights.tensors import Tensor, Tensors, count, dtype_named, officially_named
+from bert4keras_rwkv.weights.tensors import Tensors, count, dtype_named, officially_named
 
 LARGEST_HEADER = 100_000_000  # the format's own limit
 
@@ -88,4 +88,4 @@ def _tensor(reader, name, said, start):
     whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     if not whole or len(shape) > 8 or end - begin != count(shape) * dtype.itemsize or start + end > reader.size:
         raise reader.broken(f"the header says of '{name}': {str(said)[:200]}, which cannot be")
-    return Tensor(shape, dtype, lambda: reader.array(start + begin, count(shape), dtype).reshape(shape))
+    return reader.tensor(start + begin, shape, dtype)

@@ -24,19 +24,34 @@ KINDS = (
 )
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), **{name: np.dtype(name) for name in KINDS}}
 
+PIECE = 1 << 20
+
 WRAPPERS = ("model.", "module.", "_forward_module.")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor that is not read yet. `read()` gives a new array of this shape and dtype."""
+    """A tensor that is not read yet.
+
+    `read()` gives an array of this shape and dtype; `rows(start, stop)`, where a format can, part of its first axis.
+    """
 
     shape: tuple
     dtype: np.dtype
     read: Callable
+    rows: Callable | None = None
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(self.read(), dtype)
+
+    def pieces(self):
+        """(first row, rows) until all is read, about `PIECE` bytes at a time."""
+        if self.rows is None or self.nbytes <= PIECE:
+            yield 0, self.read()
+            return
+        step = max(1, PIECE * self.shape[0] // self.nbytes)
+        for start in range(0, self.shape[0], step):
+            yield start, self.rows(start, min(start + step, self.shape[0]))
 
     @property
     def nbytes(self):
@@ -108,7 +123,7 @@ def as_tensors(mapping):
 
 def array_tensor(array):
     """An array in memory as a `Tensor`."""
-    return Tensor(array.shape, array.dtype, lambda: array)
+    return Tensor(array.shape, array.dtype, lambda: array, lambda start, stop: array[start:stop])
 
 
 def official_name(name):

@@ -4,7 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bert4keras_rwkv.weights import Rule, WeightsError, assign, export
+from bert4keras_rwkv.weights import Rule, WeightsError, assign, export, open_weights, tensors, write_pth
+from bert4keras_rwkv.weights.placing import laid_out
 from bert4keras_rwkv.weights.rules import expanded, to_variables
 from bert4keras_rwkv.weights.tensors import Tensor, Tensors
 from bert4keras_rwkv.weights.transforms import STACK, TRANSPOSE, VECTOR, columns
@@ -80,9 +81,9 @@ def test_there_and_back_is_the_same_file(file, same):
 
 def test_export_reads_nothing_until_asked():
     """Shapes and dtypes come from the variables' own, so that a large model can be written tensor by tensor."""
-    tensors = export(RULES, variables("bfloat16").__getitem__, 2)  # its variables have no value yet
-    assert tensors.shapes["blocks.1.att.maa_k"] == (1, 1, 4)
-    assert tensors.dtypes["head.weight"] == ml_dtypes.bfloat16
+    exported = export(RULES, variables("bfloat16").__getitem__, 2)  # its variables have no value yet
+    assert exported.shapes["blocks.1.att.maa_k"] == (1, 1, 4)
+    assert exported.dtypes["head.weight"] == ml_dtypes.bfloat16
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -167,3 +168,28 @@ def test_one_tensor_at_a_time(file):
     assert log.count("read") == len(file)
     assert "assigned read assigned" in " ".join(log) and len(singles) < len(file)
     assert "read read read" not in " ".join(log)  # two at most: the vectors that are stacked
+
+
+def test_pieces_make_the_whole(file, monkeypatch, tmp_path):
+    """A tensor read a few rows at a time fills its variable as one read at once, from memory or from a file."""
+    expected, found = variables("float16"), variables("float16")
+    assign(RULES, file, expected, 2)
+    write_pth(tmp_path / "a.pth", file)
+    monkeypatch.setattr(tensors, "PIECE", 20)
+    with open_weights(tmp_path / "a.pth") as lazy:
+        assert len(list(lazy.entry("emb.weight").pieces())) == 5
+        assign(RULES, lazy, found, 2)
+    for path, variable in expected.items():
+        np.testing.assert_array_equal(found[path].value, variable.value)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (33, 5), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_arrays_are_laid_out_for_jax(rng, shape, dtype):
+    """C order from a multiple of 64 bytes on, cast, also from a transposed view."""
+    array = np.asarray(rng.normal(size=shape), np.float32)
+    kind = tensors.dtype_named(dtype)
+    for source in (array, array.T):
+        laid = laid_out(source, kind)
+        assert laid.flags.c_contiguous and laid.ctypes.data % 64 == 0
+        np.testing.assert_array_equal(laid, source.astype(kind))

@@ -1,0 +1,33 @@
+"""Putting numbers where they are wanted: cast, transposed, aligned, with little memory beside source and target."""
+
+import math
+
+import numpy as np
+
+ALIGNMENT = 64  # JAX takes over an array that begins so, instead of copying it again
+ROWS = 16  # of a matrix that is transposed: their columns fill whole cache lines of the target; 3 times faster than all
+
+
+def aligned(shape, dtype):
+    """An uninitialised array in C order whose first byte lies at a multiple of `ALIGNMENT`."""
+    size = math.prod(shape) * dtype.itemsize
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+def laid_out(array, dtype):
+    """A copy of `array` in C order and of this dtype."""
+    laid = aligned(array.shape, dtype)
+    turned = array.ndim == 2 and array.flags.f_contiguous and not array.flags.c_contiguous
+    place(laid.T if turned else laid, array.T if turned else array)
+    return laid
+
+
+def place(target, source):
+    """target[...] = source, cast. Either may be a transposed view."""
+    if target.ndim != 2 or target.flags.c_contiguous:
+        np.copyto(target, source, casting="unsafe")
+        return
+    for start in range(0, len(source), ROWS):
+        target[start : start + ROWS] = source[start : start + ROWS].astype(target.dtype)
