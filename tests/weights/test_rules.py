@@ -191,5 +191,5 @@ def test_arrays_are_laid_out_for_jax(rng, shape, dtype):
     kind = tensors.dtype_named(dtype)
     for source in (array, array.T):
         laid = laid_out(source, kind)
-        assert laid.flags.c_contiguous and laid.ctypes.data % 64 == 0
+        assert laid.flags.c_contiguous and (laid.size == 0 or laid.ctypes.data % 64 == 0)
         np.testing.assert_array_equal(laid, source.astype(kind))
