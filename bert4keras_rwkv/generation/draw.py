@@ -1,23 +1,26 @@
 """From logits to tokens: the likeliest one, or one drawn at random.
 
 A token is drawn by adding Gumbel noise (noise.py) to the logits of the tokens that may be drawn (filters.py) and taking
-the largest sum. Nothing is sorted here. The token with the largest sum of all is taken; if it stands too far back in
-the order to be kept, so does everything behind it: drop it and them, and take the largest sum of the rest. The first
-one that is kept has the largest sum of all kept ones. With probability p or more that is the first try, so rounds are
-few.
+the largest sum. Nothing is sorted here, and the noise of few ids is computed to the end.
 
-The tries look at few ids where that is enough. The vocabulary is cut into blocks. The k first tokens of the order lie
-in the k blocks with the largest maxima. Any set of blocks holds all tokens above the largest logit outside it: if these
-have probability p, top-p keeps no others.
+Try and drop: the token with the largest sum of all is taken; if it stands too far back in the order to be kept, so does
+everything behind it: drop it and them, and take the largest sum of the rest. The first one that is kept has the largest
+sum of all kept ones. With probability p or more that is the first try, so tries are few.
+
+Few ids: the vocabulary is cut into blocks. The k first tokens of the order lie in the k blocks with the largest maxima.
+For all tokens: noise = -log(E) with E = -log(1 - u) >= u, so exp(-sum) >= u * exp(-logit), which needs no logarithm.
+The blocks with the smallest such bounds are looked at closely; a sum found there that no bound elsewhere reaches is the
+largest.
 """
 
 from keras import ops
 
-from .noise import gumbel_all, gumbel_runs
+from ..ops.materialise import materialise
+from .noise import gumbel_all, gumbel_runs, uniform_all
 
 BLOCK = 64
 SMALLEST = 4096  # vocabularies below this are not worth a selection
-TOP_P_BLOCKS = 128
+CLOSE = 16  # blocks looked at closely at a time
 
 
 def first_max(x):
@@ -40,119 +43,187 @@ def draw(logits, plan, values, seeds):
     logits = ops.where(ops.isnan(logits), -float("inf"), logits)
     if plan.greedy:
         return first_max(logits)
-    before, race = _temperatures(plan, ops.expand_dims(values["temperature"], 1))
-    logits = logits * before
+    temperature = _Temperature(plan, ops.expand_dims(values["temperature"], 1))
+    logits = temperature.before(logits)
     size = logits.shape[-1]
     count = plan.top_k if plan.top_k is not None and plan.top_k < size else None
-    if count is None and not plan.top_p:
-        return first_max(race(logits, gumbel_all(seeds, size)))
     share = ops.expand_dims(values["top_p"], 1) if plan.top_p else None
-    if size < SMALLEST or (count or 0) > size // (2 * BLOCK):
-        return _draw_from_all(logits, race, seeds, _limit(logits, share), count)
-    return _draw_from_blocks(logits, race, seeds, share, count)
+    everything = _Ranked(logits, ops.expand_dims(ops.arange(size, dtype="int32"), 0), share, count)
+    if size < SMALLEST:
+        return _draw_closely(everything, temperature, seeds)
+    if count is not None and count <= size // (4 * BLOCK):
+        return _draw_from_first_blocks(everything, temperature, seeds, count)
+    return _draw_from_bounds(everything, temperature, seeds)
 
 
-def _temperatures(plan, temperature):
-    """The factor of the logits before the filters, and the function that adds noise to the logits that are left.
+class _Temperature:
+    """Division by the temperature before or after the filters. Temperature 0 is a row without noise."""
 
-    Temperature 0 is a row without noise.
+    def __init__(self, plan, temperature):
+        self.after = plan.temperature_after
+        self.hot = temperature > 0
+        self.factor = ops.where(self.hot, 1.0 / ops.where(self.hot, temperature, 1.0), 1.0)
+
+    def before(self, logits):
+        return logits if self.after else logits * self.factor
+
+    def sums(self, logits, noise):
+        """What the drawn token has the largest of."""
+        return self.scaled(logits) + ops.where(self.hot, noise, 0.0)
+
+    def scaled(self, logits):
+        return logits * self.factor if self.after else logits
+
+
+class _Ranked:
+    """Tokens in the order of filters.py, and which of them are kept. logits: (B, S). ids: (1 or B, S), rising."""
+
+    def __init__(self, logits, ids, share, count):
+        self.logits, self.ids, self.count, self.limit = logits, ids, count, None
+        top = ops.max(logits, axis=-1, keepdims=True)
+        self.top = ops.where(top > -float("inf"), top, 0.0)
+        if share is not None:
+            self.weights = materialise(ops.exp(logits - self.top))
+            limit = share * ops.sum(self.weights, axis=-1, keepdims=True)
+            self.limit = ops.where(share < 1.0, limit, float("inf"))
+
+    def part(self, logits, ids):
+        """Some of the tokens, among them all that can be kept."""
+        part = _Ranked(logits, ids, None, self.count)
+        part.limit = self.limit
+        if self.limit is not None:
+            part.weights = ops.exp(logits - self.top)
+        return part
+
+    def before(self, logit, index):
+        """(B, S) bool: the tokens that stand before the one with this logit and id, both (B, 1)."""
+        return ops.logical_or(self.logits > logit, ops.logical_and(ops.equal(self.logits, logit), self.ids < index))
+
+    def keeps(self, logit, index):
+        """(B, 1) bool: whether the token is kept. The first one always is."""
+        if self.limit is None and self.count is None:
+            return ops.ones_like(index) > 0
+        ahead = self.before(logit, index)
+        kept = first = ops.logical_not(ops.any(ahead, axis=-1, keepdims=True))
+        if self.count is not None:
+            kept = ops.sum(ops.cast(ahead, "int32"), axis=-1, keepdims=True) < self.count
+        if self.limit is not None:
+            below = ops.sum(ops.where(ahead, self.weights, 0.0), axis=-1, keepdims=True) < self.limit
+            kept = below if self.count is None else ops.logical_and(kept, below)
+        return ops.logical_or(kept, first)
+
+
+def _try_and_drop(found, index, logit, some, sums, everything, bound=None):
+    """Try the tokens of `some` by falling `sums` (B, S), as long as they are above `bound` (B, 1) if there is one.
+
+    found: (B, 1) bool. index (B, 1) int32 and logit (B, 1) are the token that was tried last, or found. Only tokens
+    before it are tried. Returns the three after as many tries as possible.
     """
-    hot = temperature > 0
-    factor = ops.where(hot, 1.0 / ops.where(hot, temperature, 1.0), 1.0)
-    loudness = ops.cast(hot, "float32")
-    if plan.temperature_after:
-        return 1.0, lambda logits, noise: logits * factor + noise * loudness
-    return factor, lambda logits, noise: logits + noise * loudness
+
+    def trying(found, index, logit, active):
+        return ops.any(active)
+
+    def attempt(found, index, logit, active):
+        left = ops.where(some.before(logit, index), sums, -float("inf"))
+        best = ops.expand_dims(first_max(left), 1)
+        if bound is not None:
+            active = ops.logical_and(active, ops.take_along_axis(left, best, axis=1) > bound)
+        ids = ops.broadcast_to(some.ids, ops.shape(sums))
+        index = ops.where(active, ops.take_along_axis(ids, best, axis=1), index)
+        logit = ops.where(active, ops.take_along_axis(some.logits, best, axis=1), logit)
+        kept = everything.keeps(logit, index)
+        return (
+            ops.logical_or(found, ops.logical_and(active, kept)),
+            index,
+            logit,
+            ops.logical_and(active, ops.logical_not(kept)),
+        )
+
+    return ops.while_loop(trying, attempt, (found, index, logit, ops.logical_not(found)))[:3]
 
 
-def _limit(logits, share):
-    """The weight, in units of the likeliest token's, that the tokens before a kept one stay below. (B, 1) or None."""
-    if share is None:
-        return None
-    weights = ops.exp(logits - ops.max(logits, axis=-1, keepdims=True))
-    limit = share * ops.sum(weights, axis=-1, keepdims=True)
-    return ops.where(share < 1.0, limit, float("inf"))
+def _untried(everything):
+    """The start of `_try_and_drop`: behind the last token."""
+    row = ops.zeros_like(everything.logits[:, :1])
+    return row > 0, ops.cast(row, "int32") + everything.logits.shape[-1], row - float("inf")
 
 
-def _draw_from_all(logits, race, seeds, limit, count):
-    noisy = race(logits, gumbel_all(seeds, logits.shape[-1]))
-    return _first_kept(logits, noisy, limit, count)
+def _draw_closely(everything, temperature, seeds):
+    """Every sum computed."""
+    noise = gumbel_all(seeds, everything.logits.shape[-1])
+    sums = temperature.sums(everything.logits, noise)
+    if everything.limit is None and everything.count is None:
+        return first_max(sums)
+    return _try_and_drop(*_untried(everything), everything, sums, everything)[1][:, 0]
 
 
-def _draw_from_blocks(logits, race, seeds, share, count):
-    number = -(-logits.shape[-1] // BLOCK)
-    padded = ops.pad(logits, ((0, 0), (0, number * BLOCK - logits.shape[-1])), constant_values=-float("inf"))
-    blocks = ops.reshape(padded, (-1, number, BLOCK))
-    maxima = ops.max(blocks, axis=-1)
-    chosen, outside = _first_blocks(maxima, min(count or TOP_P_BLOCKS, number - 1))
-    part = _take_blocks(blocks, chosen)
-    limit = _limit(logits, share)
+def _draw_from_first_blocks(everything, temperature, seeds, count):
+    """Only the blocks that hold the first `count` tokens."""
+    blocks = _blocks(everything.logits, -float("inf"))
+    chosen = _first_blocks(ops.max(blocks, axis=-1), count)
+    some, sums = _look_closely(blocks, chosen, everything, temperature, seeds)
+    return _try_and_drop(*_untried(everything), some, sums, some)[1][:, 0]
 
-    def within():
-        noise = ops.reshape(gumbel_runs(seeds, chosen * BLOCK, BLOCK), (-1, part.shape[1]))
-        at = _first_kept(part, race(part, noise), limit, count)
-        block = ops.take_along_axis(chosen, ops.expand_dims(at // BLOCK, 1), axis=1)[:, 0]
-        return block * BLOCK + at % BLOCK
 
-    if count is not None:
-        return within()
-    weights = ops.exp(part - ops.max(part, axis=-1, keepdims=True))
-    sure = ops.sum(ops.where(part > outside, weights, 0.0), axis=-1, keepdims=True)
-    return ops.cond(ops.all(sure >= limit), within, lambda: _draw_from_all(logits, race, seeds, limit, None))
+def _draw_from_bounds(everything, temperature, seeds):
+    """All blocks, but closely only those whose bounds say that they may hold the largest sum."""
+    logits, size = everything.logits, everything.logits.shape[-1]
+    lengths = ops.exp(temperature.scaled(everything.top) - temperature.scaled(logits))
+    bounds = materialise(ops.where(temperature.hot, uniform_all(seeds, size), 0.5) * lengths)
+    blocks = _blocks(logits, -float("inf"))
+    top = temperature.scaled(everything.top)
+    rounding = 1e-4 + 1e-6 * ops.abs(top)
+
+    def attempt(bounds, found, index, logit):
+        smallest = -ops.min(_blocks(bounds, float("inf")), axis=-1)
+        # Not the values of the first 16 and the bound of the 17th: XLA has a quick `top_k` only where it is not sliced.
+        smallest, chosen = ops.top_k(smallest, CLOSE)
+        chosen = ops.sort(ops.cast(chosen, "int32"), axis=-1)
+        bound = top - ops.log(-ops.min(smallest, axis=-1, keepdims=True)) + rounding
+        some, sums = _look_closely(blocks, chosen, everything, temperature, seeds)
+        return _try_and_drop(found, index, logit, some, sums, everything, bound)
+
+    def again(found, index, logit, going):
+        left = ops.where(everything.before(logit, index), bounds, float("inf"))
+        new = attempt(left, found, index, logit)
+        moved = ops.not_equal(new[1], index)
+        return *new, ops.logical_and(moved, ops.logical_not(new[0]))
+
+    found, index, logit = attempt(bounds, *_untried(everything))
+    going = ops.logical_and(index < size, ops.logical_not(found))
+    found, index, _, _ = ops.while_loop(lambda *carry: ops.any(carry[3]), again, (found, index, logit, going))
+    return ops.cond(ops.all(found), lambda: index[:, 0], lambda: _draw_closely(everything, temperature, seeds))
+
+
+def _look_closely(blocks, chosen, everything, temperature, seeds):
+    """The tokens of the chosen blocks (B, C), and their sums. Returns a `_Ranked` of (B, C * BLOCK), and sums."""
+    number, flat = blocks.shape[1], chosen.shape[1] * BLOCK
+    rows = ops.expand_dims(ops.arange(ops.shape(chosen)[0], dtype="int32"), 1)
+    logits = ops.take(ops.reshape(blocks, (-1, BLOCK)), rows * number + chosen, axis=0)
+    logits = ops.reshape(logits, (-1, flat))
+    ids = ops.expand_dims(chosen * BLOCK, -1) + ops.arange(BLOCK, dtype="int32")
+    noise = ops.reshape(gumbel_runs(seeds, chosen * BLOCK, BLOCK), (-1, flat))
+    return everything.part(logits, ops.reshape(ids, (-1, flat))), temperature.sums(logits, noise)
+
+
+def _blocks(x, fill):
+    """(B, V) -> (B, M, BLOCK), the last block filled up."""
+    missing = -x.shape[-1] % BLOCK
+    padded = ops.pad(x, ((0, 0), (0, missing)), constant_values=fill) if missing else x
+    return ops.reshape(padded, (-1, padded.shape[-1] // BLOCK, BLOCK))
 
 
 def _first_blocks(maxima, count):
     """The first `count` blocks, ranked by maximum and among equals by number.
 
-    maxima: (B, M). Returns their numbers in rising order, (B, count) int32, and the largest maximum of the others,
-    (B, 1). `top_k` orders equal values differently on different backends: here only its values are used.
+    maxima: (B, M). Returns their numbers in rising order, (B, count) int32. `top_k` orders equal values differently on
+    different backends: here only its values are used.
     """
     number = maxima.shape[-1]
-    largest = ops.top_k(maxima, count + 1)[0]
-    last, outside = largest[:, count - 1 : count], largest[:, count:]
+    last = ops.min(ops.top_k(maxima, count)[0], axis=-1, keepdims=True)
     above, equal = maxima > last, ops.equal(maxima, last)
     room = count - ops.sum(ops.cast(above, "int32"), axis=-1, keepdims=True)
     among_equals = ops.cumsum(ops.cast(equal, "int32"), axis=-1)
     chosen = ops.logical_or(above, ops.logical_and(equal, among_equals <= room))
     backwards = ops.arange(number, 0, -1, dtype="float32")
-    return number - ops.cast(ops.top_k(ops.where(chosen, backwards, 0.0), count)[0], "int32"), outside
-
-
-def _take_blocks(blocks, chosen):
-    """blocks (B, M, S), chosen (B, C) -> (B, C * S)."""
-    number, size = blocks.shape[1:]
-    rows = ops.expand_dims(ops.arange(ops.shape(chosen)[0], dtype="int32"), 1)
-    part = ops.take(ops.reshape(blocks, (-1, size)), rows * number + chosen, axis=0)
-    return ops.reshape(part, (-1, chosen.shape[1] * size))
-
-
-def _first_kept(logits, noisy, limit, count):
-    """The largest of `noisy` whose token is kept, as an index. logits, noisy: (B, S), in the order of ids.
-
-    Kept: the tokens before it have together less weight than `limit` (B, 1) and number less than `count`; either may be
-    None. The first token of all is always kept.
-    """
-    at = ops.arange(logits.shape[-1], dtype="int32")
-    weights = None if limit is None else ops.exp(logits - ops.max(logits, axis=-1, keepdims=True))
-
-    def before(value, index):
-        return ops.logical_or(logits > value, ops.logical_and(ops.equal(logits, value), at < index))
-
-    def searching(found, index, value):
-        return ops.logical_not(ops.all(found))
-
-    def search(found, index, value):
-        best = first_max(ops.where(before(value, index), noisy, -float("inf")))
-        index = ops.where(found, index, ops.expand_dims(best, 1))
-        value = ops.take_along_axis(logits, index, axis=1)
-        ahead = before(value, index)
-        number = ops.sum(ops.cast(ahead, "int32"), axis=-1, keepdims=True)
-        kept = number < (logits.shape[-1] if count is None else count)
-        if weights is not None:
-            weight = ops.sum(ops.where(ahead, weights, 0.0), axis=-1, keepdims=True)
-            kept = ops.logical_and(kept, weight < limit)
-        return ops.logical_or(kept, ops.equal(number, 0)), index, value
-
-    row = ops.zeros_like(logits[:, :1])
-    start = (row > 0, ops.cast(row, "int32") + logits.shape[-1], row - float("inf"))
-    return ops.while_loop(searching, search, start)[1][:, 0]
+    return number - ops.cast(ops.top_k(ops.where(chosen, backwards, 0.0), count)[0], "int32")

@@ -67,17 +67,29 @@ def gumbel_runs(seeds, starts, size):
     seeds: (B, 2) int32. starts: (B, M) or (1, M) int32, the first id of each run, even. size: length of a run, even.
     Returns (B, M, size) float32.
     """
-    pairs = ops.expand_dims(ops.right_shift(starts, 1), -1) + ops.arange(size // 2, dtype="int32")
-    seeds = ops.reshape(seeds, (-1, 2, 1, 1))
-    words = threefry2x32((seeds[:, 0], KEY), (seeds[:, 1], pairs))
-    noise = ops.stack([_gumbel_of(word) for word in words], -1)
-    return ops.reshape(noise, (-1, starts.shape[1], size))
+    return _runs(seeds, starts, size, _gumbel_of)
 
 
 def gumbel_all(seeds, vocabulary):
     """Gumbel noise of every id. seeds: (B, 2) int32. Returns (B, vocabulary) float32."""
+    return _all(seeds, vocabulary, _gumbel_of)
+
+
+def uniform_all(seeds, vocabulary):
+    """The `u` of every id, of which its noise is made. seeds: (B, 2) int32. Returns (B, vocabulary) float32."""
+    return _all(seeds, vocabulary, uniform)
+
+
+def _all(seeds, vocabulary, make):
     start = ops.zeros((1, 1), "int32")
-    return gumbel_runs(seeds, start, vocabulary + vocabulary % 2)[:, 0, :vocabulary]
+    return _runs(seeds, start, vocabulary + vocabulary % 2, make)[:, 0, :vocabulary]
+
+
+def _runs(seeds, starts, size, make):
+    pairs = ops.expand_dims(ops.right_shift(starts, 1), -1) + ops.arange(size // 2, dtype="int32")
+    seeds = ops.reshape(seeds, (-1, 2, 1, 1))
+    words = threefry2x32((seeds[:, 0], KEY), (seeds[:, 1], pairs))
+    return ops.reshape(ops.stack([make(word) for word in words], -1), (-1, starts.shape[1], size))
 
 
 def _gumbel_of(words):
