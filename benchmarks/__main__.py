@@ -53,10 +53,9 @@ def main():
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
         results = json.loads(options.json.read_text()) if options.json.exists() else {"groups": {}}
         results["machine"] = machine(options.threads)
-        results["command"] = " ".join(["python -m benchmarks", *sys.argv[1:]])
-        results["rounds"] = options.rounds
         for name, group in plans.measure(options):
             group["series"] = [asdict(series) for series in group["series"]]
+            group["command"] = " ".join(["python -m benchmarks", *sys.argv[1:]])
             results["groups"][name] = group
             options.json.write_text(json.dumps(results, indent=1) + "\n")
     report.write(

@@ -9,7 +9,7 @@ class Group:
     """The series of one group, by worker and command."""
 
     def __init__(self, group):
-        self.facts, self.starts = group.get("facts", {}), group.get("starts", {})
+        self.facts, self.starts, self.command = group.get("facts", {}), group.get("starts", {}), group["command"]
         self.series = {(s["label"], s["command"]): s for s in group["series"]}
 
     def labels(self, command):
@@ -32,7 +32,11 @@ class Group:
         pairs = zip(self.seconds(other, other_command or command), self.seconds(label, command), strict=True)
         return median(a / b for a, b in pairs)
 
+    def rounds(self):
+        return max(len(s["seconds"]) for s in self.series.values())
+
     def foreign(self):
+        """The median share of the processors that other programs used."""
         return median(share for s in self.series.values() for share in s["foreign"])
 
 
@@ -78,86 +82,85 @@ def prefill_share(group, label, command):
     return median(r * operations / best for r, best in zip(group.rates(label, command), limit, strict=True))
 
 
+RATES = (
+    "program",
+    "prefill (tokens/s)",
+    "x rwkv fp32",
+    "of the products",
+    "decode (tokens/s)",
+    "x rwkv fp32",
+    "of the bandwidth",
+)
+STARTS = (
+    "program",
+    "load the file (s)",
+    "from start to 5 tokens (s)",
+    "most memory, loading (MB)",
+    "most memory, all (MB)",
+)
+
+
 def model_page(name, group):
     """The section about one model size."""
     (prefill,), (decode,) = group.commands("prefill"), group.commands("decode")
-    read, gemm, gemm16 = limits(group)
-    rows = []
-    for label in group.labels(decode):
-        rows.append(
-            [
-                label,
-                spread(group.rates(label, prefill)),
-                f"{group.times_faster(label, 'rwkv fp32', prefill):.2f}",
-                f"{prefill_share(group, label, prefill):.0%}",
-                spread(group.rates(label, decode), 1),
-                f"{group.times_faster(label, 'rwkv fp32', decode):.2f}",
-                f"{decode_share(group, label, decode):.0%}",
-            ]
-        )
-    starts = [
-        [
-            label,
-            spread([start["load_s"] for start in group.starts[label]], 1),
-            spread([start["ready_s"] for start in group.starts[label]], 1),
-            spread([start["load_peak_mb"] for start in group.starts[label]]),
-            spread([start["peak_mb"] for start in group.starts[label]]),
-        ]
-        for label in group.starts
-    ]
+    rates = table(RATES, [rates_of(group, label, prefill, decode) for label in group.labels(decode)])
+    starts = table(STARTS, [starts_of(label, group.starts[label]) for label in group.starts])
+    read, gemm, gemm16 = ([value / 1e9 for value in values] for values in limits(group))
     parameters = group.facts["block_parameters"] + 2 * group.facts["head_parameters"]
     return f"""## {name.capitalize()}, 65,536 ids ({parameters / 1e6:.0f} million parameters), batch 1
 
-{
-        table(
-            [
-                "program",
-                f"{prefill} (tokens/s)",
-                "x rwkv fp32",
-                "of the products",
-                f"{decode} (tokens/s)",
-                "x rwkv fp32",
-                "of the bandwidth",
-            ],
-            rows,
-        )
-    }
+A prompt of {prefill.split()[1]} tokens, then {decode.split()[1]} tokens one by one, greedy.
 
-The machine in the same rounds: {spread([x / 1e9 for x in read], 1)} GB/s read from memory,
-{spread([x / 1e9 for x in gemm])} GFLOP/s in float32 and {
-        spread([x / 1e9 for x in gemm16])
-    } in bfloat16 products (PyTorch).
+{rates}
+
+The machine in the same rounds: {spread(read, 1)} GB/s read from memory,
+{spread(gemm)} GFLOP/s in float32 and {spread(gemm16)} in bfloat16 products (PyTorch).
 Largest difference of logits between the float32 programs: {group.facts["largest_difference"]:.0e} of the largest logit.
 
-{
-        table(
-            [
-                "program",
-                "load the file (s)",
-                "from start to 5 tokens (s)",
-                "most memory, loading (MB)",
-                "most memory, all (MB)",
-            ],
-            starts,
-        )
-    }
+{starts}
 """
 
 
-def loop_page(name, group):
-    """The section about the ways to decode, for one model size."""
+def rates_of(group, label, prefill, decode):
+    """A row of RATES."""
+    return [
+        label,
+        spread(group.rates(label, prefill)),
+        f"{group.times_faster(label, 'rwkv fp32', prefill):.2f}",
+        f"{prefill_share(group, label, prefill):.0%}",
+        spread(group.rates(label, decode), 1),
+        f"{group.times_faster(label, 'rwkv fp32', decode):.2f}",
+        f"{decode_share(group, label, decode):.0%}",
+    ]
+
+
+def starts_of(label, starts):
+    """A row of STARTS."""
+    keys = (("load_s", 1), ("start_s", 1), ("load_peak_mb", 0), ("peak_mb", 0))
+    return [label, *(spread([start[key] for start in starts], digits) for key, digits in keys)]
+
+
+WAYS = {
+    "decode": "`RWKV.prefill` of one token: one compiled step a token",
+    "stream": "`RWKV.stream`: one compiled step a token, the choice of the token included",
+    "loop": "`RWKV.generate`, `build_cache_model`: the whole loop in one compiled program",
+}
+
+
+def ways_page(models):
+    """The section about the ways to decode."""
     rows = []
-    for label in group.starts:
-        for word, means in (
-            ("decode", "`RWKV.prefill` of one token: one compiled step a token"),
-            ("stream", "`RWKV.stream`: one compiled step a token, the choice of the token included"),
-            ("loop", "`RWKV.generate`, `build_cache_model`: the whole loop in one compiled program"),
-        ):
-            for command in group.commands(word):
-                if (label, command) in group.series and group.commands("stream") and label.startswith("ours"):
-                    share = f"{decode_share(group, label, command):.0%}"
-                    rows.append([f"{name}: {means}", spread(group.rates(label, command), 1), share])
-    return rows
+    for name, group in models.items():
+        for label, command in group.series:
+            if label.startswith("ours") and command.split()[0] in WAYS:
+                rows.append(
+                    [
+                        f"{name.split()[1]}, {label.split()[1]}: {WAYS[command.split()[0]]}",
+                        spread(group.rates(label, command), 1),
+                        f"{decode_share(group, label, command):.0%}",
+                    ]
+                )
+    return "## Ways to decode\n\n" + table(["", "tokens/s", "of the bandwidth"], rows) + "\n"
 
 
 def wkv_page(group):
@@ -242,17 +245,19 @@ def page(results):
     machine = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     busy = ", ".join(f"{group.foreign():.0%} ({name})" for name, group in groups.items())
+    commands = ", ".join(f"`{command}`" for command in dict.fromkeys(group.command for group in groups.values()))
+    rounds = " or ".join(str(number) for number in sorted({group.rounds() for group in groups.values()}))
     parts = [
         f"""# Benchmarks
 
 Made by `make bench`; this page, its plot and [benchmarks.json](benchmarks.json) are written by the program in
-`benchmarks/`. The command was `{results["command"]}`.
+`benchmarks/`. Measured by {commands}.
 
 {machine["processor"]}, {machine["threads"]} threads for every program, {machine["system"]}, Python {machine["python"]}.
 {versions}.
 
 How it is measured: every program runs in a process of its own and is asked in turn, one command at a time, for
-{results["rounds"]} rounds; numbers are medians, with the least and the most in brackets. Quotients are taken within a
+{rounds} rounds; numbers are medians, with the least and the most in brackets. Quotients are taken within a
 round, and their median is given, since the speed of a machine drifts. Weights are random, of real shapes. Other
 programs used this share of the processors meanwhile (median; 100% is one processor): {busy}.
 
@@ -268,9 +273,8 @@ programs used this share of the processors meanwhile (median; 100% is one proces
         + "\n"
     ]
     parts += [model_page(name, group) for name, group in models.items()]
-    loops = [row for name, group in models.items() for row in loop_page(name.split()[1], group)]
-    if loops:
-        parts.append("## Ways to decode, JAX\n\n" + table(["", "tokens/s", "of the bandwidth"], loops) + "\n")
+    if models:
+        parts.append(ways_page(models))
     if "wkv" in groups:
         parts.append(wkv_page(groups["wkv"]))
     if "sampling" in groups:

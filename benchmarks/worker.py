@@ -28,8 +28,7 @@ def serve(make):
         answers.flush()
 
     subject = make()
-    facts = getattr(subject, "facts", {})
-    say(ready=True, ready_s=time.perf_counter() - STARTED, **facts)
+    say(ready=True, **getattr(subject, "facts", {}))
     for line in sys.stdin:
         name, *arguments = line.split()
         if name == "memory":
@@ -52,6 +51,7 @@ class Language:
         self.prefill(16)
         self.decode(4)
         self.facts["first_token_s"] = time.perf_counter() - started
+        self.facts["start_s"] = time.perf_counter() - STARTED
 
     def prefill(self, n):
         ids = [(i * 7919) % 65000 + 1 for i in range(n)]
