@@ -8,6 +8,7 @@ from bert4keras_rwkv.cli.engine import choose_engine
 from bert4keras_rwkv.cli.until import Until
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
+from bert4keras_rwkv.weights.files import named
 
 
 def run(arguments):
@@ -52,10 +53,11 @@ def prompt_text(given):
 
 def load(arguments, tokenizer):
     """The `RWKV` that was asked for, on the backend that was asked for."""
+    path = named(arguments.model)  # before seconds go by with loading a backend
     choose_engine(arguments.engine)
     from bert4keras_rwkv.models import RWKV
 
-    return RWKV.from_preset(arguments.model, tokenizer=tokenizer, dtype=arguments.dtype, kernel=arguments.kernel)
+    return RWKV.from_preset(path, tokenizer=tokenizer, dtype=arguments.dtype, kernel=arguments.kernel)
 
 
 def write_stream(ids, tokenizer, stops, line, before=""):
