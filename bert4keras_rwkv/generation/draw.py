@@ -168,7 +168,8 @@ def _draw_from_first_blocks(everything, temperature, seeds, count):
 def _draw_from_bounds(everything, temperature, seeds):
     """All blocks, but closely only those whose bounds say that they may hold the largest sum."""
     logits, size = everything.logits, everything.logits.shape[-1]
-    lengths = ops.exp(temperature.scaled(everything.top) - temperature.scaled(logits))
+    # Beyond 80 no noise can make up for it: the largest is 33 log 2.
+    lengths = ops.exp(ops.minimum(temperature.scaled(everything.top) - temperature.scaled(logits), 80.0))
     bounds = materialise(ops.where(temperature.hot, uniform_all(seeds, size), 0.5) * lengths)
     blocks = _blocks(logits, -float("inf"))
     top = temperature.scaled(everything.top)
