@@ -3,6 +3,7 @@
 Both are computed anew at each step from the tokens of the buffer: nothing the size of the vocabulary is carried along.
 """
 
+import numpy as np
 from keras import ops
 
 
@@ -52,7 +53,7 @@ def penalise_frequency(logits, ids, start, position, presence, frequency, decay,
     age = ops.cast(ops.maximum(position - 1 - at, 0), "float32")
     weight = ops.where(generated, ops.power(decay, age), 0.0)
     if free:
-        weight = ops.where(_is_any(ids, free), 0.0, weight)
+        weight = ops.where(ops.take(_are(free, logits), ids, axis=0), 0.0, weight)
     count = _count(ids, weight, logits)
     present = ops.minimum(_count(ids, ops.cast(generated, "float32"), logits), 1.0)
     return _replace(logits, ids, _at_ids(logits, ids) - (presence * present + frequency * count))
@@ -60,15 +61,18 @@ def penalise_frequency(logits, ids, start, position, presence, frequency, decay,
 
 def forbid(logits, ids):
     """Set the logits of `ids`, a tuple of ints, to -inf. logits: (B, V)."""
-    return ops.where(_is_any(ops.arange(logits.shape[-1], dtype="int32"), ids), -float("inf"), logits)
+    return ops.where(_are(ids, logits), -float("inf"), logits)
 
 
 def _window_start(position, window):
     return ops.maximum(position // window - 1, 0) * window
 
 
-def _is_any(ids, few):
-    return ops.any(ops.equal(ops.expand_dims(ids, -1), ops.convert_to_tensor(few, "int32")), axis=-1)
+def _are(ids, logits):
+    """(V,) bool: the ids that are among `ids`, a constant of the program."""
+    among = np.zeros(logits.shape[-1], "bool")
+    among[list(ids)] = True
+    return ops.convert_to_tensor(among)
 
 
 def _flat(ids, logits):
