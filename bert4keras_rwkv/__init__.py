@@ -1,6 +1,6 @@
 """RWKV language models as Keras 3 layers for JAX, TensorFlow and PyTorch.
 
-Importing this loads no backend: choose one with KERAS_BACKEND, or in ~/.keras/keras.json, before the names below are used.
+Importing this loads no backend. Choose one with KERAS_BACKEND, or in ~/.keras/keras.json, before using a name below.
 """
 
 import importlib

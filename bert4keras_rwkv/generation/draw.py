@@ -13,6 +13,8 @@ The blocks with the smallest such bounds are looked at closely; a sum found ther
 largest.
 """
 
+import math
+
 from keras import ops
 
 from ..ops.materialise import materialise
@@ -101,16 +103,16 @@ class _Ranked:
 
     def keeps(self, logit, index):
         """(B, 1) bool: whether the token is kept. The first one always is."""
+        kept = ops.ones_like(index) > 0
         if self.limit is None and self.count is None:
-            return ops.ones_like(index) > 0
+            return kept
         ahead = self.before(logit, index)
-        kept = first = ops.logical_not(ops.any(ahead, axis=-1, keepdims=True))
         if self.count is not None:
             kept = ops.sum(ops.cast(ahead, "int32"), axis=-1, keepdims=True) < self.count
         if self.limit is not None:
-            below = ops.sum(ops.where(ahead, self.weights, 0.0), axis=-1, keepdims=True) < self.limit
-            kept = below if self.count is None else ops.logical_and(kept, below)
-        return ops.logical_or(kept, first)
+            weight = ops.sum(ops.where(ahead, self.weights, 0.0), axis=-1, keepdims=True)
+            kept = ops.logical_and(kept, ops.logical_or(weight < self.limit, weight <= 0.0))
+        return kept
 
 
 def _try_and_drop(found, index, logit, some, sums, everything, bound=None):
@@ -169,7 +171,10 @@ def _draw_from_bounds(everything, temperature, seeds):
     """All blocks, but closely only those whose bounds say that they may hold the largest sum."""
     logits, size = everything.logits, everything.logits.shape[-1]
     # Beyond 80 no noise can make up for it: the largest is 33 log 2.
-    lengths = ops.exp(ops.minimum(temperature.scaled(everything.top) - temperature.scaled(logits), 80.0))
+    if everything.limit is None or temperature.after:
+        lengths = ops.exp(ops.minimum(temperature.scaled(everything.top) - temperature.scaled(logits), 80.0))
+    else:
+        lengths = 1.0 / ops.maximum(everything.weights, math.exp(-80))
     bounds = materialise(ops.where(temperature.hot, uniform_all(seeds, size), 0.5) * lengths)
     blocks = _blocks(logits, -float("inf"))
     top = temperature.scaled(everything.top)

@@ -24,13 +24,13 @@ def keep_top_p(logits, p):
     mass = ops.cumsum(ops.flip(ops.softmax(ascending, axis=-1), axis=-1), axis=-1)
     before = ops.pad(mass[:, :-1], ((0, 0), (1, 0)))
     count = ops.sum(ops.cast(before < p, "int32"), axis=-1, keepdims=True)
-    return _keep_first(logits, ascending, ops.maximum(count, 1))
+    return _keep_first(logits, ascending, ops.where(count > 0, count, 1))
 
 
 def _keep_first(logits, ascending, count):
     """Keep the first `count` (B, 1) tokens of each row."""
     size = logits.shape[-1]
-    last = ops.take_along_axis(ascending, ops.maximum(size - count, 0), axis=-1)
+    last = ops.take_along_axis(ascending, ops.where(count < size, size - count, 0), axis=-1)
     above, equal = logits > last, ops.equal(logits, last)
     room = count - ops.sum(ops.cast(above, "int32"), axis=-1, keepdims=True)
     among_equals = ops.cumsum(ops.cast(equal, "int32"), axis=-1)

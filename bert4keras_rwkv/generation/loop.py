@@ -104,10 +104,10 @@ def begin(network, ids, length, limit, state, seeds, chunks=CHUNKS):
     ids: (B, L) int32 from `front_pack`, length: (B,) int32. limit: (B,) int32, at most L positions of each row are
     filled; not part of the program's shape. state: nested. seeds: (B, 2) int32. Rows without a token stay as they are.
     """
-    consumed = ops.maximum(length - 1, 0)
+    consumed = ops.where(length > 0, length - 1, 0)
     _, state = prefill(network, ids, consumed, state, chunks)
     token = ops.take_along_axis(ids, ops.expand_dims(consumed, 1), axis=1)[:, 0]
-    limit = ops.minimum(limit, ids.shape[1])
+    limit = ops.where(limit < ids.shape[1], limit, ids.shape[1])
     live = ops.logical_and(length > 0, length < limit)
     return Carry(ids, token, length, length, limit, live, seeds, state)
 

@@ -21,7 +21,7 @@ def penalise_repetition(logits, ids, position, penalty, window=None, count_range
     at = ops.expand_dims(ops.arange(length, dtype="int32"), 0)
     if window is not None and 2 * window < length:
         at = at[:, : 2 * window] + _window_start(position, window)
-        ids = ops.take_along_axis(ids, ops.minimum(at, length - 1), axis=1)
+        ids = ops.take_along_axis(ids, ops.where(at < length, at, length - 1), axis=1)
     seen = at < position
     if window is not None:
         seen = ops.logical_and(seen, at >= _window_start(position, window))
@@ -50,7 +50,7 @@ def penalise_frequency(logits, ids, start, position, presence, frequency, decay,
     )
     at = ops.expand_dims(ops.arange(ids.shape[1], dtype="int32"), 0)
     generated = ops.logical_and(at >= start, at < position)
-    age = ops.cast(ops.maximum(position - 1 - at, 0), "float32")
+    age = ops.cast(ops.where(position - 1 > at, position - 1 - at, 0), "float32")
     weight = ops.where(generated, ops.power(decay, age), 0.0)
     if free:
         weight = ops.where(ops.take(_are(free, logits), ids, axis=0), 0.0, weight)
@@ -65,7 +65,8 @@ def forbid(logits, ids):
 
 
 def _window_start(position, window):
-    return ops.maximum(position // window - 1, 0) * window
+    block = position // window
+    return ops.where(block > 0, block - 1, 0) * window
 
 
 def _are(ids, logits):

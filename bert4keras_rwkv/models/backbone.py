@@ -5,6 +5,7 @@ import importlib
 import keras
 from keras import ops
 
+from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.layers.base import Layer, dense
 from bert4keras_rwkv.layers.block import Block
 from bert4keras_rwkv.layers.initial import orthogonal, uniform
@@ -18,6 +19,7 @@ def version_module(model):
     return importlib.import_module(f"..layers.{model}", __package__)
 
 
+@keras.saving.register_keras_serializable("bert4keras_rwkv")
 class Backbone(Layer):
     """Embedding, blocks, final norm and head of any version.
 
@@ -33,6 +35,7 @@ class Backbone(Layer):
     def __init__(self, config, kernel="auto", pad_token_id=0, head=True, remat=False, blank=False, **kwargs):
         super().__init__(**kwargs)
         self.config, self.pad_token_id, self.with_head, self.remat = config, pad_token_id, head, remat
+        self.kernel = kernel
         version, policy = version_module(config.model), self.dtype_policy
         self.state_shapes = lambda: version.state_shapes(config)  # a function: Keras would track a nested dict
 
@@ -141,3 +144,11 @@ class Backbone(Layer):
         if self.pad_token_id is None:
             return None
         return ops.not_equal(inputs, self.pad_token_id), None, None
+
+    def get_config(self):
+        own = {"kernel": self.kernel, "pad_token_id": self.pad_token_id, "head": self.with_head, "remat": self.remat}
+        return {**super().get_config(), **own, "config": self.config.to_dict()}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "config": RWKVConfig.from_dict(config["config"]), "blank": True})

@@ -2,8 +2,6 @@
 
 import functools
 import logging
-from importlib import resources
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -52,20 +50,21 @@ def build_transformer_model(
 ):
     """Build a model, with the weights of a file or as its authors start training.
 
-    config_path: a JSON file with bert4keras or Hugging Face keys. checkpoint_path: a weight file or preset folder of any
-    known format; version and sizes are read from it. keras_weights_path: the same, in bert4keras's name. Without either
-    the weights are random. model: 'rwkv6'; needed only where nothing else says it. config_keys: keys of RWKVConfig, over
-    what the files say.
+    config_path: a JSON file with bert4keras or Hugging Face keys. checkpoint_path: a weight file or preset folder of
+    any known format; version and sizes are read from it. keras_weights_path: the same, in bert4keras's name. Without
+    either the weights are random. model: 'rwkv6'; needed only where nothing else says it. config_keys: keys of
+    RWKVConfig, over what the files say.
 
     return_keras_model: return the Keras model instead of the `RWKV` around it. sequence_length: fixed T of the Keras
-    model, None for any. with_lm: what it gives: 'linear' (or True) logits, 'softmax' probabilities, False hidden states.
-    input_state, output_state: it takes and gives `Stack-States` and `Stack-Last-X` too. packed: it takes `Reset` (B, T),
-    1 where a document begins, and masks nothing. pad_token_id: the id it masks, None for none.
+    model, None for any. with_lm: what it gives: 'linear' (or True) logits, 'softmax' probabilities, False hidden
+    states. input_state, output_state: it takes and gives `Stack-States` and `Stack-Last-X` too. packed: it takes
+    `Reset` (B, T), 1 where a document begins, and masks nothing. pad_token_id: the id it masks, None for none.
 
     dtype: a dtype or Keras policy. None: `keras.config.floatx()` where it was changed; else on a CPU float32, on an
-    accelerator the file's own. tokenizer: RWKV_TOKENIZER; None looks beside the weights. kernel: 'auto', 'ops' or 'loop'.
-    remat: recompute blocks in the backward pass. group_norm_epsilon: 64e-5 unless a config says otherwise.
-    mask_output, penalty, penalty_window, max_penalty_range, temperature: how `generate` and `build_cache_model` sample.
+    accelerator the file's own. tokenizer: RWKV_TOKENIZER; None looks beside the weights. kernel: 'auto', 'ops' or
+    'loop'. remat: recompute blocks in the backward pass. group_norm_epsilon: 64e-5 unless a config says otherwise.
+    mask_output, penalty, penalty_window, max_penalty_range, temperature: how `generate` and `build_cache_model`
+    sample.
     """
     if with_lm not in LANGUAGE_MODELS:
         raise ValueError(f"`with_lm` is 'linear' (or True), 'softmax' or False. Received: with_lm={with_lm!r}.")
@@ -130,21 +129,6 @@ def variable_at(layer, path):
     for part in path.split("/"):
         layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
     return layer
-
-
-def preset_path(preset):
-    """A folder or file as it is; else the folder of the model that ships with the package under this name."""
-    if Path(preset).exists():
-        return Path(preset)
-    shipped = resources.files("bert4keras_rwkv") / "presets"
-    names = (
-        sorted(entry.name for entry in shipped.iterdir() if (entry / "config.json").is_file())
-        if shipped.is_dir()
-        else []
-    )
-    if str(preset) in names:
-        return Path(str(shipped / str(preset)))
-    raise FileNotFoundError(f"No file or folder '{preset}', and no shipped model of that name. Shipped: {names}.")
 
 
 def _keys(config_path, model, given):

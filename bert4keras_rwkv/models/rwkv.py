@@ -1,5 +1,6 @@
 """What the user holds: a model with its tokenizer, its way of sampling, and everything one does with them."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.reading import Reader
 from bert4keras_rwkv.models.texts import Prompts, token_ids
 from bert4keras_rwkv.state import RWKVState
+from bert4keras_rwkv.weights.files import named
 
 NEW_TOKENS = 256  # how many `generate` writes when neither max_length nor sequence_length says it
 BUFFER = 64  # buffers of `generate` are multiples of this, so that few programs are compiled
@@ -24,8 +26,8 @@ BUFFER = 64  # buffers of `generate` are multiples of this, so that few programs
 class RWKV:
     """A language model. Made by `build_transformer_model` or `RWKV.from_preset`.
 
-    model: a functional Keras model for `fit`, `predict`, `summary`, `save_weights`, `export`; it shares its weights with
-    everything else here. config: RWKVConfig. backbone: the layer that holds the weights. tokenizer: RWKV_TOKENIZER or
+    model: a functional Keras model for `fit`, `predict`, `summary`, `save_weights`, `export`; it shares its weights
+    with everything else here. config: RWKVConfig. backbone: the layer that holds the weights. tokenizer: RWKV_TOKENIZER or
     None; it may be set. sampling: how `generate` draws when it is not told.
     """
 
@@ -173,8 +175,8 @@ class RWKV:
     ):
         """A Keras model that writes on from padded prompts, as bert4keras's.
 
-        input_lengths: [L], the length of prompt and answer together. end_token: an id or several. search_mode: 'greedy',
-        'topk' with k an int above 1, 'topp' with k a share in (0, 1] or [share, count]. Penalties, temperature and
+        input_lengths: [L], the length of prompt and answer together. end_token: an id or several. search_mode:
+        'greedy', 'topk' with k an int above 1, 'topp' with k a share in (0, 1] or [share, count]. Penalties, temperature and
         masked ids are those the model was built with. `predict([ids (B, L)])` returns ids (B, L) int32, front-packed,
         the pad id behind the end; with input_state and output_state also `Stack-States` (B, n, H, N, N) and
         `Stack-Last-X` (B, 2n, 1, D); with input_seed also `Seeds` (B, 2) int32. index_bias is accepted and has no
@@ -236,9 +238,9 @@ class RWKV:
 
         options: as for `build_transformer_model`.
         """
-        from bert4keras_rwkv.models.build import build_transformer_model, preset_path
+        from bert4keras_rwkv.models.build import build_transformer_model
 
-        return build_transformer_model(checkpoint_path=preset_path(preset), **options)
+        return build_transformer_model(checkpoint_path=named(preset), **options)
 
     def _read(self):
         if self._reader is None:
@@ -282,6 +284,9 @@ class RWKV:
             sampling = Sampling.named(sampling)
         elif sampling is None:
             sampling = self.sampling
+        if prompts.is_text:  # rows of the head without a text: the World vocabulary fills 65,530 of 65,536
+            unused = range(self.tokenizer.vocab_size, self.config.vocab_size)
+            sampling = dataclasses.replace(sampling, mask_output=(*sampling.mask_output, *unused))
         sampling.check(self.config.vocab_size, 0)
         if isinstance(stop_token_ids, str):
             if stop_token_ids != "auto":
@@ -300,7 +305,7 @@ class RWKV:
             max_length = longest + NEW_TOKENS if self.sequence_length is None else self.sequence_length
         if longest > max_length:
             raise ValueError(
-                f"The longest prompt has {longest} tokens and `max_length`, prompt and answer together, is {max_length}."
+                f"The longest prompt has {longest} tokens; `max_length`, prompt and answer together, is {max_length}."
             )
         return prompts, ends, sampling, int(max_length)
 

@@ -54,7 +54,7 @@ class Prompts:
         return ids, np.array([len(row) for row in self.rows], "int32")
 
     def answers(self, rows, stops):
-        """Rows of ids in the form of the input. stops: for each row the ids before which a text is cut; ids keep them."""
+        """Rows of ids in the form of the input. stops: each row's ids before which a text is cut; ids keep them."""
         if self.is_text:
             cut = [row[:-1] if len(row) and row[-1] in ends else row for row, ends in zip(rows, stops, strict=True)]
             rows = self.tokenizer.decode(cut)

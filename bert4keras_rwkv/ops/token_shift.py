@@ -18,7 +18,8 @@ def shift_rows(present, reset=None):
     count = ops.cast(ops.cumsum(real, axis=1), "int32")
 
     def row_of(j):  # the j-th real token, from 1; 0 is the incoming one
-        return ops.where(j > 0, ops.take_along_axis(order, ops.maximum(j - 1, 0), axis=1) + 2, 0)
+        # `where`, for Keras' maximum of an int tensor and 0 is a float once floatx is bfloat16.
+        return ops.where(j > 0, ops.take_along_axis(order, ops.where(j > 0, j - 1, 0), axis=1) + 2, 0)
 
     before, last = row_of(count - real), row_of(count[:, -1:])
     if reset is not None:

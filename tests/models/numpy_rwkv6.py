@@ -1,4 +1,4 @@
-"""RWKV-6 in NumPy float64, from official names, token by token: written from the paper, sharing nothing with the package."""
+"""RWKV-6 in NumPy float64, from official names, token by token: written from the paper, apart from the package."""
 
 import numpy as np
 

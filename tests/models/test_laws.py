@@ -100,7 +100,7 @@ def test_rows_do_not_touch_each_other(rwkv, warm, rng):
 def test_a_state_of_one_row_broadcasts(rwkv, warm, rng):
     ids = texts(rng, 3, T)
     repeated = warm[1].fork(3)
-    assert_close(arrays(*rwkv.forward(ids, warm[1])), arrays(*rwkv.forward(ids, repeated)), bar=0)
+    assert_close(arrays(*rwkv.forward(ids, warm[1])), arrays(*rwkv.forward(ids, repeated)), bar=1e-6)
 
 
 def test_kernels_agree(rwkv, warm, rng):
@@ -186,7 +186,7 @@ def test_cache_model_continues_its_own_output(rwkv, rng):
     zero, seeds = RWKVState.zeros(rwkv.config, B), np.array([[5, 0], [6, 0]], "int32")
     ids = np.zeros((B, 16), "int32")
     ids[0, :3], ids[1, 5:8] = [4, 5, 6], [9, 9, 2]
-    whole, *end = long.predict([ids, zero.wkv, zero.shift, seeds], verbose=0)
+    whole, *_ = long.predict([ids, zero.wkv, zero.shift, seeds], verbose=0)
     half, *middle = short.predict([ids[:, :8], zero.wkv, zero.shift, seeds], verbose=0)
     again = np.zeros((B, 8), "int32")
     again[:, 0] = half[:, -1]

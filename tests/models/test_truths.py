@@ -78,6 +78,16 @@ def test_reference_answers(oracles):
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize(("dtype", "bar"), [("bfloat16", 0.08), ("float16", 0.01)])
+def test_reference_answers_in_half_precision(oracles, dtype, bar):
+    """The bars that other implementations keep on this model, whose logits have a standard deviation of 1.5."""
+    rwkv = build_transformer_model(checkpoint_path=oracles / "reference/reference_6.pth", dtype=dtype)
+    answers = np.load(oracles / "reference/reference_6.npz", allow_pickle=True)
+    logits = ops.convert_to_numpy(rwkv.forward(answers["tokens"][None])[0])[0]
+    assert np.abs(logits - answers["logits"]).max() < bar
+
+
+@pytest.mark.oracle
 def test_a_trained_model(oracles):
     """Logits, 60 greedy tokens and bits per token of a model that was really trained."""
     rwkv = build_transformer_model(checkpoint_path=oracles / "trained/tiny-rwkv-6v0-1m-FP32.pth")

@@ -1,0 +1,183 @@
+"""What `build_transformer_model` accepts, and what it says about the rest."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from bert4keras_rwkv.models import RWKV, build_transformer_model
+from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
+from bert4keras_rwkv.weights import write_pth
+from tests.models.small import SIZES, arrays, assert_close, small_model, texts
+from tests.models.test_truths import official
+
+
+@pytest.fixture(scope="module")
+def rwkv():
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return texts(np.random.default_rng(2), 2, 20)
+
+
+@pytest.fixture
+def checkpoint(rwkv, tmp_path):
+    path = tmp_path / "small.pth"
+    write_pth(path, official(rwkv))
+    return path
+
+
+def test_preset_round_trip(rwkv, ids, tmp_path):
+    letters = RWKV_TOKENIZER.from_entries({byte + 1: bytes([byte]) for byte in range(256)})
+    model = small_model(vocab_size=257, tokenizer=letters)
+    model.save_to_preset(tmp_path / "preset")
+    assert sorted(p.name for p in (tmp_path / "preset").iterdir()) == ["config.json", "model.weights.h5", "vocab.txt"]
+    again = RWKV.from_preset(tmp_path / "preset")
+    assert_close(arrays(*again.forward(ids)), arrays(*model.forward(ids)), bar=0)
+    assert again.tokenizer.encode("cat") == letters.encode("cat")
+    model.model.save_weights(tmp_path / "w.weights.h5")
+    again.model.load_weights(tmp_path / "w.weights.h5")
+
+
+def test_version_and_sizes_come_from_the_file(rwkv, ids, checkpoint):
+    again = build_transformer_model(checkpoint_path=checkpoint)
+    assert again.config == rwkv.config
+    assert_close(arrays(*again.forward(ids)), arrays(*rwkv.forward(ids)), bar=0)
+
+
+def test_the_way_of_bert4keras(rwkv, ids, tmp_path):
+    config, weights = tmp_path / "config.json", tmp_path / "model.weights.h5"
+    config.write_text(json.dumps(SIZES))
+    rwkv.model.save_weights(weights)
+    model = build_transformer_model(
+        config_path=config,
+        keras_weights_path=weights,
+        model="rwkv6",
+        return_keras_model=True,
+        sequence_length=20,
+        with_lm="softmax",
+        pad_token_id=None,
+        penalty=1.1,
+        penalty_window=128,
+        max_penalty_range=[2, 5],
+        temperature=0.9,
+    )
+    assert isinstance(model, keras.Model)
+    assert model.input_shape == (None, 20)
+    want = ops.softmax(rwkv.forward(ids)[0])
+    np.testing.assert_allclose(model.predict(ids, verbose=0), ops.convert_to_numpy(want), atol=1e-5)
+
+
+def test_hidden_states(ids):
+    hidden = small_model(with_lm=False, pad_token_id=None)
+    logits = hidden.backbone.head(hidden.model.predict(ids, verbose=0))
+    assert_close([ops.convert_to_numpy(logits)], [ops.convert_to_numpy(hidden.forward(ids)[0])])
+
+
+@pytest.mark.parametrize(("dtype", "bar"), [("bfloat16", 0.08), ("float16", 0.01), ("mixed_bfloat16", 0.08)])
+def test_half_precision(rwkv, ids, dtype, bar):
+    """`wkv` and logits stay float32. The bar is on the root mean square, relative to that of the logits."""
+    half = small_model(dtype=dtype)
+    logits, state = half.forward(ids)
+    assert ops.dtype(logits) == ops.dtype(state.wkv) == "float32"
+    assert ops.dtype(state.shift) == half.backbone.compute_dtype != "float32"
+    want = ops.convert_to_numpy(rwkv.forward(ids)[0])
+    assert np.sqrt(np.mean((ops.convert_to_numpy(logits) - want) ** 2)) < bar * np.sqrt(np.mean(want**2))
+    assert len(half.generate([1, 2, 3], 8, stop_token_ids=None, sampling="greedy")) == 8
+
+
+def test_floatx_as_people_set_it(ids):
+    keras.config.set_floatx("bfloat16")
+    try:
+        model = small_model()
+        assert model.backbone.compute_dtype == "bfloat16"
+        assert model.model.predict(ids, verbose=0).dtype == "float32"
+        assert len(model.generate([[1, 2, 3], [4]], 8, stop_token_ids=None, seed=1)[1]) == 8
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
+
+
+def test_half_precision_files_compute_in_float32_on_a_cpu(rwkv, tmp_path, caplog):
+    path = tmp_path / "small.pth"
+    write_pth(path, official(rwkv), dtype="bfloat16")
+    model = build_transformer_model(checkpoint_path=path)
+    assert model.backbone.compute_dtype == "float32"
+    assert build_transformer_model(checkpoint_path=path, dtype="bfloat16").backbone.compute_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "rwkv9"}, "'rwkv9' is not known.*'rwkv6'"),
+        ({"with_lm": "softmaxs"}, "'linear'"),
+        ({"kernel": "cuda"}, "'auto', 'ops'"),
+        ({"penalty": 0}, "`penalty`"),
+        ({"hidden_dim": 3}, "hidden_dim"),
+        ({"hidden_size": 15}, "hidden_size"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        build_transformer_model(**{"model": "rwkv6", **SIZES, **options})
+
+
+def test_every_misfit_in_one_message(rwkv, checkpoint, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**SIZES, "intermediate_size": 32, "time_decay_size": 5}))
+    with pytest.raises(ValueError, match=r"(?s)weights do not fit.*time_decay_w1.*ffn.key"):
+        build_transformer_model(config_path=config, checkpoint_path=checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda r: r.generate("hello"), "tokenizer"),
+        (lambda r: r.generate([]), "at least one token"),
+        (lambda r: r.generate([[1], []]), "prompt 1 has none"),
+        (lambda r: r.generate([1, 40]), "0 to 39.*40"),
+        (lambda r: r.generate([1, 2, 3], max_length=2), "3 tokens.*is 2"),
+        (lambda r: r.generate([1.5]), "whole numbers"),
+        (lambda r: r.generate([1], sampling="best"), "'greedy'"),
+        (lambda r: r.forward([[1, -1]]), "0 to 39.*-1"),
+        (lambda r: r.forward([1, 2]), r"\(B, T\)"),
+        (lambda r: r.forward([[1]], present=[[True, False]]), "present"),
+        (lambda r: r.forward([[1]], small_model(num_hidden_layers=1).forward([[1]])[1]), "wkv"),
+        (lambda r: r.build_cache_model([8], 0, search_mode="beam"), "'greedy', 'topk', 'topp'"),
+        (lambda r: r.build_cache_model([8], 0, search_mode="topp", k=1.5), "1.5"),
+        (lambda r: r.build_cache_model([8], 0, search_mode="topk", k=1), "above 1"),
+        (lambda r: small_model(penalty=1.2, penalty_window=5).build_cache_model([8], 0), "multiple"),
+        (lambda r: small_model(pad_token_id=None).build_cache_model([8], 0), "-1"),
+    ],
+)
+def test_bad_calls(rwkv, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(rwkv)
+
+
+def test_fit_lowers_the_loss(ids):
+    model = small_model()
+    model.model.compile(keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    losses = model.model.fit(ids[:, :-1], ids[:, 1:], epochs=4, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_the_whole_model_in_one_keras_file(rwkv, ids, tmp_path):
+    rwkv.model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.predict(ids, verbose=0), rwkv.model.predict(ids, verbose=0))
+
+
+def test_answers_have_the_form_of_the_prompt():
+    letters = RWKV_TOKENIZER.from_entries({byte + 1: bytes([byte]) for byte in range(256)})
+    model = small_model(vocab_size=257, tokenizer=letters, mask_output=[0])
+    assert isinstance(model.generate("cat", 8, seed=1), str)
+    several = model.generate(["cat", "a dog"], 8, seed=1, strip_prompt=True)
+    assert [type(x) for x in several] == [str, str]
+    assert model.generate("cat", 8, seed=1) == "cat" + model.generate("cat", 8, seed=1, strip_prompt=True)
+    assert [len(x) for x in model.generate([[5], [6, 7]], 8, stop_token_ids=None)] == [8, 8]
+    assert model.generate([5, 6], 2) == [5, 6]
