@@ -79,7 +79,7 @@ class GenerateLoop(keras.layers.Layer):
         """(batch, 2) int32: (seed + row, 0), or new ones for each draw of `key`."""
         row = ops.arange(batch, dtype="int32")
         if key is not None:
-            key = ops.cast(ops.bitwise_and(key, 0x7FFFFFFF), "int32")
+            key = ops.cast(ops.bitwise_and(key, ops.convert_to_tensor(0x7FFFFFFF, key.dtype)), "int32")
             first, _ = threefry2x32((key[:1], key[1:]), (row, ops.zeros_like(row)))
         else:
             first = row + self.first_row + _int32(self.seed or 0)

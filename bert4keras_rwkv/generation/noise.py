@@ -26,7 +26,7 @@ def threefry2x32(key, counter):
     key, counter: pairs of int32 tensors (at least one axis) that broadcast against each other. Returns a pair of int32
     tensors. Bit-equal to Random123 and to `jax.random`.
     """
-    keys = (key[0], key[1], ops.bitwise_xor(ops.bitwise_xor(key[0], key[1]), _PARITY))
+    keys = (key[0], key[1], ops.bitwise_xor(ops.bitwise_xor(_int(key[0]), _int(key[1])), _int(_PARITY)))
     a, b = counter[0] + keys[0], counter[1] + keys[1]
     for group in range(5):
         for bits in _ROTATIONS[group % 2]:
@@ -39,14 +39,19 @@ def threefry2x32(key, counter):
 
 def _rotate_left(x, bits):
     # The right shift of int32 copies the sign: keep only the bits that came from the left.
-    low = ops.bitwise_and(ops.right_shift(x, 32 - bits), (1 << bits) - 1)
-    return ops.bitwise_or(ops.left_shift(x, bits), low)
+    low = ops.bitwise_and(ops.right_shift(x, _int(32 - bits)), _int((1 << bits) - 1))
+    return ops.bitwise_or(ops.left_shift(x, _int(bits)), low)
+
+
+def _int(x):
+    """int32, said: Keras' bit operations take a Python int for a float once floatx is bfloat16."""
+    return ops.convert_to_tensor(x, "int32")
 
 
 def uniform(words):
     """int32 words -> float32 in (0, 1), close to 0 as fine as 2^-33: 23 bits would be too coarse for 65,536 ids."""
-    high = ops.cast(ops.bitwise_and(ops.right_shift(words, 16), 0xFFFF), "float32")
-    low = ops.cast(ops.bitwise_and(words, 0xFFFF), "float32")
+    high = ops.cast(ops.bitwise_and(ops.right_shift(words, _int(16)), _int(0xFFFF)), "float32")
+    low = ops.cast(ops.bitwise_and(words, _int(0xFFFF)), "float32")
     fraction = high * np.float32(2**-16) + (low + np.float32(0.5)) * np.float32(2**-32)
     return ops.minimum(fraction, np.float32(1 - 2**-24))
 
@@ -57,8 +62,8 @@ def gumbel(seeds, ids):
     seeds: (B, 2) int32, (seed, tokens generated before). ids: (K,) or (B, K) int32. Returns (B, K) float32. The noise
     of an id is the same whichever other ids are asked for.
     """
-    even, odd = threefry2x32((seeds[:, :1], KEY), (seeds[:, 1:], ops.right_shift(ids, 1)))
-    return _gumbel_of(ops.where(ops.equal(ops.bitwise_and(ids, 1), 0), even, odd))
+    even, odd = threefry2x32((seeds[:, :1], KEY), (seeds[:, 1:], ops.right_shift(ids, _int(1))))
+    return _gumbel_of(ops.where(ops.equal(ops.bitwise_and(ids, _int(1)), 0), even, odd))
 
 
 def gumbel_runs(seeds, starts, size):
@@ -86,7 +91,7 @@ def _all(seeds, vocabulary, make):
 
 
 def _runs(seeds, starts, size, make):
-    pairs = ops.expand_dims(ops.right_shift(starts, 1), -1) + ops.arange(size // 2, dtype="int32")
+    pairs = ops.expand_dims(ops.right_shift(starts, _int(1)), -1) + ops.arange(size // 2, dtype="int32")
     seeds = ops.reshape(seeds, (-1, 2, 1, 1))
     words = threefry2x32((seeds[:, 0], KEY), (seeds[:, 1], pairs))
     return ops.reshape(ops.stack([make(word) for word in words], -1), (-1, starts.shape[1], size))

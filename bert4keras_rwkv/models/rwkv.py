@@ -27,8 +27,8 @@ class RWKV:
     """A language model. Made by `build_transformer_model` or `RWKV.from_preset`.
 
     model: a functional Keras model for `fit`, `predict`, `summary`, `save_weights`, `export`; it shares its weights
-    with everything else here. config: RWKVConfig. backbone: the layer that holds the weights. tokenizer: RWKV_TOKENIZER or
-    None; it may be set. sampling: how `generate` draws when it is not told.
+    with everything else here. config: RWKVConfig. backbone: the layer that holds the weights. tokenizer:
+    RWKV_TOKENIZER or None; it may be set. sampling: how `generate` draws when it is not told.
     """
 
     def __init__(
@@ -176,8 +176,8 @@ class RWKV:
         """A Keras model that writes on from padded prompts, as bert4keras's.
 
         input_lengths: [L], the length of prompt and answer together. end_token: an id or several. search_mode:
-        'greedy', 'topk' with k an int above 1, 'topp' with k a share in (0, 1] or [share, count]. Penalties, temperature and
-        masked ids are those the model was built with. `predict([ids (B, L)])` returns ids (B, L) int32, front-packed,
+        'greedy', 'topk' with k an int above 1, 'topp' with k a share in (0, 1] or [share, count]. Penalties,
+        temperature and masked ids are those the model was built with. `predict([ids (B, L)])` returns ids (B, L) int32, front-packed,
         the pad id behind the end; with input_state and output_state also `Stack-States` (B, n, H, N, N) and
         `Stack-Last-X` (B, 2n, 1, D); with input_seed also `Seeds` (B, 2) int32. index_bias is accepted and has no
         meaning here. progress_print: a line on stderr while it runs.
