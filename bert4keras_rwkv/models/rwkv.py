@@ -177,10 +177,12 @@ class RWKV:
 
         input_lengths: [L], the length of prompt and answer together. end_token: an id or several. search_mode:
         'greedy', 'topk' with k an int above 1, 'topp' with k a share in (0, 1] or [share, count]. Penalties,
-        temperature and masked ids are those the model was built with. `predict([ids (B, L)])` returns ids (B, L) int32, front-packed,
-        the pad id behind the end; with input_state and output_state also `Stack-States` (B, n, H, N, N) and
-        `Stack-Last-X` (B, 2n, 1, D); with input_seed also `Seeds` (B, 2) int32. index_bias is accepted and has no
-        meaning here. progress_print: a line on stderr while it runs.
+        temperature and masked ids are those the model was built with. index_bias is accepted and has no meaning here.
+        progress_print: a line on stderr while it runs.
+
+        `predict([ids (B, L)])` returns ids (B, L) int32, front-packed, the pad id behind the end; with input_state and
+        output_state also `Stack-States` (B, n, H, N, N) and `Stack-Last-X` (B, 2n, 1, D); with input_seed also `Seeds`
+        (B, 2) int32, (seed, tokens generated before).
         """
         lengths = [input_lengths] if isinstance(input_lengths, int) else list(input_lengths)
         if len(lengths) != 1:
