@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -73,6 +74,19 @@ def test_fast_draw_is_the_definition(sampling, vocabulary, rng):
             added = ops.convert_to_numpy(gumbel_all(seeds))
             want = [truth(*row) for row in zip(logits, [sampling] * B, added, strict=True)]
             np.testing.assert_array_equal(got, want, err_msg=name)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_k=40), Sampling(top_p=0.8501)], ids=shown)
+def test_floatx_does_not_matter(sampling, rng):
+    """With floatx bfloat16 Keras rounds what it makes of Python numbers; nothing here may be rounded so."""
+    logits = rng.normal(size=(B, SMALLEST)).astype("float32")
+    args = logits, sampling.values(B), np.arange(2 * B, dtype="int32").reshape(B, 2)
+    before = ops.convert_to_numpy(drawer(sampling)(*args))
+    floatx = keras.config.floatx()
+    keras.config.set_floatx("bfloat16")
+    after = ops.convert_to_numpy(drawer(sampling)(*args))
+    keras.config.set_floatx(floatx)
+    np.testing.assert_array_equal(after, before)
 
 
 @pytest.mark.parametrize("name", LOGITS)

@@ -218,6 +218,23 @@ def test_bad_chunks(chunks):
         loop._sizes(chunks, 20)
 
 
+@pytest.fixture
+def bfloat16():
+    before = keras.config.floatx()
+    keras.config.set_floatx("bfloat16")
+    yield
+    keras.config.set_floatx(before)
+
+
+def test_floatx_does_not_reach_the_draw(net, bfloat16):
+    """With floatx bfloat16 Keras rounds what it makes of Python numbers; logits, noise and ids must not feel it."""
+    sampling = Sampling(temperature=0.8, top_p=0.9, penalty=1.3, presence_penalty=0.2, frequency_penalty=0.1)
+    rows, state = [[1, 2, 4], [9] * 9], {name: ops.zeros((2, toy.D), "float32") for name in ("x", "previous")}
+    rounded = texts(Loop(net, sampling)(rows, state=state))
+    keras.config.set_floatx("float32")
+    assert texts(Loop(net, sampling)(rows, state=state)) == rounded
+
+
 @pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="compiles with TensorFlow's XLA")
 def test_xla_of_tensorflow_writes_the_same(net):
     """Keras compiles with XLA where there is a GPU: loops, noise and scatters must allow it."""
