@@ -181,3 +181,14 @@ def test_answers_have_the_form_of_the_prompt():
     assert model.generate("cat", 8, seed=1) == "cat" + model.generate("cat", 8, seed=1, strip_prompt=True)
     assert [len(x) for x in model.generate([[5], [6, 7]], 8, stop_token_ids=None)] == [8, 8]
     assert model.generate([5, 6], 2) == [5, 6]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="a SavedModel is TensorFlow's")
+def test_export(rwkv, ids, tmp_path):
+    import tensorflow as tf
+
+    rwkv.model.export(tmp_path / "exported", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "exported")
+    served = loaded.serve([tf.constant(ids)])
+    np.testing.assert_allclose(served.numpy(), rwkv.model.predict(ids, verbose=0), atol=1e-5)
