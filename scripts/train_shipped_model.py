@@ -197,11 +197,11 @@ def export(RWKV, curve):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=750, help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=8, help="rows a step (default: %(default)s)")
     parser.add_argument("--length", type=int, default=256, help="tokens a row (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the peak (default: %(default)s)")
-    parser.add_argument("--weight-decay", type=float, default=0.1, help="default: %(default)s")
+    parser.add_argument("--weight-decay", type=float, default=0.3, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--export-only", action="store_true", help="do not train: export what was trained before")
     args = parser.parse_args()
