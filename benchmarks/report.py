@@ -115,7 +115,8 @@ A prompt of {prefill.split()[1]} tokens, then {decode.split()[1]} tokens one by 
 
 The machine in the same rounds: {spread(read, 1)} GB/s read from memory,
 {spread(gemm)} GFLOP/s in float32 and {spread(gemm16)} in bfloat16 products (PyTorch).
-Largest difference of logits between the float32 programs: {group.facts["largest_difference"]:.0e} of the largest logit.
+Largest difference of logits between the float32 programs: {group.facts["largest_difference"]:.0e} of the largest logit
+(the `rwkv` package rounds the normalised embedding to the file's bfloat16).
 
 {starts}
 """
