@@ -40,14 +40,11 @@ class RWKVState:
         return int(self.wkv.shape[0])
 
     def __getitem__(self, rows):
-        """The state of some rows: an int, a slice, or a list of ints. The batch axis stays."""
-        if isinstance(rows, (int, np.integer)):
-            if not -self.batch <= rows < self.batch:
-                raise IndexError(f"A state of {self.batch} rows has no row {rows}.")
-            rows = slice(rows % self.batch, rows % self.batch + 1)
-        elif not isinstance(rows, slice):
-            rows = np.asarray(rows)
-        return dataclasses.replace(self, wkv=self.wkv[rows], shift=self.shift[rows])
+        """The state of some rows: an int, a slice, a list of ints, or a list of bools. The batch axis stays."""
+        if isinstance(rows, int | np.integer) and not -self.batch <= rows < self.batch:
+            raise IndexError(f"A state of {self.batch} rows has no row {rows}.")
+        index = np.atleast_1d(np.arange(self.batch)[rows])
+        return dataclasses.replace(self, wkv=_rows(self.wkv, index), shift=_rows(self.shift, index))
 
     @classmethod
     def stack(cls, states):
@@ -119,3 +116,12 @@ class RWKVState:
     @classmethod
     def tree_unflatten(cls, model, arrays):
         return cls(*arrays, model)
+
+
+def _rows(array, index):
+    """The rows `index` (NumPy ints) of an array of any library; TensorFlow's cannot be indexed by a list."""
+    if isinstance(array, np.ndarray):
+        return array[index]
+    from keras import ops
+
+    return ops.take(array, index, axis=0)

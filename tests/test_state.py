@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from keras import ops
 
 from bert4keras_rwkv.state import RWKVState
 
@@ -35,6 +36,17 @@ def test_rows(state):
     same(state[1:], RWKVState.stack([state[1], state[2]]))
     same(RWKVState.stack(state.unstack()), state)
     same(state.fork(2)[[0, 2, 4]], state)
+    same(state[[True, False, True]], state[[0, 2]])
+
+
+def test_rows_of_tensors(state):
+    """The same on the backend's own arrays."""
+    tensors = RWKVState(ops.convert_to_tensor(state.wkv), ops.convert_to_tensor(state.shift), "rwkv6")
+    same(tensors[[2, 0]], state[[2, 0]])
+    same(tensors.fork(2)[1:5:2], state.fork(2)[[1, 3]])
+
+
+def test_a_row_that_is_not_there(state):
     with pytest.raises(IndexError, match="no row 3"):
         state[3]
 
