@@ -22,12 +22,12 @@ class Reader:
 
         def absorb(ids, wkv, shift, present, before):
             hidden, state = backbone.hidden(ids, backbone.unpack(wkv, shift), present)
-            if present is not None:
+            if present is not None and before is not None:
                 hidden = ops.where(ops.any(present, axis=1, keepdims=True), hidden, before)
             return (hidden, *backbone.pack(state))
 
-        def last_logits(ids, wkv, shift, present, before):
-            hidden, wkv, shift = absorb(ids, wkv, shift, present, before)
+        def last_logits(ids, wkv, shift, present):
+            hidden, wkv, shift = absorb(ids, wkv, shift, present, None)
             return backbone.logits(hidden), wkv, shift
 
         variables = backbone.variables
@@ -47,15 +47,12 @@ class Reader:
 
     def last_logits(self, ids, wkv, shift, present=None, chunk=256):
         """ids (B, T) -> logits (B, V) float32 after each row's last real token, wkv, shift."""
-        hidden = None if present is None and not wants_fixed_shapes() else self._no_hidden(len(ids))
         if ids.shape[1] == 1:
-            return self._step(ids, wkv, shift, present, hidden)
+            return self._step(ids, wkv, shift, present)
+        hidden = ops.zeros((len(ids), self._width), self._dtype)
         for piece, mask, _ in _pieces(ids, present, chunk):
             hidden, wkv, shift = self._absorb(piece, wkv, shift, mask, hidden)
         return self._head(hidden), wkv, shift
-
-    def _no_hidden(self, batch):
-        return ops.zeros((batch, self._width), self._dtype)
 
 
 def _pieces(ids, present, chunk):
