@@ -114,7 +114,8 @@ A prompt of {prefill.split()[1]} tokens, then {decode.split()[1]} tokens one by 
 {rates}
 
 The machine in the same rounds: {spread(read, 1)} GB/s read from memory,
-{spread(gemm)} GFLOP/s in float32 and {spread(gemm16)} in bfloat16 products (PyTorch).
+{spread(gemm)} GFLOP/s in float32 and {spread(gemm16)} in bfloat16 products: what PyTorch reaches
+in one product of the model's shape, not the processor's peak.
 Largest difference of logits between the float32 programs: {group.facts["largest_difference"]:.0e} of the largest logit
 (the `rwkv` package rounds the normalised embedding to the file's bfloat16).
 
