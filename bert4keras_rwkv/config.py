@@ -36,41 +36,76 @@ RELATIVES = (
 )
 
 
+HEADS = ("num_attention_heads", "attention_head_size")
+# The keys that a model has beyond those of every model. A new version is a new entry here and in SIZES.
+OWN_KEYS = {
+    "rwkv4": (),
+    "rwkv5": (*HEADS, "variant", "exponential_bonus"),
+    "rwkv6": (*HEADS, "decomposer_size", "time_decay_size"),
+    "rwkv7": (*HEADS, "decay_low_rank_dim", "a_low_rank_dim", "v_low_rank_dim", "gate_low_rank_dim"),
+}
+VARIANTS = ("5.0", "5.1", "5.2")
+
+
 @dataclass(frozen=True)
 class RWKVConfig:
-    """Version and sizes of a model.
+    """Version and sizes of a model. Keys that its version does not have are None.
 
+    `variant` and `exponential_bonus` are RWKV-5's: '5.0' (no gate), '5.1' (a decay for each head) or '5.2' (for each
+    channel); whether the bonus is exp(`time_first`), as in its oldest files, or `time_faaaa` itself.
     `decomposer_size` and `time_decay_size` are RWKV-6's two ranks, of the token-shift mix (`time_maa_w1`) and of the
-    decay. `group_norm_epsilon` is not stored in any weight file: 64e-5 is what every official program computes with.
+    decay. The four `..._low_rank_dim` are RWKV-7's ranks, of `w1`, `a1`, `v1` and `g1`.
+    `group_norm_epsilon` is not stored in any weight file: 64e-5 is what every official program computes with.
     """
 
     model: str
     vocab_size: int
     hidden_size: int
     num_hidden_layers: int
-    num_attention_heads: int
-    attention_head_size: int
     intermediate_size: int
-    decomposer_size: int = 32
-    time_decay_size: int = 64
+    num_attention_heads: int | None = None
+    attention_head_size: int | None = None
+    variant: str | None = None
+    exponential_bonus: bool | None = None
+    decomposer_size: int | None = None
+    time_decay_size: int | None = None
+    decay_low_rank_dim: int | None = None
+    a_low_rank_dim: int | None = None
+    v_low_rank_dim: int | None = None
+    gate_low_rank_dim: int | None = None
     group_norm_epsilon: float = 64e-5
     layer_norm_epsilon: float = 1e-5
 
     def __post_init__(self):
         known_model(self.model)
-        for name in (field.name for field in fields(self) if field.type is int):
+        self._check_keys()
+        for name in (field.name for field in fields(self) if field.type in (int, int | None)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"`{name}` is a positive whole number. Received: {name}={value!r}.")
         for name in ("group_norm_epsilon", "layer_norm_epsilon"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(f"`{name}` is a positive number. Received: {name}={value!r}.")
-        if self.num_attention_heads * self.attention_head_size != self.hidden_size:
+        if self.variant not in (None, *VARIANTS):
+            raise ValueError(f"`variant` is one of {', '.join(VARIANTS)}. Received: variant={self.variant!r}.")
+        if self.num_attention_heads and self.num_attention_heads * self.attention_head_size != self.hidden_size:
             raise ValueError(
                 "The heads share the hidden size: num_attention_heads * attention_head_size = hidden_size. Received: "
                 f"{self.num_attention_heads} * {self.attention_head_size}, hidden_size={self.hidden_size}."
             )
+
+    def _check_keys(self):
+        """Every key of this version is there, and none of another."""
+        own = OWN_KEYS[self.model]
+        every = {field.name for field in fields(self) if field.default is MISSING} | set(own)
+        missing = sorted(name for name in every if getattr(self, name) is None)
+        if missing:
+            raise ValueError(f"Missing config keys of an {self.model}: {', '.join(missing)}.")
+        others = {name for names in OWN_KEYS.values() for name in names} - set(own)
+        foreign = sorted(name for name in others if getattr(self, name) is not None)
+        if foreign:
+            raise ValueError(f"An {self.model} has no {', '.join(foreign)}. Its own keys: {', '.join(own) or 'none'}.")
 
     @classmethod
     def from_dict(cls, keys):
@@ -95,15 +130,12 @@ class RWKVConfig:
     def from_shapes(cls, shapes):
         """Config from a mapping official name -> shape; all is read from names and shapes, nothing guessed."""
         version = weights_version(shapes)
-        if version not in SIZES:
-            raise ValueError(
-                f"These are weights of RWKV-{version}, which is not supported yet. Supported: {supported()}."
-            )
-        return cls(model=model_name(version), **_common_sizes(shapes), **SIZES[version](shapes))
+        model = model_name(version)
+        return cls(model=model, **_common_sizes(shapes), **SIZES[model](shapes, version))
 
     def to_dict(self):
         """The keys of a `config.json`, as `from_dict` takes them."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def weights_version(names):
@@ -147,17 +179,11 @@ def model_name(version):
     return f"rwkv{version.partition('.')[0]}"
 
 
-def supported():
-    """The names of the models that can be built, for messages: 'rwkv6'."""
-    return ", ".join(f"'{name}'" for name in sorted({model_name(version) for version in SIZES}))
-
-
 def known_model(name):
     """`name` if a model of this name can be built, else a `ValueError` that says which can."""
-    if name in {model_name(version) for version in SIZES}:
+    if name in OWN_KEYS:
         return name
-    reason = "is not supported yet" if name in ("rwkv4", "rwkv5", "rwkv7") else "is not known"
-    raise ValueError(f"The model {name!r} {reason}. Supported: {supported()}.")
+    raise ValueError(f"The model {name!r} is not known. Known: {', '.join(map(repr, OWN_KEYS))}.")
 
 
 def _common_sizes(shapes):
@@ -179,20 +205,61 @@ def _common_sizes(shapes):
     }
 
 
-def _sizes_6(shapes):
-    """The sizes that only RWKV-6 has: heads and the two ranks."""
-    heads, head_size = _shape(shapes, "blocks.0.att.time_faaaa", 2)
-    five_ranks = _shape(shapes, "blocks.0.att.time_maa_w1", 2)[1]
+def _sizes_4(shapes, version):
+    """RWKV-4 has no heads and no ranks."""
+    return {}
+
+
+def _sizes_5(shapes, version):
+    """Heads, the variant, and which of its two names the bonus has."""
     return {
-        "num_attention_heads": heads,
-        "attention_head_size": head_size,
-        "decomposer_size": five_ranks // 5,
+        **_heads(shapes, shapes["blocks.0.att.time_decay"][0]),
+        "variant": version,
+        "exponential_bonus": "blocks.0.att.time_first" in shapes,
+    }
+
+
+def _sizes_6(shapes, version):
+    """Heads and the two ranks."""
+    return {
+        **_heads(shapes, _shape(shapes, "blocks.0.att.time_faaaa", 2)[0]),
+        "decomposer_size": _shape(shapes, "blocks.0.att.time_maa_w1", 2)[1] // 5,
         "time_decay_size": _shape(shapes, "blocks.0.att.time_decay_w1", 2)[1],
     }
 
 
-# The versions that have a layer file, each with the function that reads its own sizes. A new version is a new entry.
-SIZES = {"6": _sizes_6}
+def _sizes_7(shapes, version):
+    """Heads and the four ranks. The value residual's is that of layer 1: in layer 0 it may be missing or a copy."""
+    ranks = {key: _shape(shapes, f"blocks.0.att.{letter}1", 2)[1] for key, letter in RANKS_7.items() if letter != "v"}
+    value = next((f"blocks.{i}.att.v1" for i in (1, 0) if f"blocks.{i}.att.v1" in shapes), None)
+    rank = _ranks_7(_shape(shapes, "emb.weight", 2)[1])["v_low_rank_dim"] if value is None else shapes[value][1]
+    return {**_heads(shapes, _shape(shapes, "blocks.0.att.r_k", 2)[0]), **ranks, "v_low_rank_dim": rank}
+
+
+# The functions that read a model's own sizes from shapes.
+SIZES = {"rwkv4": _sizes_4, "rwkv5": _sizes_5, "rwkv6": _sizes_6, "rwkv7": _sizes_7}
+RANKS_7 = {"decay_low_rank_dim": "w", "a_low_rank_dim": "a", "v_low_rank_dim": "v", "gate_low_rank_dim": "g"}
+
+
+def _ranks_7(hidden_size):
+    """RWKV-7's ranks as the authors chose them for released sizes (RWKV-LM, v5 x070); multiples of 32."""
+
+    def rank(share, power):
+        return max(32, round(share * hidden_size**power / 32) * 32)
+
+    gate = 128 if hidden_size == 1024 else rank(0.6, 0.8)
+    return {
+        "decay_low_rank_dim": rank(1.8, 0.5),
+        "a_low_rank_dim": rank(1.8, 0.5),
+        "v_low_rank_dim": rank(1.3, 0.5),
+        "gate_low_rank_dim": gate,
+    }
+
+
+def _heads(shapes, heads):
+    """The heads, of which there are so many."""
+    width = _shape(shapes, "emb.weight", 2)[1]
+    return {"num_attention_heads": heads, "attention_head_size": width // max(heads, 1)}
 
 
 def _shape(shapes, name, dimensions):
@@ -214,6 +281,7 @@ def _renamed(keys):
     result = {ALIASES.get(name, name): value for name, value in keys.items() if name not in UNUSED}
     if "head_size" in keys:  # the Hugging Face files give a head size as `num_attention_heads`, too
         result.pop("num_attention_heads", None)
+    result["model"] = "rwkv4" if result.get("model") == "rwkv" else result.get("model")  # the built-in RWKV-4 of theirs
     if result.pop("tie_word_embeddings", False):
         raise ValueError("RWKV's output matrix is a weight of its own. Received: tie_word_embeddings=True.")
     width = result.pop("attention_hidden_size", None)
@@ -234,20 +302,39 @@ def _renamed(keys):
 def _completed(keys):
     """The keys with what follows from others filled in; what cannot be known is an error that names it."""
     result = dict(keys)
-    if "model" not in result and {"decomposer_size", "time_decay_size"} & set(result):
-        result["model"] = "rwkv6"
-    hidden_size, heads = result.get("hidden_size"), result.get("num_attention_heads")
-    head_size = result.get("attention_head_size")
-    if isinstance(hidden_size, int) and hidden_size > 0:
+    told = [model for model, names in OWN_KEYS.items() if (set(names) - set(HEADS)) & set(result)]
+    if "model" not in result and told:
+        result["model"] = told[0]
+    hidden_size, model = result.get("hidden_size"), result.get("model")
+    if isinstance(hidden_size, int) and hidden_size > 0 and model in OWN_KEYS:
+        heads, head_size = result.get("num_attention_heads"), result.get("attention_head_size")
         if heads is None and isinstance(head_size, int) and head_size > 0:
             result["num_attention_heads"] = hidden_size // head_size
         if head_size is None and isinstance(heads, int) and heads > 0:
             result["attention_head_size"] = hidden_size // heads
-        result.setdefault("intermediate_size", int(hidden_size * 3.5) // 32 * 32)
-        wide = hidden_size >= 4096  # the released sizes: both ranks double at 4096
-        result.setdefault("decomposer_size", 64 if wide else 32)
-        result.setdefault("time_decay_size", 128 if wide else 64)
+        for name, value in _defaults(model, hidden_size, result.get("variant")).items():
+            result.setdefault(name, value)
     missing = [field.name for field in fields(RWKVConfig) if field.default is MISSING and field.name not in result]
     if missing:
         raise ValueError(f"Missing config keys: {', '.join(missing)}. Received: {', '.join(map(str, keys)) or 'none'}.")
     return result
+
+
+def _defaults(model, hidden_size, variant):
+    """The sizes that released models of this width have."""
+    four, narrower = 4 * hidden_size, int(hidden_size * 3.5) // 32 * 32
+    wide = hidden_size >= 4096  # both ranks of RWKV-6 double there
+    return {
+        "rwkv4": {"intermediate_size": four},
+        "rwkv5": {
+            "intermediate_size": four if variant == "5.0" else narrower,
+            "variant": "5.2",
+            "exponential_bonus": False,
+        },
+        "rwkv6": {
+            "intermediate_size": narrower,
+            "decomposer_size": 64 if wide else 32,
+            "time_decay_size": 128 if wide else 64,
+        },
+        "rwkv7": {"intermediate_size": four, **_ranks_7(hidden_size)},
+    }[model]

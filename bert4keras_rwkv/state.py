@@ -6,6 +6,7 @@ import tempfile
 
 import numpy as np
 
+EMPTY_MAXIMUM = -1e30  # RWKV-4's running maximum before the first token
 LAYOUT = "[key, value]"  # orientation of `wkv` in our files and in memory
 
 
@@ -13,9 +14,10 @@ LAYOUT = "[key, value]"  # orientation of `wkv` in our files and in memory
 class RWKVState:
     """The state of a batch of texts, stacked over layers.
 
-    wkv: (B, n, H, N, N) float32, [key, value] (RWKV-4: (B, n, 3, D)). shift: (B, 2n, 1, D) in the compute dtype: row
-    2i is the last time-mix input of layer i, row 2i + 1 its last channel-mix input. model: 'rwkv6', ..., or None when
-    it is not known. Both arrays may be of any library that the backend takes. A state of batch 1 broadcasts.
+    wkv: (B, n, H, N, N) float32, [key, value]; RWKV-4: (B, n, 3, D), numerator, denominator, running maximum.
+    shift: (B, 2n, 1, D) in the compute dtype: row 2i is the last time-mix input of layer i, row 2i + 1 its last
+    channel-mix input. model: 'rwkv6', ..., or None when it is not known. Both arrays may be of any library that the
+    backend takes. A state of batch 1 broadcasts.
     """
 
     wkv: object
@@ -25,14 +27,18 @@ class RWKVState:
     @classmethod
     def zeros(cls, config, batch=1, dtype="float32"):
         """The state before the first token, as NumPy arrays. dtype: of `shift`."""
-        wkv, shift = cls.shapes(config)
-        return cls(np.zeros((batch, *wkv), "float32"), np.zeros((batch, *shift), dtype), config.model)
+        shapes = cls.shapes(config)
+        wkv, shift = (np.zeros((batch, *shape), kind) for shape, kind in zip(shapes, ("float32", dtype), strict=True))
+        if config.num_attention_heads is None:
+            wkv[:, :, 2] = EMPTY_MAXIMUM
+        return cls(wkv, shift, config.model)
 
     @staticmethod
     def shapes(config):
         """The shapes of `wkv` and `shift` for one row."""
-        n, H, N = config.num_hidden_layers, config.num_attention_heads, config.attention_head_size
-        return (n, H, N, N), (2 * n, 1, config.hidden_size)
+        c, n = config, config.num_hidden_layers
+        H, N = c.num_attention_heads, c.attention_head_size
+        return (n, 3, c.hidden_size) if H is None else (n, H, N, N), (2 * n, 1, c.hidden_size)
 
     @property
     def batch(self):

@@ -20,9 +20,8 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import keras
 
 from bert4keras_rwkv.models import build_transformer_model
-from bert4keras_rwkv.models.build import variable_at
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
-from bert4keras_rwkv.weights.rules import expanded, rules_of
+from bert4keras_rwkv.weights.rules import filled, rules_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {
@@ -208,8 +207,7 @@ def main():
     keras.utils.set_random_seed(args.seed)
     RWKV = build()
     weights, record = DATA / "trained.npz", DATA / "training.json"
-    rules = expanded(rules_of(RWKV.config.model), RWKV.config.num_hidden_layers)
-    variables = {rule.path: variable_at(RWKV.backbone, rule.path) for rule in rules}
+    variables = {rule.path: RWKV.backbone.variable_at(rule.path) for rule in filled(rules_of(RWKV.config))}
     if args.export_only:
         with np.load(weights) as trained:
             for path, variable in variables.items():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bert4keras_rwkv.config import RWKVConfig, weights_version
+from tests.official import VERSIONS, official_weights
 
 pytestmark = pytest.mark.backend_free
 
@@ -104,17 +105,43 @@ def test_versions_told_by_names(extra, version):
     assert weights_version(PLAIN | {f"blocks.0.att.{name}": shape for name, shape in extra.items()}) == version
 
 
-@pytest.mark.parametrize("version", ["4", "5.0", "5.2", "7"])
-def test_a_version_without_layers_is_named(version):
-    extra = {
-        "4": {},
-        "5.0": {"ln_x.weight": (8,)},
-        "5.2": {"ln_x.weight": (8,), "time_decay": (2, 4)},
-        "7": {"r_k": (2, 4)},
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("sizes", [(1, 1, 8), (2, 8, 1), (3, 2, 4)])
+def test_sizes_of_every_version(version, sizes, rng):
+    """From the shapes of a file: heads and ranks of one too."""
+    layers, heads, head_size = sizes
+    arrays = official_weights(version, rng, layers, heads, head_size, ffn=13, ranks=(1, 3, 2, 5))
+    config = RWKVConfig.from_shapes({name: array.shape for name, array in arrays.items()})
+    said = config.to_dict()
+    assert (said["model"], said["num_hidden_layers"], said["intermediate_size"]) == (f"rwkv{version[0]}", layers, 13)
+    if version != "4":
+        assert (said["num_attention_heads"], said["attention_head_size"]) == (heads, head_size)
+    own = {
+        "5": {"exponential_bonus": version.endswith("time_first")},
+        "6": {"decomposer_size": 1, "time_decay_size": 3},
+        "7": {"decay_low_rank_dim": 1, "a_low_rank_dim": 3, "gate_low_rank_dim": 5}
+        | ({"v_low_rank_dim": 2} if layers > 1 else {}),
     }
-    shapes = PLAIN | {f"blocks.0.att.{name}": shape for name, shape in extra[version].items()}
-    with pytest.raises(ValueError, match=f"RWKV-{version}, which is not supported yet. Supported: 'rwkv6'"):
-        RWKVConfig.from_shapes(shapes)
+    assert said.items() >= own.get(version[0], {}).items()
+    assert RWKVConfig.from_dict(said) == config
+
+
+def test_keys_of_another_version_are_refused():
+    with pytest.raises(ValueError, match=r"An rwkv6 has no decay_low_rank_dim\. Its own keys: num_attention_heads"):
+        RWKVConfig.from_dict({**KEYS, "decay_low_rank_dim": 64})
+    with pytest.raises(ValueError, match="Missing config keys of an rwkv7: a_low_rank_dim, attention_head_size"):
+        RWKVConfig(model="rwkv7", vocab_size=8, hidden_size=8, num_hidden_layers=1, intermediate_size=8)
+
+
+@pytest.mark.parametrize(
+    "width, ranks", [(768, (64, 64, 32, 128)), (1024, (64, 64, 32, 128)), (2048, (96, 96, 64, 256))]
+)
+def test_ranks_of_released_sizes(width, ranks):
+    config = RWKVConfig.from_dict(
+        {"model": "rwkv7", "hidden_size": width, "num_hidden_layers": 2, "vocab_size": 65536, "head_size": 64}
+    )
+    assert (config.decay_low_rank_dim, config.a_low_rank_dim, config.v_low_rank_dim) == ranks[:3]
+    assert (config.gate_low_rank_dim, config.intermediate_size) == (ranks[3], 4 * width)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +181,8 @@ def test_a_converted_file_is_refused_with_the_reason():
         ({"num_hidden_layers": 2.0}, "`num_hidden_layers` is a positive whole number"),
         ({"num_hidden_layers": None}, "Missing config keys: num_hidden_layers"),
         ({"group_norm_epsilon": 0}, "`group_norm_epsilon` is a positive number"),
-        ({"model": "rwkv5"}, "'rwkv5' is not supported yet. Supported: 'rwkv6'"),
-        ({"model": "bert"}, "'bert' is not known. Supported: 'rwkv6'"),
+        ({"model": "rwkv5"}, "An rwkv5 has no decomposer_size, time_decay_size"),
+        ({"model": "bert"}, "'bert' is not known. Known: 'rwkv4', 'rwkv5'"),
         ({"attention_hidden_size": 64}, "`attention_hidden_size` must equal"),
         ({"tie_word_embeddings": True}, "output matrix"),
     ],

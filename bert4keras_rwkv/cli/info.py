@@ -1,8 +1,8 @@
 """`info`: version, sizes, dtype, parameters, state and memory of a weight file, without loading the weights."""
 
 import json
-from dataclasses import asdict
 
+from bert4keras_rwkv.config import HEADS, OWN_KEYS
 from bert4keras_rwkv.weights.files import named
 from bert4keras_rwkv.weights.summary import summarise
 
@@ -18,7 +18,7 @@ def as_json(summary):
     state = summary.state_bytes
     return {
         "file": summary.file,
-        **asdict(summary.config),
+        **summary.config.to_dict(),
         "parameters": summary.parameters,
         "dtypes": summary.dtypes,
         "stored_bytes": summary.stored_bytes,
@@ -31,10 +31,11 @@ def as_text(summary):
     """A `Summary` in lines."""
     c = summary.config
     dtypes = ", ".join(f"{share} in {dtype}" for dtype, share in sorted(summary.dtypes.items()))
+    heads = f" ({c.num_attention_heads} heads of {c.attention_head_size})" if c.num_attention_heads else ""
     rows = {
         "model": f"{c.model}, {c.num_hidden_layers} layers, vocabulary {c.vocab_size}",
-        "width": f"{c.hidden_size} ({c.num_attention_heads} heads of {c.attention_head_size}), "
-        f"channel mix {c.intermediate_size}, ranks {c.decomposer_size} and {c.time_decay_size}",
+        "width": f"{c.hidden_size}{heads}, channel mix {c.intermediate_size}",
+        **{name.replace("_", " "): getattr(c, name) for name in OWN_KEYS[c.model] if name not in HEADS},
         "dtype": summary.dtype if len(summary.dtypes) == 1 else f"mixed: {dtypes}",
         "parameters": f"{summary.parameters:,}",
         "stored": size(summary.stored_bytes),
@@ -42,7 +43,7 @@ def as_text(summary):
         "memory": f"{size(4 * summary.parameters + summary.state_bytes)} computed in float32, "
         f"{size(2 * summary.parameters + summary.state_bytes)} in bfloat16 or float16",
     }
-    return "\n".join([summary.file, *(f"  {name:<12}{value}" for name, value in rows.items())])
+    return "\n".join([summary.file, *(f"  {name:<24}{value}" for name, value in rows.items())])
 
 
 def size(number):

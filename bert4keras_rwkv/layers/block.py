@@ -34,19 +34,26 @@ class Block(Layer):
         return x + dx, {"time": time_state, "channel": channel_state}, side
 
 
-def model_rules(mixers):
-    """The whole weight table of a version, in the order of released files.
+def model_rules(config, mixers):
+    """The whole weight table of a model, in the order of released files.
 
-    mixers: the rules of its two mixers, with names below `blocks.{i}.` and paths below `blocks/{i}/`.
+    mixers: a function of the block's number that gives the rules of its two mixers, with names below `blocks.0.` and
+    paths below `blocks/0/`.
     """
-    inside = [Rule(_below("blocks.{i}.", r.source), f"blocks/{{i}}/{r.path}", r.transform) for r in mixers]
-    norms = [*_norm("blocks.{i}.ln1", "blocks/{i}/ln1"), *_norm("blocks.{i}.ln2", "blocks/{i}/ln2")]
-    first = [Rule("emb.weight", "embed/embeddings"), *norms, *_norm("blocks.0.ln0", "ln0")]
-    return [*first, *inside, *_norm("ln_out", "ln_out"), Rule("head.weight", "head/kernel", TRANSPOSE)]
+    rules = [Rule("emb.weight", "embed/embeddings")]
+    for i in range(config.num_hidden_layers):
+        for norm in ("ln1", "ln2"):
+            rules += _norm(f"blocks.{i}.{norm}", f"blocks/{i}/{norm}")
+        if i == 0:
+            rules += _norm("blocks.0.ln0", "ln0")
+        rules += [_inside(i, rule) for rule in mixers(i)]
+    return [*rules, *_norm("ln_out", "ln_out"), Rule("head.weight", "head/kernel", TRANSPOSE)]
 
 
-def _below(prefix, source):
-    return prefix + source if isinstance(source, str) else tuple(prefix + name for name in source)
+def _inside(i, rule):
+    """The rule of a mixer as that of a model."""
+    names = tuple(f"blocks.{i}.{name}" for name in rule.names)
+    return Rule(names, None if rule.path is None else f"blocks/{i}/{rule.path}", rule.transform)
 
 
 def _norm(source, path):

@@ -95,12 +95,6 @@ class ChannelMix(Layer):
         return ops.sigmoid(r) * self.value(ops.square(ops.relu(k))), {"x": last}, side
 
 
-def state_shapes(config):
-    """The state of one layer for one row: nested shapes."""
-    H, N, D = config.num_attention_heads, config.attention_head_size, config.hidden_size
-    return {"time": {"x": (D,), "wkv": (H, N, N)}, "channel": {"x": (D,)}}
-
-
 def initial_values(config, index):
     """Initializers of one block as its authors start training (RWKV-LM, RWKV-v5/src/model.py, x060).
 
@@ -147,8 +141,9 @@ def initial_values(config, index):
     }
 
 
-RULES = model_rules(
-    [
+def rules(config):
+    """The weight table, from official names to variables."""
+    mixers = [
         Rule("att.time_maa_x", "time_mix/mix_x", VECTOR),
         Rule(tuple(f"att.time_maa_{m}" for m in MIXED), "time_mix/mix_low_rank/b/bias", STACK),
         Rule("att.time_maa_w1", "time_mix/mix_low_rank/a/kernel"),
@@ -169,5 +164,6 @@ RULES = model_rules(
         Rule("ffn.key.weight", "channel_mix/key/kernel", TRANSPOSE),
         Rule("ffn.receptance.weight", "channel_mix/receptance/kernel", TRANSPOSE),
         Rule("ffn.value.weight", "channel_mix/value/kernel", TRANSPOSE),
+        Rule("att.time_state", None),  # a tuned initial state that was merged into the file
     ]
-)
+    return model_rules(config, lambda index: mixers)

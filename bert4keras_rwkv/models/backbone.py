@@ -37,7 +37,6 @@ class Backbone(Layer):
         self.config, self.pad_token_id, self.with_head, self.remat = config, pad_token_id, head, remat
         self.kernel = kernel
         version, policy = version_module(config.model), self.dtype_policy
-        self.state_shapes = lambda: version.state_shapes(config)  # a function: Keras would track a nested dict
 
         def norm(name):
             return keras.layers.LayerNormalization(epsilon=config.layer_norm_epsilon, name=name, dtype=policy)
@@ -63,6 +62,13 @@ class Backbone(Layer):
         for layer in (self.ln0, *self.blocks, self.ln_out, self.head):
             layer.build(shape)
         self.built = True
+
+    def variable_at(self, path):
+        """The variable at an attribute path, 'blocks/3/time_mix/key/kernel'."""
+        found = self
+        for part in path.split("/"):
+            found = found[int(part)] if part.isdigit() else getattr(found, part)
+        return found
 
     @property
     def state_dtypes(self):

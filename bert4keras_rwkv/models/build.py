@@ -14,7 +14,7 @@ from bert4keras_rwkv.ops.backend import has_accelerator
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.tokenizers.find import find_tokenizer
 from bert4keras_rwkv.weights.files import config_of, open_weights
-from bert4keras_rwkv.weights.rules import assign, expanded, rules_of
+from bert4keras_rwkv.weights.rules import assign, filled, rules_of
 
 LANGUAGE_MODELS = ("linear", "softmax", True, False)
 
@@ -119,16 +119,8 @@ def build_transformer_model(
 
 def load_weights(backbone, tensors, progress=None):
     """Fill a built backbone from a mapping of official names, all or nothing (see `weights.rules.assign`)."""
-    rules, layers = rules_of(backbone.config.model), backbone.config.num_hidden_layers
-    variables = {rule.path: variable_at(backbone, rule.path) for rule in expanded(rules, layers)}
-    assign(rules, tensors, variables, layers, progress=progress)
-
-
-def variable_at(layer, path):
-    """The variable at an attribute path below a layer: 'blocks/3/time_mix/key/kernel'."""
-    for part in path.split("/"):
-        layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
-    return layer
+    rules = rules_of(backbone.config)
+    assign(rules, tensors, {rule.path: backbone.variable_at(rule.path) for rule in filled(rules)}, progress)
 
 
 def _keys(config_path, model, given):

@@ -1,10 +1,6 @@
 """What the user holds: a model with its tokenizer, its way of sampling, and everything one does with them."""
 
 import dataclasses
-import json
-import os
-import shutil
-import tempfile
 
 import keras
 import numpy as np
@@ -18,6 +14,8 @@ from bert4keras_rwkv.models.reading import Reader
 from bert4keras_rwkv.models.texts import Prompts, token_ids
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights.files import named
+from bert4keras_rwkv.weights.formats.keras_h5 import write_preset
+from bert4keras_rwkv.weights.rules import export, rules_of
 
 NEW_TOKENS = 256  # how many `generate` writes when neither max_length nor sequence_length says it
 BUFFER = 64  # buffers of `generate` are multiples of this, so that few programs are compiled
@@ -222,17 +220,12 @@ class RWKV:
         )
 
     def save_to_preset(self, folder):
-        """Write config.json, model.weights.h5 and the vocabulary to a folder, each under a temporary name first."""
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as parts:
-            self.model.save_weights(os.path.join(parts, "model.weights.h5"))
-            keys = {**self.config.to_dict(), "dtype": self.backbone.variable_dtype}
-            with open(os.path.join(parts, "config.json"), "w", encoding="utf-8") as file:
-                json.dump(keys, file, indent=2)
-            if self.tokenizer is not None:
-                self.tokenizer.save(os.path.join(parts, "vocab.txt"))
-            for name in sorted(os.listdir(parts)):
-                shutil.move(os.path.join(parts, name), os.path.join(folder, name))
+        """Write config.json, model.weights.h5 and the vocabulary to a folder, whole or not at all."""
+        write_preset(folder, self.weights(), self.config, tokenizer=self.tokenizer)
+
+    def weights(self):
+        """The weights as lazy `weights.Tensors` under official names, as `write_pth` and others take them."""
+        return export(rules_of(self.config), self.backbone.variable_at)
 
     @classmethod
     def from_preset(cls, preset, **options):

@@ -25,21 +25,6 @@ def has_accelerator():
     return False
 
 
-def is_concrete(x):
-    """Whether `x` holds values now: not a Keras symbol, not a tensor of a function that is being traced."""
-    if isinstance(x, keras.KerasTensor):
-        return False
-    if name() == "jax":
-        import jax
-
-        return not isinstance(x, jax.core.Tracer)
-    if name() == "tensorflow":
-        import tensorflow as tf
-
-        return not tf.is_tensor(x) or hasattr(x, "numpy")
-    return True
-
-
 def accumulation_dtype(dtype):
     """The dtype of the recurrence for a compute dtype: float64 stays, everything else is float32."""
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"

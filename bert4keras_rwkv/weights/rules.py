@@ -1,7 +1,6 @@
 """Tables that say which tensor of a file fills which variable of a model. Loading is all or nothing.
 
-A version's layer file holds its table: `Rule("blocks.{i}.att.key.weight", "blocks/{i}/time_mix/key/kernel",
-TRANSPOSE)`.
+A version's layer file holds its table: `Rule("blocks.0.att.key.weight", "blocks/0/time_mix/key/kernel", TRANSPOSE)`.
 """
 
 from dataclasses import dataclass, field
@@ -22,12 +21,12 @@ MOST_LINES = 20
 class Rule:
     """One variable: the official name (or names) it comes from, its attribute path, and how the one becomes the other.
 
-    `{i}` stands for every block. Several names, a tuple, are combined into the one variable by
-    `transform.load(*arrays)`.
+    Several names, a tuple, are combined into the one variable by `transform.load(*arrays)`. A path of None: files may
+    hold this tensor, and the model does not use it.
     """
 
     source: str | tuple
-    path: str
+    path: str | None
     transform: Transform = field(default=IDENTITY)
 
     @property
@@ -35,48 +34,31 @@ class Rule:
         """The official names, always a tuple."""
         return (self.source,) if isinstance(self.source, str) else tuple(self.source)
 
-    def at(self, block):
-        """The rule for one block, with its number filled in."""
-        names = tuple(name.replace("{i}", str(block)) for name in self.names)
-        return Rule(names, self.path.replace("{i}", str(block)), self.transform)
 
-
-def rules_of(model):
-    """The table of a model ('rwkv6'), from its layer file, which is imported only now."""
-    return import_module(f"bert4keras_rwkv.layers.{model}").RULES
-
-
-def expanded(rules, n_layers):
-    """The rules with every block filled in, in the order of a released file: what comes before the blocks, block by
-    block, what comes after. A rule that names block 0 itself stands among the rules of that block.
+def rules_of(config):
+    """The table of a model, block after block in the order of a released file, from its layer file, which is imported
+    only now.
     """
-    inside = [index for index, rule in enumerate(rules) if rule.names[0].startswith("blocks.")]
-    first, last = (inside[0], inside[-1] + 1) if inside else (len(rules), len(rules))
-    result = list(rules[:first])
-    for block in range(n_layers):
-        for rule in rules[first:last]:
-            repeated = "{i}" in rule.names[0]
-            if repeated or rule.names[0].startswith(f"blocks.{block}."):
-                result.append(rule.at(block) if repeated else rule)
-    return result + list(rules[last:])
+    return import_module(f"bert4keras_rwkv.layers.{config.model}").rules(config)
 
 
-def assign(rules, mapping, variables, n_layers, optional=(), progress=None):
+def filled(rules):
+    """The rules that fill a variable."""
+    return [rule for rule in rules if rule.path is not None]
+
+
+def assign(rules, mapping, variables, progress=None):
     """Fill `variables` (path -> object with `shape`, `dtype`, `assign(array)`) from `mapping` (official name -> array).
 
     All or nothing: every problem is found from shapes alone and told in one `WeightsError` before anything is
-    assigned. Then one tensor at a time is read, cast to its variable's dtype and handed over. `optional` are official
-    names (with `{i}`) that may be in the file without a rule, or be missing though a rule wants them. `progress(done,
-    total)` follows.
+    assigned. Then one tensor at a time is read, cast to its variable's dtype and handed over. `progress(done, total)`
+    follows.
     """
-    optional = {name.replace("{i}", str(block)) for name in optional for block in range(n_layers)}
     tensors = as_tensors(mapping)
-    shapes = tensors.shapes
-    every = expanded(rules, n_layers)
-    wanted = [rule for rule in every if all(name in shapes or name not in optional for name in rule.names)]
-    ruled = {rule.path for rule in every}
+    wanted = filled(rules)
+    ruled = {rule.path for rule in wanted}
     holes = [f"no rule fills '{path}'" for path in variables if path not in ruled]
-    _refuse(_misfits(wanted, shapes, variables, optional) + holes)
+    _refuse(_misfits(rules, tensors.shapes, variables) + holes)
     for done, rule in enumerate(wanted, start=1):
         variable = variables[rule.path]
         variable.assign(_filled(rule, tensors, dtype_named(variable.dtype)))
@@ -84,13 +66,13 @@ def assign(rules, mapping, variables, n_layers, optional=(), progress=None):
             progress(done, len(wanted))
 
 
-def export(rules, get_variable, n_layers):
+def export(rules, get_variable):
     """A model's variables as lazy `Tensors` under official names, in the order of a released file.
 
     `get_variable(path)` gives an object with `shape` and `dtype` that NumPy turns into an array when a tensor is read.
     """
     entries = {}
-    for rule in expanded(rules, n_layers):
+    for rule in filled(rules):
         variable = get_variable(rule.path)
         dtype = dtype_named(variable.dtype)
         hollow = _parts(rule.transform.save(_hollow(tuple(variable.shape))))
@@ -100,36 +82,35 @@ def export(rules, get_variable, n_layers):
     return Tensors(entries)
 
 
-def in_order(rules, mapping, n_layers):
+def in_order(rules, mapping):
     """`mapping` in the order of a released file, which programs that take tensors by position rely on.
 
     A missing or extra name, or one whose shape its rule cannot use, is a `WeightsError` with all of them.
     """
-    wanted = expanded(rules, n_layers)
-    _refuse(_misfits(wanted, mapping.shapes, None, ()))
-    return Tensors({name: mapping.entry(name) for rule in wanted for name in rule.names}, mapping.metadata)
+    _refuse(_misfits(rules, mapping.shapes))
+    names = (name for rule in rules for name in rule.names if name in mapping)
+    return Tensors({name: mapping.entry(name) for name in names}, mapping.metadata)
 
 
-def to_variables(rules, mapping, n_layers):
+def to_variables(rules, mapping):
     """The other way round: `mapping` (official name -> array) as lazy `Tensors` under attribute paths.
 
     A missing or extra name, or one whose shape its rule cannot use, is a `WeightsError` with all of them.
     """
-    wanted = expanded(rules, n_layers)
     shapes, dtypes = mapping.shapes, mapping.dtypes
-    _refuse(_misfits(wanted, shapes, None, ()))
+    _refuse(_misfits(rules, shapes))
     entries = {}
-    for rule in wanted:
+    for rule in filled(rules):
         dtype = np.result_type(*(dtypes[name] for name in rule.names))
         entries[rule.path] = Tensor(_loaded_shape(rule, shapes), dtype, partial(_filled, rule, mapping, dtype))
     return Tensors(entries, mapping.metadata)
 
 
-def _misfits(rules, shapes, variables, optional):
+def _misfits(rules, shapes, variables=None):
     """Every reason why the file does not fit, as lines. Without variables only names and usable shapes are compared."""
     known = {name for rule in rules for name in rule.names}
-    lines = [f"no rule for '{name}' in the file" for name in shapes if name not in known and name not in optional]
-    for rule in rules:
+    lines = [f"no rule for '{name}' in the file" for name in shapes if name not in known]
+    for rule in filled(rules):
         variable = None if variables is None else variables.get(rule.path)
         absent = [name for name in rule.names if name not in shapes]
         source = ", ".join(f"'{name}'" for name in rule.names)

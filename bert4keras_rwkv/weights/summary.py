@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 
 from bert4keras_rwkv.config import RWKVConfig
-from bert4keras_rwkv.weights import bert4keras3, hdf5, keras_h5
+from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.files import CONFIG, config_beside, config_of, open_weights, weights_path
+from bert4keras_rwkv.weights.files import config_of, open_weights
+from bert4keras_rwkv.weights.formats import hdf5
+from bert4keras_rwkv.weights.formats.registry import format_of
+from bert4keras_rwkv.weights.preset import CONFIG, config_beside, weights_path
 from bert4keras_rwkv.weights.tensors import count
 
 
@@ -26,10 +29,8 @@ class Summary:
 
     @property
     def state_bytes(self):
-        """Bytes of the state of one sequence: float32 matrices, and shift vectors in float32 too."""
-        c = self.config
-        matrices = c.num_hidden_layers * c.num_attention_heads * c.attention_head_size**2
-        return 4 * (matrices + 2 * c.num_hidden_layers * c.hidden_size)
+        """Bytes of the state of one sequence, all of it in float32."""
+        return 4 * sum(map(count, RWKVState.shapes(self.config)))
 
 
 def summarise(path):
@@ -50,7 +51,8 @@ def summarise(path):
 
 def _entries(file):
     """Every `Tensor` of a file, and the config."""
-    if _is_ours(file):
+    known = format_of(file)
+    if known is not None and known.name == "preset":  # only a version's table could name its variables
         config = config_beside(file)
         if config is None:
             raise WeightsError(f"'{file}' says no sizes by itself. Put its '{CONFIG}' beside it.")
@@ -58,12 +60,3 @@ def _entries(file):
             return list(hdf5.data_sets(opened).values()), config
     with open_weights(file) as tensors:
         return [tensors.entry(name) for name in tensors], config_of(file, tensors)
-
-
-def _is_ours(file):
-    """Whether it is a `.weights.h5` of our own, whose variables only a version's table could name."""
-    with open(file, "rb") as opened:
-        if opened.read(8) != hdf5.MAGIC:
-            return False
-    with hdf5.open_hdf5(file) as opened:
-        return keras_h5.ROOT in opened and not bert4keras3.is_bert4keras3(opened)

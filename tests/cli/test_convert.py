@@ -65,7 +65,7 @@ def test_a_preset_that_exists_keeps_its_other_files(model, tmp_path):
 @pytest.mark.parametrize("target", ["a.gguf", "a.weights.h5", "a.bin"])
 def test_unknown_targets(model, tmp_path, capsys, target):
     assert main(["convert", str(model), str(tmp_path / target)]) == 1
-    assert "NAME.pth, NAME.safetensors, or a folder" in capsys.readouterr().err
+    assert "NAME.safetensors, NAME.pth, or a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["a.pth", "preset"])

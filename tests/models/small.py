@@ -5,8 +5,6 @@ from keras import ops
 
 from bert4keras_rwkv.models import build_transformer_model
 
-VERSIONS = ("rwkv6",)
-
 SIZES = {
     "vocab_size": 40,
     "hidden_size": 16,
@@ -14,14 +12,16 @@ SIZES = {
     "num_attention_heads": 2,
     "attention_head_size": 8,
     "intermediate_size": 24,
-    "decomposer_size": 4,
-    "time_decay_size": 3,
+}
+# What is run of each version: model and its own sizes.
+VERSIONS = {
+    "6": {"model": "rwkv6", "decomposer_size": 4, "time_decay_size": 3},
 }
 
 
-def small_model(version="rwkv6", seed=0, **options):
-    """An RWKV whose every weight is random."""
-    rwkv = build_transformer_model(model=version, **{**SIZES, **options})
+def small_model(version="6", seed=0, **options):
+    """An RWKV whose every weight is random. version: a key of `VERSIONS`."""
+    rwkv = build_transformer_model(**{**SIZES, **VERSIONS[version], **options})
     scatter(rwkv, seed)
     return rwkv
 

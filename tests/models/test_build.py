@@ -10,8 +10,9 @@ from keras import ops
 from bert4keras_rwkv.models import RWKV, build_transformer_model
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.weights import write_pth
-from tests.models.small import SIZES, arrays, assert_close, small_model, texts
-from tests.models.test_truths import official
+from tests.models.small import SIZES, VERSIONS, arrays, assert_close, small_model, texts
+
+RWKV6 = {**SIZES, **VERSIONS["6"]}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def ids():
 @pytest.fixture
 def checkpoint(rwkv, tmp_path):
     path = tmp_path / "small.pth"
-    write_pth(path, official(rwkv))
+    write_pth(path, rwkv.weights())
     return path
 
 
@@ -51,7 +52,7 @@ def test_version_and_sizes_come_from_the_file(rwkv, ids, checkpoint):
 
 def test_the_way_of_bert4keras(rwkv, ids, tmp_path):
     config, weights = tmp_path / "config.json", tmp_path / "model.weights.h5"
-    config.write_text(json.dumps(SIZES))
+    config.write_text(json.dumps(RWKV6))
     rwkv.model.save_weights(weights)
     model = build_transformer_model(
         config_path=config,
@@ -104,7 +105,7 @@ def test_floatx_as_people_set_it(ids):
 
 def test_half_precision_files_compute_in_float32_on_a_cpu(rwkv, tmp_path, caplog):
     path = tmp_path / "small.pth"
-    write_pth(path, official(rwkv), dtype="bfloat16")
+    write_pth(path, rwkv.weights(), dtype="bfloat16")
     model = build_transformer_model(checkpoint_path=path)
     assert model.backbone.compute_dtype == "float32"
     assert build_transformer_model(checkpoint_path=path, dtype="bfloat16").backbone.compute_dtype == "bfloat16"
@@ -123,12 +124,12 @@ def test_half_precision_files_compute_in_float32_on_a_cpu(rwkv, tmp_path, caplog
 )
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
-        build_transformer_model(**{"model": "rwkv6", **SIZES, **options})
+        build_transformer_model(**{**RWKV6, **options})
 
 
 def test_every_misfit_in_one_message(rwkv, checkpoint, tmp_path):
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({**SIZES, "intermediate_size": 32, "time_decay_size": 5}))
+    config.write_text(json.dumps({**RWKV6, "intermediate_size": 32, "time_decay_size": 5}))
     with pytest.raises(ValueError, match=r"(?s)weights do not fit.*time_decay_w1.*ffn.key"):
         build_transformer_model(config_path=config, checkpoint_path=checkpoint)
 

@@ -14,8 +14,13 @@ B, T = 2, 40
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-def rwkv(request):
-    return small_model(request.param)
+def version(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def rwkv(version):
+    return small_model(version)
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +108,8 @@ def test_a_state_of_one_row_broadcasts(rwkv, warm, rng):
     assert_close(arrays(*rwkv.forward(ids, warm[1])), arrays(*rwkv.forward(ids, repeated)), bar=1e-6)
 
 
-def test_kernels_agree(rwkv, warm, rng):
-    plain = small_model(rwkv.config.model, kernel="loop")
+def test_kernels_agree(version, rwkv, warm, rng):
+    plain = small_model(version, kernel="loop")
     ids = texts(rng, B, T)
     assert_close(arrays(*plain.forward(ids, warm)), arrays(*rwkv.forward(ids, warm)))
 
@@ -119,8 +124,8 @@ def test_keras_model_is_the_same_forward(rwkv, rng):
     np.testing.assert_allclose(got[seen], ops.convert_to_numpy(logits)[seen], atol=1e-4)
 
 
-def test_state_in_and_out_of_the_keras_model(rng):
-    rwkv = small_model(input_state=True, output_state=True, pad_token_id=None, sequence_length=8)
+def test_state_in_and_out_of_the_keras_model(version, rng):
+    rwkv = small_model(version, input_state=True, output_state=True, pad_token_id=None, sequence_length=8)
     ids = texts(rng, B, 16)
     logits, end = rwkv.forward(ids)
     zero = RWKVState.zeros(rwkv.config, B)
@@ -130,8 +135,8 @@ def test_state_in_and_out_of_the_keras_model(rng):
     assert [x.name for x in rwkv.model.inputs] == ["Input-Token", "Stack-States", "Stack-Last-X"]
 
 
-def test_documents_packed_in_a_row_are_documents_alone(rng):
-    rwkv = small_model(packed=True)
+def test_documents_packed_in_a_row_are_documents_alone(version, rng):
+    rwkv = small_model(version, packed=True)
     ids, reset = texts(rng, 1, 24), np.zeros((1, 24), "int32")
     reset[0, [0, 9, 10]] = 1
     got = rwkv.model.predict([ids, reset], verbose=0)
@@ -177,9 +182,9 @@ def test_streaming_is_generating(rwkv, rng):
         assert_close(arrays(0 * state.wkv, end), arrays(0 * state.wkv, state), bar=1e-5)
 
 
-def test_cache_model_continues_its_own_output(rwkv, rng):
+def test_cache_model_continues_its_own_output(version, rng):
     """build_cache_model with state and seeds: two calls of m are one of 2m, mask_output keeping the pad id out."""
-    rwkv = small_model(rwkv.config.model, mask_output=[0])
+    rwkv = small_model(version, mask_output=[0])
     options = {"end_token": None, "search_mode": "topp", "k": [0.9, 10], "output_state": True, "input_seed": True}
     long = rwkv.build_cache_model([16], input_state=True, **options)
     short = rwkv.build_cache_model([8], input_state=True, **options)
@@ -196,12 +201,12 @@ def test_cache_model_continues_its_own_output(rwkv, rng):
     np.testing.assert_array_equal(ops.convert_to_numpy(direct[0]), half)
 
 
-def test_weights_may_change_after_compiling(rwkv, rng):
+def test_weights_may_change_after_compiling(version, rng):
     """Programs take the weights as arguments: new values are used by the next call."""
-    model = small_model(rwkv.config.model)
+    model = small_model(version)
     ids = texts(rng, B, 16)
     before = ops.convert_to_numpy(model.forward(ids)[0])
     scatter(model, seed=9)
     after = ops.convert_to_numpy(model.forward(ids)[0])
     assert np.abs(after - before).max() > 0.1
-    assert_close([after], [ops.convert_to_numpy(small_model(rwkv.config.model, seed=9).forward(ids)[0])])
+    assert_close([after], [ops.convert_to_numpy(small_model(version, seed=9).forward(ids)[0])])

@@ -7,19 +7,10 @@ import pytest
 from keras import ops
 
 from bert4keras_rwkv.models import build_transformer_model
-from bert4keras_rwkv.models.build import variable_at
 from bert4keras_rwkv.state import RWKVState
-from bert4keras_rwkv.weights import export, write_pth
-from bert4keras_rwkv.weights.rules import rules_of
+from bert4keras_rwkv.weights import write_pth
 from tests.models import numpy_rwkv6
 from tests.models.small import arrays, assert_close, small_model, texts
-
-
-def official(rwkv):
-    """The weights under official names."""
-    return export(
-        rules_of(rwkv.config.model), lambda path: variable_at(rwkv.backbone, path), rwkv.config.num_hidden_layers
-    )
 
 
 def numpy_state(state, layers):
@@ -34,7 +25,7 @@ def test_numpy(options, rng):
     """1e-4 of float64, per tensor."""
     rwkv = small_model(**options)
     ids = texts(rng, 1, 50)
-    logits, state = numpy_rwkv6.forward(official(rwkv), ids[0])
+    logits, state = numpy_rwkv6.forward(rwkv.weights(), ids[0])
     got = arrays(*rwkv.forward(ids))
     assert_close(got, arrays(logits[None], numpy_state(state, rwkv.config.num_hidden_layers)))
 
@@ -47,7 +38,7 @@ def test_rwkv_package(tmp_path, rng, monkeypatch):
     monkeypatch.setenv("RWKV_CUDA_ON", "0")
     rwkv = small_model(hidden_size=64, num_attention_heads=1, attention_head_size=64, intermediate_size=224)
     path = tmp_path / "small.pth"
-    write_pth(path, official(rwkv))
+    write_pth(path, rwkv.weights())
     from rwkv.model import RWKV
 
     theirs = RWKV(model=str(path.with_suffix("")), strategy="cpu fp32")

@@ -6,22 +6,31 @@ import pytest
 
 from bert4keras_rwkv.weights import Rule, WeightsError, assign, export, open_weights, tensors, write_pth
 from bert4keras_rwkv.weights.placing import laid_out
-from bert4keras_rwkv.weights.rules import expanded, to_variables
-from bert4keras_rwkv.weights.tensors import Tensor, Tensors
+from bert4keras_rwkv.weights.rules import in_order, to_variables
+from bert4keras_rwkv.weights.tensors import Tensor, Tensors, as_tensors
 from bert4keras_rwkv.weights.transforms import STACK, TRANSPOSE, VECTOR, columns
 
 pytestmark = pytest.mark.backend_free
 
-RULES = [
-    Rule("emb.weight", "embed/embeddings"),
-    Rule("blocks.{i}.ln1.weight", "blocks/{i}/ln1/gamma"),
-    Rule("blocks.0.ln0.weight", "ln0/gamma"),
-    Rule(("blocks.{i}.att.maa_w", "blocks.{i}.att.maa_k"), "blocks/{i}/time_mix/mix", STACK),
-    Rule("blocks.{i}.att.maa_w1", "blocks/{i}/time_mix/low", columns(2)),
-    Rule("blocks.{i}.att.decay", "blocks/{i}/time_mix/decay", VECTOR),
-    Rule("blocks.{i}.att.key.weight", "blocks/{i}/time_mix/key/kernel", TRANSPOSE),
-    Rule("head.weight", "head/kernel", TRANSPOSE),
-]
+
+def rules(layers=2):
+    """The table of a model of so many blocks."""
+    table = [Rule("emb.weight", "embed/embeddings")]
+    for i in range(layers):
+        table.append(Rule(f"blocks.{i}.ln1.weight", f"blocks/{i}/ln1/gamma"))
+        if i == 0:
+            table.append(Rule("blocks.0.ln0.weight", "ln0/gamma"))
+        table += [
+            Rule((f"blocks.{i}.att.maa_w", f"blocks.{i}.att.maa_k"), f"blocks/{i}/time_mix/mix", STACK),
+            Rule(f"blocks.{i}.att.maa_w1", f"blocks/{i}/time_mix/low", columns(2)),
+            Rule(f"blocks.{i}.att.unused", None),
+            Rule(f"blocks.{i}.att.decay", f"blocks/{i}/time_mix/decay", VECTOR),
+            Rule(f"blocks.{i}.att.key.weight", f"blocks/{i}/time_mix/key/kernel", TRANSPOSE),
+        ]
+    return [*table, Rule("head.weight", "head/kernel", TRANSPOSE)]
+
+
+RULES = rules()
 
 
 class Variable:
@@ -60,7 +69,7 @@ def file(rng):
 
 def test_every_variable_is_filled_as_its_rule_says(file):
     model = variables()
-    assign(RULES, file, model, 2)
+    assign(RULES, file, model)
     np.testing.assert_array_equal(model["embed/embeddings"].value, file["emb.weight"])
     np.testing.assert_array_equal(model["head/kernel"].value, file["head.weight"].T)
     for i in range(2):
@@ -73,15 +82,15 @@ def test_every_variable_is_filled_as_its_rule_says(file):
 def test_there_and_back_is_the_same_file(file, same):
     """Names, their order, shapes, dtypes and bits."""
     model = variables()
-    assign(RULES, file, model, 2)
-    same(export(RULES, model.__getitem__, 2), file)
-    paths = to_variables(RULES, Tensors({n: Tensor(a.shape, a.dtype, lambda a=a: a) for n, a in file.items()}), 2)
-    same(export(RULES, lambda path: paths.entry(path), 2), file)
+    assign(RULES, file, model)
+    same(export(RULES, model.__getitem__), file)
+    paths = to_variables(RULES, Tensors({n: Tensor(a.shape, a.dtype, lambda a=a: a) for n, a in file.items()}))
+    same(export(RULES, lambda path: paths.entry(path)), file)
 
 
 def test_export_reads_nothing_until_asked():
     """Shapes and dtypes come from the variables' own, so that a large model can be written tensor by tensor."""
-    exported = export(RULES, variables("bfloat16").__getitem__, 2)  # its variables have no value yet
+    exported = export(RULES, variables("bfloat16").__getitem__)  # its variables have no value yet
     assert exported.shapes["blocks.1.att.maa_k"] == (1, 1, 4)
     assert exported.dtypes["head.weight"] == ml_dtypes.bfloat16
 
@@ -89,7 +98,7 @@ def test_export_reads_nothing_until_asked():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_tensors_take_the_dtype_of_their_variable(file, dtype):
     model = variables(dtype)
-    assign(RULES, file, model, 2)
+    assign(RULES, file, model)
     assert {str(variable.value.dtype) for variable in model.values()} == {dtype}
     np.testing.assert_array_equal(
         model["ln0/gamma"].value, file["blocks.0.ln0.weight"].astype(model["ln0/gamma"].value.dtype)
@@ -103,7 +112,7 @@ def test_all_problems_in_one_message_and_nothing_assigned(file):
     file["blocks.1.att.key.weight"] = np.zeros((4, 4))
     file["blocks.0.att.maa_w"] = np.zeros((1, 1, 3))
     with pytest.raises(WeightsError) as caught:
-        assign(RULES, file, model, 2)
+        assign(RULES, file, model)
     assert str(caught.value).splitlines() == [
         "4 weights do not fit:",
         "  no rule for 'oops' in the file",
@@ -117,36 +126,35 @@ def test_all_problems_in_one_message_and_nothing_assigned(file):
 
 def test_a_long_list_is_cut(file):
     with pytest.raises(WeightsError, match=r"42 weights do not fit:\n(  .*\n){20}  and 22 more$"):
-        assign(RULES, {f"{name}.{i}": file["emb.weight"] for i in range(14) for name in "abc"} | file, variables(), 2)
+        assign(RULES, {f"{name}.{i}": file["emb.weight"] for i in range(14) for name in "abc"} | file, variables())
 
 
 def test_another_depth_is_an_error(file):
     with pytest.raises(WeightsError, match=r"no rule for 'blocks\.1\.ln1\.weight'"):
-        assign(RULES, file, variables(layers=1), 1)
+        assign(rules(1), file, variables(layers=1))
     with pytest.raises(WeightsError, match="fills 'blocks/2/ln1/gamma'"):
-        assign(RULES, file, variables(layers=3), 3)
+        assign(rules(3), file, variables(layers=3))
 
 
 def test_a_hole_in_the_table_is_an_error(file):
     with pytest.raises(WeightsError, match="no rule fills 'extra'"):
-        assign(RULES, file, variables() | {"extra": Variable((3,))}, 2)
+        assign(RULES, file, variables() | {"extra": Variable((3,))})
     with pytest.raises(WeightsError, match="the model has no 'ln0/gamma'"):
-        assign(RULES, file, {path: v for path, v in variables().items() if path != "ln0/gamma"}, 2)
+        assign(RULES, file, {path: v for path, v in variables().items() if path != "ln0/gamma"})
 
 
-def test_optional_names_may_be_there_or_not(file):
-    """One in the file without a rule is left alone; a missing one leaves its variable as it was."""
-    model = variables()
-    file["blocks.1.att.time_state"] = np.zeros((2, 2, 2))
-    del file["blocks.1.ln1.weight"]
-    assign(RULES, file, model, 2, optional=("blocks.{i}.att.time_state", "blocks.{i}.ln1.weight"))
-    assert model["blocks/1/ln1/gamma"].value is None
-    assert model["blocks/0/ln1/gamma"].value is not None
+def test_tensors_that_are_not_used_may_be_there_or_not(file):
+    """They fill nothing, and keep their place in the order of a released file."""
+    names = list(file)
+    file["blocks.1.att.unused"] = np.zeros((2, 2, 2))
+    assign(RULES, file, variables())
+    names.insert(names.index("blocks.1.att.decay"), "blocks.1.att.unused")
+    assert list(in_order(RULES, as_tensors(file))) == names
 
 
 def test_progress_counts_to_the_end(file):
     seen = []
-    assign(RULES, file, variables(), 2, progress=lambda done, total: seen.append((done, total)))
+    assign(RULES, file, variables(), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(n, 13) for n in range(1, 14)]
 
 
@@ -163,8 +171,8 @@ def test_one_tensor_at_a_time(file):
 
     lazy = Tensors({name: Tensor(a.shape, a.dtype, reading(a)) for name, a in file.items()})
     model = {path: Noting(variable.shape) for path, variable in variables().items()}
-    assign(RULES, lazy, model, 2)
-    singles = [rule for rule in expanded(RULES, 2) if len(rule.names) == 1]
+    assign(RULES, lazy, model)
+    singles = [rule for rule in RULES if len(rule.names) == 1 and rule.path]
     assert log.count("read") == len(file)
     assert "assigned read assigned" in " ".join(log) and len(singles) < len(file)
     assert "read read read" not in " ".join(log)  # two at most: the vectors that are stacked
@@ -173,12 +181,12 @@ def test_one_tensor_at_a_time(file):
 def test_pieces_make_the_whole(file, monkeypatch, tmp_path):
     """A tensor read a few rows at a time fills its variable as one read at once, from memory or from a file."""
     expected, found = variables("float16"), variables("float16")
-    assign(RULES, file, expected, 2)
+    assign(RULES, file, expected)
     write_pth(tmp_path / "a.pth", file)
     monkeypatch.setattr(tensors, "PIECE", 20)
     with open_weights(tmp_path / "a.pth") as lazy:
         assert len(list(lazy.entry("emb.weight").pieces())) == 5
-        assign(RULES, lazy, found, 2)
+        assign(RULES, lazy, found)
     for path, variable in expected.items():
         np.testing.assert_array_equal(found[path].value, variable.value)
 

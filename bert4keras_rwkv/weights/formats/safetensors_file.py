@@ -8,8 +8,11 @@ import json
 import struct
 
 from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.reader import Reader
 from bert4keras_rwkv.weights.tensors import Tensors, count, dtype_named, officially_named
+from bert4keras_rwkv.weights.whole import whole_file
+from bert4keras_rwkv.weights.write import bytes_of, cast, report
 
 LARGEST_HEADER = 100_000_000  # the format's own limit
 
@@ -30,7 +33,7 @@ NAMES = {
 }
 
 
-def open_safetensors(path):
+def open_safetensors(path, config=None):
     """The tensors of a `.safetensors` file under their official names, lazily. Damage is a `WeightsError`."""
     reader = Reader(path)
     try:
@@ -44,6 +47,17 @@ def open_safetensors(path):
     except WeightsError:
         reader.close()
         raise
+
+
+def write_safetensors(path, mapping, dtype=None, metadata=None, progress=None):
+    """Write official name -> array as `.safetensors`; arguments as for `write_pth`, `metadata` a dict of texts."""
+    tensors = cast(mapping, dtype)
+    with whole_file(path) as unfinished, open(unfinished, "wb") as file:
+        file.write(header_of(tensors, {"format": "pt"} | (metadata or {})))
+        for index, name in enumerate(tensors):
+            for part in bytes_of(tensors, name):
+                file.write(part)
+            report(progress, index + 1, tensors)
 
 
 def header_of(tensors, metadata=None):
@@ -89,3 +103,23 @@ def _tensor(reader, name, said, start):
     if not whole or len(shape) > 8 or end - begin != count(shape) * dtype.itemsize or start + end > reader.size:
         raise reader.broken(f"the header says of '{name}': {str(said)[:200]}, which cannot be")
     return reader.tensor(start + begin, shape, dtype)
+
+
+def is_safetensors(path, start):
+    """Whether its header begins where one begins."""
+    return start[8:9] == b"{"
+
+
+def _write(path, tensors, config, dtype=None, tokenizer=None, progress=None):
+    write_safetensors(path, tensors, dtype, progress=progress)
+
+
+FORMAT = Format(
+    "safetensors",
+    "`.safetensors` of a `.pth`",
+    ("4", "5", "6", "7"),
+    is_safetensors,
+    open_safetensors,
+    ".safetensors",
+    _write,
+)

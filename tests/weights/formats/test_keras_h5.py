@@ -9,11 +9,9 @@ import pytest
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_keras_h5
-from bert4keras_rwkv.weights.keras_h5 import h5_path, open_keras_h5
-from bert4keras_rwkv.weights.rules import expanded, rules_of
+from bert4keras_rwkv.weights.formats.keras_h5 import h5_path, open_keras_h5
+from bert4keras_rwkv.weights.rules import filled, rules_of
 from bert4keras_rwkv.weights.tensors import as_tensors
-
-RULES = rules_of("rwkv6")
 
 
 @pytest.fixture
@@ -40,7 +38,7 @@ def data_sets(path):
 def test_keras_reads_what_we_write(tmp_path, official, config):
     """The same variables as from the official names, bit for bit, and the same groups as Keras itself makes."""
     path, again = str(tmp_path / "a.weights.h5"), str(tmp_path / "b.weights.h5")
-    write_keras_h5(path, official, RULES, 2)
+    write_keras_h5(path, official, config)
     model = build_transformer_model(**config.to_dict(), return_keras_model=True)
     model.load_weights(path)
     model.save_weights(again)
@@ -55,7 +53,7 @@ def test_we_read_what_keras_writes(tmp_path, official, config, same, dtype):
     path = str(tmp_path / "a.weights.h5")
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
     expected = {name: array.astype(kind) for name, array in official.items()}
-    write_keras_h5(path, official, RULES, 2, dtype=dtype)
+    write_keras_h5(path, official, config, dtype=dtype)
     with open_keras_h5(path, config) as tensors:
         same(tensors, expected)
     model = build_transformer_model(**config.to_dict(), return_keras_model=True, dtype=dtype)
@@ -67,31 +65,31 @@ def test_we_read_what_keras_writes(tmp_path, official, config, same, dtype):
 
 def test_a_config_beside_it_or_given(tmp_path, official, config):
     path = tmp_path / "a.weights.h5"
-    write_keras_h5(path, official, RULES, 2)
+    write_keras_h5(path, official, config)
     with pytest.raises(WeightsError, match=r"Put its 'config\.json' beside it"):
         open_weights(path)
 
 
 def test_another_depth_is_named(tmp_path, official, config):
     path = tmp_path / "a.weights.h5"
-    write_keras_h5(path, official, RULES, 2)
+    write_keras_h5(path, official, config)
     other = RWKVConfig.from_dict({**config.to_dict(), "num_hidden_layers": 1})
     with pytest.raises(WeightsError, match="no rule for 'layers/backbone/blocks/block_1/"):
         open_weights(path, other)
 
 
-def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path, official):
+def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path, official, config):
     del official["emb.weight"]
     official["extra"] = np.zeros(3)
     with pytest.raises(
         WeightsError, match=r"2 weights do not fit:\n  no rule for 'extra'.*\n  nothing in the file fills 'embed"
     ):
-        write_keras_h5(tmp_path / "a.weights.h5", as_tensors(official), RULES, 2)
+        write_keras_h5(tmp_path / "a.weights.h5", as_tensors(official), config)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_rule_has_a_place_of_its_own():
-    places = [h5_path(rule.path) for rule in expanded(RULES, 3)]
+def test_every_rule_has_a_place_of_its_own(config):
+    places = [h5_path(rule.path) for rule in filled(rules_of(config))]
     assert len(set(places)) == len(places)
     assert h5_path("blocks/0/ln1/gamma") == "layers/backbone/blocks/block/ln1/vars/0"
     assert h5_path("blocks/2/time_mix/key/kernel") == "layers/backbone/blocks/block_2/time_mix/key/vars/0"

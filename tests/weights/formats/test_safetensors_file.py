@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_safetensors
-from bert4keras_rwkv.weights.safetensors_file import open_safetensors
+from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors
 
 pytestmark = pytest.mark.backend_free
 

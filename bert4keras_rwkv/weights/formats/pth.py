@@ -7,15 +7,18 @@ import zipfile
 import numpy as np
 
 from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.pickled import LARGEST_PICKLE, View, unpickle
+from bert4keras_rwkv.weights.formats.pickled import LARGEST_PICKLE, View, unpickle
+from bert4keras_rwkv.weights.formats.pth_writer import write_pth
+from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.reader import Reader
 from bert4keras_rwkv.weights.tensors import Tensor, Tensors, count, officially_named
 
+STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
 
-def open_pth(path):
+def open_pth(path, config=None):
     """The tensors of a `.pth` under their official names, lazily; what is no tensor goes to `metadata`.
 
     Anything damaged, or that asks to run something, is a `WeightsError`; nothing is executed.
@@ -153,3 +156,15 @@ def _in_order(view):
             return False
         expected *= size
     return True
+
+
+def is_pth(path, start):
+    """Whether it begins like a zip or a pickle."""
+    return start.startswith(STARTS)
+
+
+def _write(path, tensors, config, dtype=None, tokenizer=None, progress=None):
+    write_pth(path, tensors, dtype, progress)
+
+
+FORMAT = Format("pth", "official `.pth`", ("4", "5", "6", "7"), is_pth, open_pth, ".pth", _write)

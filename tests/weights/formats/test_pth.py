@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_pth
-from bert4keras_rwkv.weights.pth import open_pth
+from bert4keras_rwkv.weights.formats.pth import open_pth
 
 pytestmark = pytest.mark.backend_free
 

@@ -7,19 +7,23 @@ and are joined here in the order w, k, v, r, g; GroupNorm is two affine maps, on
 import numpy as np
 
 from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.hdf5 import data_sets, open_hdf5
+from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, open_hdf5
+from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.tensors import Tensor, Tensors
 
 ORDER = "wkvrg"
 DENSES = {"receptance": "dense_r", "key": "dense_k", "value": "dense_v", "output": "dense_o", "gate": "dense_g"}
 
 
-def is_bert4keras3(file):
-    """Whether an open HDF5 file has the groups of an RWKV-6 of bert4keras3."""
-    return "layers/time_mix/dense_xw" in file and "layers/channel_mix" in file
+def is_bert4keras3(path, start):
+    """Whether it is an HDF5 file with the groups of an RWKV-6 of bert4keras3."""
+    if not start.startswith(MAGIC):
+        return False
+    with open_hdf5(path) as file:
+        return "layers/time_mix/dense_xw" in file and "layers/channel_mix" in file
 
 
-def open_bert4keras3(path):
+def open_bert4keras3(path, config=None):
     """The weights as lazy `Tensors`. A group that is missing, or one too many, is a `WeightsError`."""
     file = open_hdf5(path)
     try:
@@ -125,3 +129,6 @@ class _Noted(dict):
     def __getitem__(self, name):
         self.asked.add(name)
         return super().__getitem__(name)
+
+
+FORMAT = Format("bert4keras3", "bert4keras3's `.weights.h5`", ("6",), is_bert4keras3, open_bert4keras3)

@@ -1,0 +1,97 @@
+"""Our own `.weights.h5`, as Keras saves `RWKV.model`: its one layer with weights is the backbone.
+
+An attribute path becomes a group: 'blocks/3/time_mix/key/kernel' lies at
+'layers/backbone/blocks/block_3/time_mix/key/vars/0'. Layers of Keras number their variables, ours save them under
+their names.
+"""
+
+import json
+import re
+
+import h5py
+
+from bert4keras_rwkv.tokenizers import VOCABULARY_NAME
+from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, open_hdf5
+from bert4keras_rwkv.weights.formats.registry import Format
+from bert4keras_rwkv.weights.preset import CONFIG, WEIGHTS, config_beside
+from bert4keras_rwkv.weights.rules import export, filled, rules_of, to_variables
+from bert4keras_rwkv.weights.tensors import Tensors, dtype_named
+from bert4keras_rwkv.weights.whole import whole_file, whole_folder
+from bert4keras_rwkv.weights.write import cast, report
+
+ROOT = "layers/backbone"
+OWN_NORM = "norm"  # our HeadNorm has the names that Keras' LayerNormalization numbers
+NUMBERED = {"kernel": "0", "bias": "1", "gamma": "0", "beta": "1", "embeddings": "0"}
+
+
+def h5_path(path):
+    """Where Keras keeps the variable of an attribute path."""
+    *layers, variable = path.split("/")
+    folder = "/".join([ROOT, *layers])
+    folder = re.sub(r"/blocks/(\d+)", lambda found: f"/blocks/block{'' if found[1] == '0' else '_' + found[1]}", folder)
+    own = layers and layers[-1] == OWN_NORM
+    return f"{folder}/vars/{variable if own else NUMBERED.get(variable, variable)}"
+
+
+def is_keras_h5(path, start):
+    """Whether it is an HDF5 file with the groups of our own."""
+    if not start.startswith(MAGIC):
+        return False
+    with open_hdf5(path) as file:
+        return ROOT in file
+
+
+def open_keras_h5(path, config=None):
+    """The weights of a saved `RWKV.model` as lazy `Tensors` under official names.
+
+    config: version and sizes; None: from the `config.json` beside the file.
+    """
+    config = config or config_beside(path)
+    if config is None:
+        raise WeightsError(f"'{path}' needs the model's sizes. Put its '{CONFIG}' beside it, or give the config.")
+    file = open_hdf5(path)
+    try:
+        found = data_sets(file)
+        rules = rules_of(config)
+        wanted = {h5_path(rule.path) for rule in filled(rules)}
+        missing, extra = sorted(wanted - set(found)), sorted(set(found) - wanted)
+        if missing or extra:
+            lines = [f"nothing at '{name}'" for name in missing] + [f"no rule for '{name}'" for name in extra]
+            raise WeightsError(
+                f"'{path}' does not hold the weights of this {config.model} with {config.num_hidden_layers} layers:\n  "
+                + "\n  ".join(lines[:20])
+            )
+        tensors = export(rules, lambda name: found[h5_path(name)])
+    except BaseException:
+        file.close()
+        raise
+    return Tensors({name: tensors.entry(name) for name in tensors}, {}, file.close)
+
+
+def write_keras_h5(path, mapping, config, dtype=None, progress=None):
+    """Write official name -> array as the `.weights.h5` that `RWKV.model.load_weights` reads.
+
+    Names that are missing or too many, or shapes that cannot be, are one `WeightsError`, before anything is written.
+    """
+    variables = to_variables(rules_of(config), cast(mapping, dtype))
+    with whole_file(path) as unfinished, h5py.File(unfinished, "w") as file:
+        for index, name in enumerate(variables):
+            item = file.create_dataset(h5_path(name), data=variables[name])
+            if variables.entry(name).dtype == dtype_named("bfloat16"):
+                item.attrs["dtype"] = "bfloat16"  # how Keras marks its two opaque bytes
+            report(progress, index + 1, variables)
+
+
+def write_preset(folder, tensors, config, dtype=None, tokenizer=None, progress=None):
+    """A preset folder: config.json, model.weights.h5 and, if there is one, the vocabulary."""
+    with whole_folder(folder) as unfinished:
+        write_keras_h5(unfinished / WEIGHTS, tensors, config, dtype, progress)
+        keys = {**config.to_dict(), "dtype": str(dtype or tensors.dtypes["head.weight"])}
+        (unfinished / CONFIG).write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(unfinished / VOCABULARY_NAME)
+
+
+VERSIONS = ("4", "5", "6", "7")
+FORMAT = Format("preset", "our preset folder and `.weights.h5`", VERSIONS, is_keras_h5, open_keras_h5, "", write_preset)
