@@ -1,6 +1,7 @@
 """The model against independent implementations: NumPy, the `rwkv` package, recorded answers."""
 
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -9,8 +10,7 @@ from keras import ops
 from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights import write_pth
-from tests.models import numpy_rwkv6
-from tests.models.small import arrays, assert_close, small_model, texts
+from tests.models.small import VERSIONS, arrays, assert_close, small_model, texts
 
 
 def numpy_state(state, layers):
@@ -20,14 +20,23 @@ def numpy_state(state, layers):
     return RWKVState(wkv[None], shift[None, :, None])
 
 
-@pytest.mark.parametrize("options", [{}, {"num_attention_heads": 1, "attention_head_size": 16, "decomposer_size": 1}])
-def test_numpy(options, rng):
-    """1e-4 of float64, per tensor."""
-    rwkv = small_model(**options)
+def check_numpy(version, rng, **options):
+    """A model is its NumPy oracle: 1e-4 of float64, per tensor."""
+    rwkv = small_model(version, **options)
+    oracle = import_module(f"tests.models.numpy_{rwkv.config.model}")
     ids = texts(rng, 1, 50)
-    logits, state = numpy_rwkv6.forward(rwkv.weights(), ids[0])
-    got = arrays(*rwkv.forward(ids))
-    assert_close(got, arrays(logits[None], numpy_state(state, rwkv.config.num_hidden_layers)))
+    logits, state = oracle.forward(rwkv.weights(), ids[0])
+    want = arrays(logits[None], numpy_state(state, rwkv.config.num_hidden_layers))
+    assert_close(arrays(*rwkv.forward(ids)), want)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_numpy(version, rng):
+    check_numpy(version, rng)
+
+
+def test_one_head_and_ranks_of_one(rng):
+    check_numpy("6", rng, num_attention_heads=1, attention_head_size=16, decomposer_size=1, time_decay_size=1)
 
 
 @pytest.mark.live
@@ -52,28 +61,45 @@ def test_rwkv_package(tmp_path, rng, monkeypatch):
     assert_close(arrays(*reread.forward(ids)), want)
 
 
+def reference(oracles, version, **options):
+    """The model of a reference file, and its recorded answers."""
+    folder = oracles / "reference"
+    rwkv = build_transformer_model(checkpoint_path=folder / f"reference_{version}.pth", **options)
+    return rwkv, np.load(folder / f"reference_{version}.npz", allow_pickle=True)
+
+
+def recorded_state(answers, prefix, config):
+    """A state as the `rwkv` package lists it, as ours. It keeps the matrices of RWKV-7, alone, as [value, key]."""
+    each = 5 if config.model == "rwkv4" else 3
+    layers = [
+        [answers[f"{prefix}_{each * i + j}"].astype("float32") for j in range(each)]
+        for i in range(config.num_hidden_layers)
+    ]
+    shift = np.stack([x for layer in layers for x in (layer[0], layer[-1])])
+    wkv = np.stack([np.stack(layer[1:-1]) if each == 5 else layer[1] for layer in layers])
+    if config.model == "rwkv7":
+        wkv = np.swapaxes(wkv, -1, -2)
+    return RWKVState(wkv[None], shift[None, :, None])
+
+
 @pytest.mark.oracle
-def test_reference_answers(oracles):
-    rwkv = build_transformer_model(checkpoint_path=oracles / "reference/reference_6.pth")
-    answers = np.load(oracles / "reference/reference_6.npz", allow_pickle=True)
-
-    def state(prefix):
-        wkv = np.stack([answers[f"{prefix}_{3 * i + 1}"] for i in range(2)])
-        shift = np.stack([answers[f"{prefix}_{3 * i + j}"] for i in range(2) for j in (0, 2)])
-        return RWKVState(wkv[None], shift[None, :, None].astype("float32"))
-
+@pytest.mark.parametrize("version", [version for version in VERSIONS if " " not in version])
+def test_reference_answers(oracles, version):
+    rwkv, answers = reference(oracles, version)
     ids = answers["tokens"][None]
-    assert_close(arrays(*rwkv.forward(ids)), arrays(answers["logits"][None], state("state")))
-    begun = rwkv.forward(ids, state("init"))
-    assert_close(arrays(*begun), arrays(answers["logits_init"][None], state("state_init")))
+    end = recorded_state(answers, "state", rwkv.config)
+    assert_close(arrays(*rwkv.forward(ids)), arrays(answers["logits"][None], end))
+    begun = rwkv.forward(ids, recorded_state(answers, "init", rwkv.config))
+    end = recorded_state(answers, "state_init", rwkv.config)
+    assert_close(arrays(*begun), arrays(answers["logits_init"][None], end))
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize(("dtype", "bar"), [("bfloat16", 0.08), ("float16", 0.01)])
-def test_reference_answers_in_half_precision(oracles, dtype, bar):
-    """The bars that other implementations keep on this model, whose logits have a standard deviation of 1.5."""
-    rwkv = build_transformer_model(checkpoint_path=oracles / "reference/reference_6.pth", dtype=dtype)
-    answers = np.load(oracles / "reference/reference_6.npz", allow_pickle=True)
+@pytest.mark.parametrize("version", [version for version in VERSIONS if " " not in version])
+def test_reference_answers_in_half_precision(oracles, version, dtype, bar):
+    """The bars that other implementations keep on these models, whose logits have a standard deviation of 1.5."""
+    rwkv, answers = reference(oracles, version, dtype=dtype)
     logits = ops.convert_to_numpy(rwkv.forward(answers["tokens"][None])[0])[0]
     assert np.abs(logits - answers["logits"]).max() < bar
 

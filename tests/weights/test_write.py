@@ -106,14 +106,16 @@ def test_a_file_that_is_whole_takes_its_name(tmp_path):
 FULL = """
     import resource, signal, sys
     import numpy as np
-    from bert4keras_rwkv.weights import write_pth, write_safetensors, write_keras_h5, Rule
+    from bert4keras_rwkv.config import RWKVConfig
+    from bert4keras_rwkv.weights import write_keras_h5, write_pth, write_safetensors
+    from tests.official import official_weights
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-    tensors = {f"t{i}": np.ones((256, 256), np.float32) for i in range(8)}
+    tensors = official_weights("6", np.random.default_rng(0), heads=4, head_size=64)
     kind, path = sys.argv[1:]
     if kind == "h5":
-        write_keras_h5(path, tensors, [Rule(name, name) for name in tensors], 0)
+        write_keras_h5(path, tensors, RWKVConfig.from_shapes({name: t.shape for name, t in tensors.items()}))
     else:
         {"pth": write_pth, "safetensors": write_safetensors}[kind](path, tensors)
 """
