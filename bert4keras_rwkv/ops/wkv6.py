@@ -8,6 +8,7 @@ The plain loop is the truth; the chunked form is what runs. Both are float32 ins
 from keras import ops
 
 from bert4keras_rwkv.ops import backend
+from bert4keras_rwkv.ops.chunks import chunk_length, join, real, segments, split, start_like, transposed
 from bert4keras_rwkv.ops.kernels.choose import chosen
 from bert4keras_rwkv.ops.scan import scan
 
@@ -23,7 +24,7 @@ def wkv6_loop(r, w, k, v, u, state, present=None, reset=None, start=None):
 
     def step(S, x):
         if reset is not None:
-            S = ops.where(x[4][:, None, None, None], _start(start, S), S)
+            S = ops.where(x[4][:, None, None, None], start_like(start, S), S)
         y, S = _token(*x[:4], u, S)
         return S, y
 
@@ -35,7 +36,7 @@ def wkv6_step(r, w, k, v, u, state, present=None, reset=None, start=None):
     """`wkv6` for T = 1: one pass over the state, no loop."""
     r, w, k, v, u, state = prepare(r, w, k, v, u, state, present)
     if reset is not None:
-        state = ops.where(real(reset, present)[:, :1, None, None], _start(start, state), state)
+        state = ops.where(real(reset, present)[:, :1, None, None], start_like(start, state), state)
     y, state = _token(r[:, 0], w[:, 0], k[:, 0], v[:, 0], u, state)
     return y[:, None], state
 
@@ -47,19 +48,9 @@ def wkv6_chunked(r, w, k, v, u, state, present=None, reset=None, start=None, chu
     all at most 1, built up over blocks of 1, 2, 4, ... tokens (see `_scores`).
     """
     r, w, k, v, u, state = prepare(r, w, k, v, u, state, present)
-    H, N = r.shape[2], r.shape[3]
-    T = ops.shape(r)[1]
-    while isinstance(T, int) and chunk >= 2 * T:
-        chunk //= 2
-    count = (T + chunk - 1) // chunk
-
-    def chunks(x):  # (B, T, ...) -> (count, B * H, chunk, N), (count, B, chunk) for what has no heads
-        x = ops.pad(x, ((0, 0), (0, count * chunk - T)) + ((0, 0),) * (len(x.shape) - 2))
-        x = ops.reshape(x, (-1, count, chunk, *x.shape[2:]))
-        return ops.reshape(ops.transpose(x, (1, 0, 3, 2, 4)), (count, -1, chunk, N))
-
-    xs = tuple(chunks(x) for x in (r, w, k, v))
-    B = ops.shape(state)[0]
+    B, T, H, N = ops.shape(r)
+    chunk = chunk_length(T, chunk)
+    xs = tuple(split(x, chunk) for x in (r, w, k, v))
     u = ops.reshape(ops.broadcast_to(u[None], (B, H, N)), (-1, 1, N))
     state = ops.reshape(state, (-1, N, N))
     if reset is None:
@@ -68,13 +59,10 @@ def wkv6_chunked(r, w, k, v, u, state, present=None, reset=None, start=None, chu
             r, w, k, v = x
             scores, r, k, decay = _scores(r, w, k, u)
             y = ops.matmul(scores, v) + ops.matmul(r, S)
-            return decay[..., None] * S + ops.matmul(_t(k), v), y
+            return decay[..., None] * S + ops.matmul(transposed(k), v), y
 
     else:
-        segments = ops.pad(ops.cast(real(reset, present), "int32"), ((0, 0), (0, count * chunk - T)))
-        segments = ops.cumsum(ops.reshape(segments, (-1, count, chunk)), axis=-1)
-        segments = ops.repeat(ops.transpose(segments, (1, 0, 2)), H, axis=1)
-        xs = (*xs, segments)
+        xs = (*xs, segments(real(reset, present), chunk, H))
         first = None
         if start is not None:
             first = ops.cast(ops.broadcast_to(start, (B, H, N, N)), state.dtype)
@@ -84,8 +72,7 @@ def wkv6_chunked(r, w, k, v, u, state, present=None, reset=None, start=None, chu
             return _chunk_with_resets(*x, u, S, first)
 
     state, y = scan(step, state, xs)
-    y = ops.transpose(ops.reshape(y, (count, -1, H, chunk, N)), (1, 0, 3, 2, 4))
-    return ops.reshape(y, (-1, count * chunk, H, N))[:, :T], ops.reshape(state, (-1, H, N, N))
+    return join(y, T, H), ops.reshape(state, (-1, H, N, N))
 
 
 def _scores(r, w, k, u):
@@ -110,7 +97,7 @@ def _scores(r, w, k, u):
         if m == 1:
             between = ops.sum(r[:, :, 1] * k[:, :, 0], axis=-1, keepdims=True)
         else:
-            between = ops.matmul(r[:, :, 1], _t(k[:, :, 0]))
+            between = ops.matmul(r[:, :, 1], transposed(k[:, :, 0]))
         scores = ops.reshape(scores, (-1, C // (2 * m), 2, m, m))
         above = ops.concatenate([scores[:, :, 0], ops.zeros_like(between)], axis=-1)
         below = ops.concatenate([between, scores[:, :, 1]], axis=-1)
@@ -132,7 +119,7 @@ def _chunk_with_resets(r, w, k, v, segment, u, S, start):
     last = segment[:, -1:]
     y = ops.matmul(ops.where(same, scores, 0.0), v) + ops.matmul(ops.where(old, r_old, 0.0), S)
     ended = ops.equal(last, 0)
-    new = ops.matmul(_t(ops.where(ops.equal(segment, last)[..., None], k_end, 0.0)), v)
+    new = ops.matmul(transposed(ops.where(ops.equal(segment, last)[..., None], k_end, 0.0)), v)
     new = new + ops.where(ended, decay, 0.0)[..., None] * S
     if start is not None:
         C = segment.shape[-1]
@@ -158,20 +145,6 @@ def prepare(r, w, k, v, u, state, present):
         keep = ops.cast(present, "bool")[..., None, None]
         w, k = ops.where(keep, w, 0.0), ops.where(keep, k, 0.0)  # log decay 0 keeps the state
     return r, w, k, v, u, state
-
-
-def real(reset, present):
-    """`reset` where the token exists: a masked token begins nothing."""
-    reset = ops.cast(reset, "bool")
-    return reset if present is None else ops.logical_and(reset, ops.cast(present, "bool"))
-
-
-def _start(start, state):
-    return ops.zeros_like(state) if start is None else ops.broadcast_to(ops.cast(start, state.dtype), ops.shape(state))
-
-
-def _t(x):
-    return ops.swapaxes(x, -1, -2)
 
 
 def wkv6(r, w, k, v, u, state, present=None, reset=None, start=None, kernel="auto"):
