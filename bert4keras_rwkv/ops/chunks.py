@@ -1,52 +1,102 @@
-"""What the recurrences with a matrix-valued state share: masks, document starts, and time cut into chunks."""
+"""What the recurrences with a matrix-valued state share: how they walk over tokens and chunks, masks, document starts.
+
+Their tensors are (B, T, H, N), their state is (B, H, N, N).
+"""
 
 from keras import ops
 
+from bert4keras_rwkv.ops.scan import scan
+
 
 def real(reset, present):
-    """`reset` where the token exists: a masked token begins nothing."""
+    """`reset` where the token exists: a masked token begins nothing. None stays None."""
+    if reset is None:
+        return None
     reset = ops.cast(reset, "bool")
     return reset if present is None else ops.logical_and(reset, ops.cast(present, "bool"))
 
 
-def start_like(start, state):
-    """The state (B, H, N, N) in which a document begins; None is zero."""
+def each_token(token, xs, state, begins=None, start=None):
+    """A recurrence one token at a time. token: (*x (B, H, N), S) -> (y (B, H, N), S).
+
+    xs: the inputs. begins: (B, T) bool, before which tokens the state becomes `start` (`wkv6` says of which shapes),
+    or None. Returns y (B, T, H, N) and the last state.
+    """
+    moved = [ops.moveaxis(x, 1, 0) for x in (*xs, *([] if begins is None else [begins]))]
+
+    def step(S, x):
+        if begins is not None:
+            *x, new = x
+            S = ops.where(new[:, None, None, None], _start_like(start, S), S)
+        y, S = token(*x, S)
+        return S, y
+
+    state, y = scan(step, state, tuple(moved))
+    return ops.moveaxis(y, 0, 1), state
+
+
+def one_token(token, xs, state, begins=None, start=None):
+    """`each_token` for T = 1, without a loop."""
+    if begins is not None:
+        state = ops.where(begins[:, :1, None, None], _start_like(start, state), state)
+    y, state = token(*(x[:, 0] for x in xs), state)
+    return y[:, None], state
+
+
+def each_chunk(form, xs, state, chunk, begins=None, start=None):
+    """A recurrence by chunks of `chunk` tokens (a power of two; fewer if T is small).
+
+    form: (*x (G, C, N), S (G, N, N)[, segment (G, C) int32, first (G, N, N) or None]) -> (S, y (G, C, N)), G = B * H;
+    the last two where documents begin: how many have begun in the chunk up to each token, and the state they begin
+    with. Otherwise as `each_token`. After the last token xs are filled with zeros, which must change nothing.
+    """
+    B, T, H, N = ops.shape(xs[0])
+    while isinstance(T, int) and chunk >= 2 * T:
+        chunk //= 2
+    split = [_split(x, chunk) for x in xs]
+    if begins is None:
+
+        def step(S, x):
+            return form(*x, S)
+
+    else:
+        split.append(_segments(begins, chunk, H))
+        first = None
+        if start is not None:
+            first = ops.reshape(ops.broadcast_to(ops.cast(start, state.dtype), (B, H, N, N)), (-1, N, N))
+
+        def step(S, x):
+            *x, segment = x
+            return form(*x, S, segment, first)
+
+    state, y = scan(step, ops.reshape(state, (-1, N, N)), tuple(split))
+    y = ops.transpose(ops.reshape(y, (-1, B, H, chunk, N)), (1, 0, 3, 2, 4))
+    return ops.reshape(y, (B, -1, H, N))[:, :T], ops.reshape(state, (-1, H, N, N))
+
+
+def transposed(x):
+    """The last two axes exchanged."""
+    return ops.swapaxes(x, -1, -2)
+
+
+def _start_like(start, state):
     return ops.zeros_like(state) if start is None else ops.broadcast_to(ops.cast(start, state.dtype), ops.shape(state))
 
 
-def chunk_length(T, longest):
-    """`longest` (a power of two), or a smaller one that T tokens (an int, or unknown) still fill by half."""
-    while isinstance(T, int) and longest >= 2 * T:
-        longest //= 2
-    return longest
-
-
-def split(x, chunk):
-    """(B, T, H, N) -> (chunks, B * H, chunk, N), zeros after the last token."""
+def _split(x, chunk):
+    """(B, T, H, N) -> (chunks, B * H, chunk, N)."""
     count, padding = _count(x, chunk)
     x = ops.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
     x = ops.reshape(x, (-1, count, chunk, *x.shape[2:]))
     return ops.reshape(ops.transpose(x, (1, 0, 3, 2, 4)), (count, -1, chunk, x.shape[-1]))
 
 
-def join(y, T, heads):
-    """(chunks, B * H, chunk, N) -> (B, T, H, N): the inverse of `split`."""
-    count, _, chunk, N = ops.shape(y)
-    y = ops.transpose(ops.reshape(y, (count, -1, heads, chunk, N)), (1, 0, 3, 2, 4))
-    return ops.reshape(y, (-1, count * chunk, heads, N))[:, :T]
-
-
-def segments(begins, chunk, heads):
-    """begins (B, T) bool, where documents begin -> (chunks, B * H, chunk) int32: how many have begun in the chunk."""
+def _segments(begins, chunk, heads):
+    """(B, T) bool -> (chunks, B * H, chunk) int32: how many documents have begun in the chunk."""
     count, padding = _count(begins, chunk)
     begun = ops.pad(ops.cast(begins, "int32"), ((0, 0), (0, padding)))
     begun = ops.cumsum(ops.reshape(begun, (-1, count, chunk)), axis=-1)
     return ops.repeat(ops.transpose(begun, (1, 0, 2)), heads, axis=1)
-
-
-def transposed(x):
-    """The last two axes exchanged."""
-    return ops.swapaxes(x, -1, -2)
 
 
 def _count(x, chunk):

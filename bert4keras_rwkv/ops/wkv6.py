@@ -8,9 +8,8 @@ The plain loop is the truth; the chunked form is what runs. Both are float32 ins
 from keras import ops
 
 from bert4keras_rwkv.ops import backend
-from bert4keras_rwkv.ops.chunks import chunk_length, join, real, segments, split, start_like, transposed
+from bert4keras_rwkv.ops.chunks import each_chunk, each_token, one_token, real, transposed
 from bert4keras_rwkv.ops.kernels.choose import chosen
-from bert4keras_rwkv.ops.scan import scan
 
 CHUNK = 32  # fastest of 8..128 for forward and for forward with gradient on a CPU
 
@@ -18,27 +17,13 @@ CHUNK = 32  # fastest of 8..128 for forward and for forward with gradient on a C
 def wkv6_loop(r, w, k, v, u, state, present=None, reset=None, start=None):
     """`wkv6` one token at a time, as the equation reads. Slow; the reference for every other form."""
     r, w, k, v, u, state = prepare(r, w, k, v, u, state, present)
-    xs = [ops.moveaxis(x, 1, 0) for x in (r, w, k, v)]
-    if reset is not None:
-        xs.append(ops.moveaxis(real(reset, present), 1, 0))
-
-    def step(S, x):
-        if reset is not None:
-            S = ops.where(x[4][:, None, None, None], start_like(start, S), S)
-        y, S = _token(*x[:4], u, S)
-        return S, y
-
-    state, y = scan(step, state, tuple(xs))
-    return ops.moveaxis(y, 0, 1), state
+    return each_token(_token(u), (r, w, k, v), state, real(reset, present), start)
 
 
 def wkv6_step(r, w, k, v, u, state, present=None, reset=None, start=None):
     """`wkv6` for T = 1: one pass over the state, no loop."""
     r, w, k, v, u, state = prepare(r, w, k, v, u, state, present)
-    if reset is not None:
-        state = ops.where(real(reset, present)[:, :1, None, None], start_like(start, state), state)
-    y, state = _token(r[:, 0], w[:, 0], k[:, 0], v[:, 0], u, state)
-    return y[:, None], state
+    return one_token(_token(u), (r, w, k, v), state, real(reset, present), start)
 
 
 def wkv6_chunked(r, w, k, v, u, state, present=None, reset=None, start=None, chunk=CHUNK):
@@ -48,31 +33,17 @@ def wkv6_chunked(r, w, k, v, u, state, present=None, reset=None, start=None, chu
     all at most 1, built up over blocks of 1, 2, 4, ... tokens (see `_scores`).
     """
     r, w, k, v, u, state = prepare(r, w, k, v, u, state, present)
-    B, T, H, N = ops.shape(r)
-    chunk = chunk_length(T, chunk)
-    xs = tuple(split(x, chunk) for x in (r, w, k, v))
+    B, _, H, N = ops.shape(r)
     u = ops.reshape(ops.broadcast_to(u[None], (B, H, N)), (-1, 1, N))
-    state = ops.reshape(state, (-1, N, N))
-    if reset is None:
 
-        def step(S, x):
-            r, w, k, v = x
-            scores, r, k, decay = _scores(r, w, k, u)
-            y = ops.matmul(scores, v) + ops.matmul(r, S)
-            return decay[..., None] * S + ops.matmul(transposed(k), v), y
+    def form(r, w, k, v, S, *segments):
+        if segments:
+            return _chunk_with_resets(r, w, k, v, u, S, *segments)
+        scores, r, k, decay = _scores(r, w, k, u)
+        y = ops.matmul(scores, v) + ops.matmul(r, S)
+        return decay[..., None] * S + ops.matmul(transposed(k), v), y
 
-    else:
-        xs = (*xs, segments(real(reset, present), chunk, H))
-        first = None
-        if start is not None:
-            first = ops.cast(ops.broadcast_to(start, (B, H, N, N)), state.dtype)
-            first = ops.reshape(first, (-1, N, N))
-
-        def step(S, x):
-            return _chunk_with_resets(*x, u, S, first)
-
-    state, y = scan(step, state, xs)
-    return join(y, T, H), ops.reshape(state, (-1, H, N, N))
+    return each_chunk(form, (r, w, k, v), state, chunk, real(reset, present), start)
 
 
 def _scores(r, w, k, u):
@@ -111,7 +82,7 @@ def _scores(r, w, k, u):
     return ops.reshape(scores, (-1, C, C)), r, k, ops.reshape(total, (-1, N))
 
 
-def _chunk_with_resets(r, w, k, v, segment, u, S, start):
+def _chunk_with_resets(r, w, k, v, u, S, segment, start):
     """One chunk in which documents begin. segment (G, C): how many have begun in this chunk up to each token."""
     same = ops.equal(segment[:, :, None], segment[:, None, :])
     scores, r_old, k_end, decay = _scores(r, w, k, u)
@@ -131,10 +102,14 @@ def _chunk_with_resets(r, w, k, v, segment, u, S, start):
     return new, y
 
 
-def _token(r, w, k, v, u, S):
-    """One token. r, w, k, v (B, H, N), S (B, H, N, N) -> y (B, H, N), S."""
-    y = ops.matmul(r[..., None, :], S)[..., 0, :] + ops.sum(r * u * k, axis=-1, keepdims=True) * v
-    return y, ops.exp(w)[..., None] * S + k[..., :, None] * v[..., None, :]
+def _token(u):
+    """The function of one token: r, w, k, v (B, H, N), S (B, H, N, N) -> y (B, H, N), S."""
+
+    def token(r, w, k, v, S):
+        y = ops.matmul(r[..., None, :], S)[..., 0, :] + ops.sum(r * u * k, axis=-1, keepdims=True) * v
+        return y, ops.exp(w)[..., None] * S + k[..., :, None] * v[..., None, :]
+
+    return token
 
 
 def prepare(r, w, k, v, u, state, present):

@@ -1,0 +1,142 @@
+"""The RWKV-7 recurrence ("Goose", arXiv 2503.14456, section 4): a state that can also forget a chosen key.
+
+    S_t = diag(e^{w_t}) S_{t-1} + b_t^T (a_t S_{t-1}) + k_t^T v_t        y_t = r_t S_t
+
+The plain loop is the truth; the chunked form is what runs. Both are float32 inside (float64 when r is float64).
+"""
+
+import numpy as np
+from keras import ops
+
+from bert4keras_rwkv.ops import backend
+from bert4keras_rwkv.ops.chunks import each_chunk, each_token, one_token, real, transposed
+from bert4keras_rwkv.ops.kernels.choose import chosen
+
+CHUNK = 16
+
+
+def wkv7_loop(r, w, k, v, a, b, state, present=None, reset=None, start=None):
+    """`wkv7` one token at a time, as the equation reads; the reference for every other form."""
+    xs, state = _prepare((r, w, k, v, a, b), state, present)
+    return each_token(_token, xs, state, real(reset, present), start)
+
+
+def wkv7_step(r, w, k, v, a, b, state, present=None, reset=None, start=None):
+    """`wkv7` for T = 1: one pass over the state, no loop."""
+    xs, state = _prepare((r, w, k, v, a, b), state, present)
+    return one_token(_token, xs, state, real(reset, present), start)
+
+
+def wkv7_chunked(r, w, k, v, a, b, state, present=None, reset=None, start=None, chunk=CHUNK):
+    """`wkv7` by chunks of `chunk` tokens (a power of two, at most 64): matrix products inside a chunk, a loop over
+    chunks.
+    """
+    xs, state = _prepare((r, w, k, v, a, b), state, present)
+    return each_chunk(_chunk, xs, state, chunk, real(reset, present), start)
+
+
+def _token(r, w, k, v, a, b, S):
+    """One token. r, w, k, v, a, b (B, H, N), S (B, H, N, N) -> y (B, H, N), S."""
+    aS = ops.matmul(a[..., None, :], S)
+    S = ops.exp(w)[..., None] * S + b[..., None] * aS + k[..., None] * v[..., None, :]
+    return ops.matmul(r[..., None, :], S)[..., 0, :], S
+
+
+def _chunk(r, w, k, v, a, b, S, segment=None, first=None):
+    """One chunk, as `ops.chunks.each_chunk` wants it.
+
+    What token t reads from the state is p_t = a_t S_{t-1}; what it leaves is k_t^T v_t + b_t^T p_t. So with the
+    strictly lower triangle of scores between a and b called L, the p of all tokens solve (I - L) P = (what a reads of
+    S and of k^T v). Decays between two tokens are e^(sum up to one - sum up to the other), the sums counted from the
+    middle of the chunk: |w| < 0.61, so that neither factor exceeds e^20 in a chunk of 64.
+    """
+    C = r.shape[-2]
+    until = ops.cumsum(w, axis=-2)
+    middle, end = until[:, C // 2 : C // 2 + 1], until[:, -1:]
+    readers = ops.concatenate([a * ops.exp(until - w - middle), r * ops.exp(until - middle)], axis=-2)
+    fade = ops.exp(middle - until)
+    writers = ops.concatenate([b * fade, k * fade], axis=-2)
+    scores = ops.where(_readable(C, segment), ops.matmul(readers, transposed(writers)), 0.0)
+    if segment is None:
+        old = ops.matmul(readers * ops.exp(middle), S)
+        S = transposed(ops.exp(end)) * S
+    else:
+        old, S = _old(readers * ops.exp(middle), ops.concatenate([a, r], axis=-2), w, end, S, segment, first)
+        writers = ops.where(ops.tile(ops.equal(segment, segment[:, -1:]), (1, 2))[..., None], writers, 0.0)
+    p = old[:, :C] + ops.matmul(scores[:, :C, C:], v)
+    written = ops.concatenate([ops.matmul(_inverse(scores[:, :C, :C]), p), v], axis=-2)
+    y = old[:, C:] + ops.matmul(scores[:, C:], written)
+    return S + ops.matmul(transposed(writers * ops.exp(end - middle)), written), y
+
+
+def _readable(C, segment):
+    """(2C, 2C), or (G, 2C, 2C) with segments: a reads b and k of earlier tokens, r also of its own; all of one
+    document.
+    """
+    earlier, up_to = np.tri(C, k=-1, dtype=bool), np.tri(C, dtype=bool)
+    order = np.block([[earlier, earlier], [up_to, up_to]])
+    if segment is None:
+        return order
+    twice = ops.tile(segment, (1, 2))
+    return ops.logical_and(order, ops.equal(twice[:, :, None], twice[:, None, :]))
+
+
+def _old(readers, undecayed, w, end, S, segment, first):
+    """What a and r of each token read of the state their document brought into the chunk, and what of it is left.
+
+    readers (G, 2C, N): a and r decayed since the chunk's beginning. Returns (G, 2C, N) and (G, N, N).
+    """
+    C = segment.shape[-1]
+    brought = ops.equal(segment, 0)
+    ended = brought[:, -1:, None]
+    old = ops.matmul(ops.where(ops.tile(brought, (1, 2))[..., None], readers, 0.0), S)
+    left = ops.where(ended, transposed(ops.exp(end)) * S, 0.0)
+    if first is not None:
+        same = ops.equal(segment[:, :, None], segment[:, None, :])
+        since = ops.matmul(ops.cast(ops.logical_and(same, np.tri(C, k=-1, dtype=bool)), w.dtype), w)
+        decay = ops.exp(ops.concatenate([since, since + w], axis=-2))
+        begun = ops.where(ops.tile(brought, (1, 2))[..., None], 0.0, undecayed * decay)
+        old = old + ops.matmul(begun, first)
+        left = left + ops.where(ended, 0.0, transposed(decay[:, -1:]) * first)
+    return old, left
+
+
+def _inverse(lower):
+    """(I - lower)^-1 for strictly lower triangles (G, C, C), C a power of two.
+
+    Inverses of the blocks of m on the diagonal give those of 2m: [X, 0; Y L X, Y] for neighbours X and Y with L between
+    them. A power series in `lower` would lose all digits where tokens share one key.
+    """
+    C = lower.shape[-1]
+    at = np.arange(C)
+    inverse, m = ops.eye(C, dtype=lower.dtype), 1
+    while m < C:
+        pair, block = at // (2 * m), at // m
+        between = (pair[:, None] == pair) & (block[:, None] > block)
+        step = ops.where(between, lower, 0.0)
+        inverse = inverse + (step if m == 1 else ops.matmul(inverse, ops.matmul(step, inverse)))
+        m *= 2
+    return inverse
+
+
+def _prepare(xs, state, present):
+    """Everything in the dtype of the recurrence; a masked token (`present` False) neither writes nor decays."""
+    dtype = backend.accumulation_dtype(xs[0].dtype)
+    r, w, k, v, a, b, state = (ops.cast(x, dtype) for x in (*xs, state))
+    if present is not None:
+        keep = ops.cast(present, "bool")[..., None, None]
+        w, k, b = (ops.where(keep, x, 0.0) for x in (w, k, b))  # log decay 0 keeps the state
+    return (r, w, k, v, a, b), state
+
+
+def wkv7(r, w, k, v, a, b, state, present=None, reset=None, start=None, kernel="auto"):
+    """The RWKV-7 recurrence over T tokens, in the form that `kernel` chooses (see `ops.kernels.choose`).
+
+    r, w, k, v, a, b: (B, T, H, N); w is the *log* of the decay, in [-0.61, 0]; a = -kk and b = kk * rate for a kk of
+    length 1 (or 0) and an in-context learning rate in [0, 1]. state: (B, H, N, N) [key, value].
+    present: (B, T) bool; a token that is False leaves no trace (its y means nothing). reset: (B, T) bool; before such
+    a token the state becomes `start` ((H, N, N), or with a leading 1 or B; None: zero).
+    Returns y (B, T, H, N) and the state after the last token, both float32 (float64 when r is float64).
+    """
+    forms = {"loop": wkv7_loop, "ops": wkv7_step if r.shape[1] == 1 else wkv7_chunked}
+    return forms[chosen(kernel)](r, w, k, v, a, b, state, present, reset, start)
