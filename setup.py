@@ -10,6 +10,7 @@ VERSION = re.search(r'^__version__ = "([^"]+)"$', (HERE / "bert4keras_rwkv/__ini
 
 TENSORFLOW = ["tensorflow-cpu>=2.21,<2.22"]
 TORCH = ["torch>=2.13,<3"]
+PILE = ["tokenizers>=0.20,<1"]  # the vocabulary of RWKV-4 models trained on the Pile
 DEV = [
     "hypothesis>=6.100,<7",
     "matplotlib>=3.9,<4",
@@ -44,8 +45,9 @@ setup(
     extras_require={
         "tensorflow": TENSORFLOW,
         "torch": TORCH,
+        "pile": PILE,
         "dev": DEV,
-        "test": TENSORFLOW + TORCH + DEV,
+        "test": TENSORFLOW + TORCH + PILE + DEV,
     },
     entry_points={"console_scripts": ["bert4keras-rwkv = bert4keras_rwkv.cli:main"]},
     classifiers=[

@@ -5,6 +5,9 @@
     129 b'\x80' 1
 
 The length counts bytes. Ids start at 1: id 0 is the end of a document and has no text. Lines end in LF or CRLF.
+
+Older Hugging Face folders of World models have a `vocab.txt` of bare literals instead: the first is b'<s>' for id 0,
+and each line's number is its id.
 """
 
 import ast
@@ -14,6 +17,10 @@ import tempfile
 from pathlib import Path
 
 WORLD_NAME = "rwkv_vocab_v20230424.txt"
+# What a preset folder calls its vocabulary.
+VOCABULARY_NAME = "vocab.txt"
+NUMBERED = "`id literal length`, such as `98 'a' 1`"
+LISTED = "one Python literal each behind the first, b'<s>'"
 
 
 def world_path():
@@ -33,25 +40,47 @@ def world_path():
     )
 
 
+def is_numbered(path):
+    """Whether a file begins with a line `id literal length`. Other projects' `vocab.txt` have other lines."""
+    words = _first_line(path).split()
+    return len(words) >= 3 and words[0].isdigit() and words[-1].isdigit()
+
+
+def is_listed(path):
+    """Whether a file begins like a list of bare literals."""
+    return _first_line(path).strip() in (b"b'<s>'", b"'<s>'")
+
+
+def _first_line(path):
+    """The first line of a file, 1000 bytes at most; of what is no file, nothing."""
+    if not Path(path).is_file():
+        return b""
+    with open(path, "rb") as file:
+        return file.readline(1000)
+
+
 def read_vocabulary(path):
     """Read a vocabulary file: {id: bytes}, in the order of the file.
 
     Raises:
-        ValueError: with the number of the first line that is not of the form above, whose length is wrong, or that
-            repeats an id or a token; or naming the single bytes that have no token.
+        ValueError: with the number of the first line that is not of its form, whose length is wrong, or that repeats
+            an id or a token; or naming the single bytes that have no token.
     """
-    tokens, first_lines = {}, {}
+    tokens, first_lines, listed = {}, {}, is_listed(path)
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+        if listed:
+            file.readline()
+        for number, line in enumerate(file, 1 + listed):
+            content = line.rstrip(b"\r\n")
             try:
-                token_id, token = _parse(line.rstrip(b"\r\n"))
+                token_id, token = (number - 1, _token(content)) if listed else _parse(content)
                 if token_id in tokens:
                     raise ValueError(f"id {token_id} was given before, to {tokens[token_id]!r}")
                 if token in first_lines:
                     raise ValueError(f"the token {token!r} was given before, on line {first_lines[token]}")
             except ValueError as error:
                 raise ValueError(
-                    f"A vocabulary has lines `id literal length`, such as `98 'a' 1`. In {os.fspath(path)}, "
+                    f"A vocabulary has lines {LISTED if listed else NUMBERED}. In {os.fspath(path)}, "
                     f"line {number}: {error}. Received: {_clip(line)}."
                 ) from error
             tokens[token_id] = token
@@ -69,19 +98,25 @@ def _parse(line):
     literal, _, length = rest.rpartition(b" ")
     if not (id_text.isdigit() and length.isdigit() and literal):
         raise ValueError("not of this form")
+    token = _token(literal)
+    if len(token) != int(length):
+        raise ValueError(f"the length says {int(length)} bytes, the token has {len(token)}")
+    if not 0 < (token_id := int(id_text)) < 2**31:
+        raise ValueError("an id lies in 1 .. 2**31 - 1 (0 is the end of a document)")
+    return token_id, token
+
+
+def _token(literal):
+    """The bytes that a literal says."""
     # Most literals are plain text between quotes, their bytes the token itself; ast takes 30 times as long.
     quote, token = literal[:1], literal[1:-1]
     if quote not in (b"'", b'"') or literal[-1:] != quote or quote in token or b"\\" in token:
         token = _evaluate(literal)
     elif not token.isascii():
         _utf8(token)
-    if len(token) != int(length):
-        raise ValueError(f"the length says {int(length)} bytes, the token has {len(token)}")
     if not token:
         raise ValueError("the token is empty")
-    if not 0 < (token_id := int(id_text)) < 2**31:
-        raise ValueError("an id lies in 1 .. 2**31 - 1 (0 is the end of a document)")
-    return token_id, token
+    return token
 
 
 def _evaluate(literal):
@@ -113,12 +148,16 @@ def _clip(line):
     return repr(line[:60]) + (f" and {len(line) - 60} more bytes" if len(line) > 60 else "")
 
 
-def check_entries(tokens):
-    """Raise ValueError unless {id: bytes} is a vocabulary: ids from 1, no token twice, every single byte a token."""
+def check_entries(tokens, end_token=0):
+    """Raise ValueError unless {id: bytes} is a vocabulary: ids but the end token's, no token twice, every single byte
+    a token.
+    """
     for token_id, token in tokens.items():
-        if not isinstance(token_id, int) or token_id < 1 or not isinstance(token, bytes) or not token:
+        usable = isinstance(token_id, int) and token_id >= 0 and token_id != end_token
+        if not usable or not isinstance(token, bytes) or not token:
+            ids = "from 1" if end_token == 0 else f"from 0, without {end_token}"
             raise ValueError(
-                "A vocabulary maps ids (int, from 1) to tokens (bytes, not empty). "
+                f"A vocabulary maps ids (int, {ids}) to tokens (bytes, not empty). "
                 f"Received: {token_id!r} for {token!r}."
             )
     ids = set(tokens.values())
@@ -137,7 +176,6 @@ def check_entries(tokens):
 
 def write_vocabulary(path, tokens):
     """Write {id: bytes} in World format, sorted by id. The file appears whole or not at all."""
-    path = Path(path)
     lines = []
     for token_id, token in sorted(tokens.items()):
         try:
@@ -145,10 +183,16 @@ def write_vocabulary(path, tokens):
         except UnicodeDecodeError:
             literal = repr(token)
         lines.append(f"{token_id} {literal} {len(token)}\n")
+    write_whole(path, "".join(lines).encode("utf-8"))
+
+
+def write_whole(path, data):
+    """Write bytes to `path`. The file appears whole or not at all."""
+    path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write("".join(lines).encode("utf-8"))
+            file.write(data)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:

@@ -1,11 +1,16 @@
 """The World tokenizer: greedy longest match on the bytes of a text."""
 
-import operator
 import re
 from itertools import chain
 
-from bert4keras_rwkv.tokenizers.text_stream import TextStream
-from bert4keras_rwkv.tokenizers.vocabulary import check_entries, read_vocabulary, world_path, write_vocabulary
+from bert4keras_rwkv.tokenizers.base import Tokenizer, utf8
+from bert4keras_rwkv.tokenizers.vocabulary import (
+    VOCABULARY_NAME,
+    check_entries,
+    read_vocabulary,
+    world_path,
+    write_vocabulary,
+)
 
 # Before these bytes a text may be cut where no token crosses the cut; what lies between is encoded once and remembered.
 CUTS = b" \n"
@@ -14,75 +19,64 @@ LONGEST_REMEMBERED = 32
 BLOCK = 1 << 20
 
 
-class RWKV_TOKENIZER:
+class RWKV_TOKENIZER(Tokenizer):
     """Text -> ids -> text with a World vocabulary.
 
     At each position the longest vocabulary entry is taken. Every byte string can be encoded; decoding
     gives it back.
 
     Args:
-        path: a vocabulary file in World format. None: the World vocabulary of the installed `rwkv` package.
+        path: a vocabulary file in World format, or the `vocab.txt` of a Hugging Face folder. None: the World
+            vocabulary of the installed `rwkv` package.
 
     Raises:
         FileNotFoundError: no path and no `rwkv` package, or no such file.
         ValueError: the file is not a vocabulary (with the line).
     """
 
-    end_token = 0
+    file_name = VOCABULARY_NAME
 
     def __init__(self, path=None):
         self._setup(read_vocabulary(world_path() if path is None else path))
 
     @classmethod
-    def from_entries(cls, entries):
+    def from_entries(cls, entries, end_token=0):
         """A tokenizer from a mapping id -> bytes, as other containers of a vocabulary give it."""
         tokens = dict(entries)
-        check_entries(tokens)
+        check_entries(tokens, end_token)
         tokenizer = cls.__new__(cls)
-        tokenizer._setup(tokens)
+        tokenizer._setup(tokens, end_token)
         return tokenizer
 
-    def _setup(self, tokens):
-        self._tokens = tokens
+    def _setup(self, tokens, end_token=0):
         self._ids = ids = {token: token_id for token_id, token in tokens.items()}
         self._bytes = [ids[bytes([byte])] for byte in range(256)]
         self._triples = _triples(ids)
-        self._cut = _cut_pattern(ids)
+        self._cuts = _cut_pattern(ids)
         self._pieces = _Pieces(self._longest_match)
-        self.vocab_size = max(tokens) + 1
-        tokens[self.end_token] = b""
-
-    def __repr__(self):
-        return f"<{type(self).__name__} vocab_size={self.vocab_size}>"
+        self.end_token = end_token
+        self._hold({**tokens, end_token: b""})
 
     def __reduce__(self):
-        return type(self).from_entries, (self._entries(),)
+        return type(self).from_entries, (self._entries(), self.end_token)
 
     def _entries(self):
         return {token_id: token for token_id, token in self._tokens.items() if token_id != self.end_token}
 
-    def encode(self, text):
-        """str -> list of int; a list of str -> a list of such lists."""
-        if isinstance(text, str):
-            try:
-                return self.encode_bytes(text.encode("utf-8"))
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"Text must have a UTF-8 form. Received: {text[error.start]!r} at position {error.start}, half of "
-                    "a surrogate pair. Pass the original bytes to `encode_bytes`, or drop it with "
-                    "text.encode('utf-8', 'ignore').decode()."
-                ) from error
-        if isinstance(text, (list, tuple)) and all(isinstance(one, str) for one in text):
-            return [self.encode(one) for one in text]
-        way_out = " Use `encode_bytes` for bytes." if isinstance(text, (bytes, bytearray)) else ""
-        raise TypeError(f"`encode` takes a str or a list of str. Received: {_short(text)}.{way_out}")
+    def _cut(self, places, added):
+        kept = {places[old]: token for old, token in self._entries().items() if old in places}
+        return type(self).from_entries(kept | added, places[self.end_token])
+
+    def encode_text(self, text):
+        """str -> list of int."""
+        return self.encode_bytes(utf8(text))
 
     def encode_bytes(self, data):
         """bytes -> list of int. Any bytes, valid UTF-8 or not."""
         data, ids, start, block = bytes(data), [], 0, BLOCK
         while start < len(data):
             stop = start + block
-            pieces = self._cut.findall(data, start, stop)
+            pieces = self._cuts.findall(data, start, stop)
             if stop < len(data):
                 # The end of the block may lie inside the last piece: leave that to the next block.
                 stop -= len(pieces.pop())
@@ -119,57 +113,13 @@ class RWKV_TOKENIZER:
                 position += length
         return found
 
-    def decode(self, ids):
-        """ids -> str, U+FFFD in place of broken bytes; a list of such sequences -> list of str.
-
-        Sequences are lists, tuples, arrays or tensors of integers. Id 0, the end of a document, has no text.
-
-        Raises:
-            ValueError: an id that the vocabulary does not have, with its position.
-        """
-        ids = _plain(ids)
-        if isinstance(ids, (list, tuple)) and any(
-            isinstance(row, (list, tuple)) or getattr(row, "ndim", 0) for row in ids
-        ):
-            rows = [self._join(_plain(row), f"row {number}, ") for number, row in enumerate(ids)]
-            return [row.decode("utf-8", "replace") for row in rows]
-        return self.decode_bytes(ids).decode("utf-8", "replace")
-
-    def decode_bytes(self, ids):
-        """ids (one sequence, or a single id) -> bytes."""
-        ids = _plain(ids)
-        return self._join([ids] if isinstance(ids, int) else ids)
-
-    def _join(self, ids, where=""):
-        try:
-            return b"".join(map(self._tokens.__getitem__, map(operator.index, ids)))
-        except (KeyError, TypeError):
-            raise self._bad_ids(ids, where) from None
-
-    def _bad_ids(self, ids, where):
-        """The error for ids of which at least one cannot be decoded."""
-        if isinstance(ids, (list, tuple)):
-            for position, number in enumerate(ids):
-                if not hasattr(number, "__index__"):
-                    return TypeError(f"Ids are integers. Received: {_short(number)} at {where}position {position}.")
-                if operator.index(number) not in self._tokens:
-                    gaps = "" if len(self._tokens) == self.vocab_size else ", with gaps"
-                    return ValueError(
-                        f"Ids of this vocabulary lie in 0 .. {self.vocab_size - 1}{gaps}. "
-                        f"Received: id {operator.index(number)} at {where}position {position}."
-                    )
-        return TypeError(f"Ids come as a sequence of integers, or a list of such. Received: {where}{_short(ids)}.")
-
-    def token_bytes(self, token_id):
-        """The bytes of one id; b'' for the end token."""
-        return self._join([token_id])
-
-    def stream(self):
-        """A decoder for ids that come one by one: `TextStream`."""
-        return TextStream(self)
-
     def save(self, path):
-        """Write the vocabulary to `path`, in World format."""
+        """Write the vocabulary to `path`, in World format, in which id 0 ends a document."""
+        if self.end_token != 0:
+            raise ValueError(
+                "In a vocabulary file id 0 ends a document. "
+                f"Received: a tokenizer whose end token is id {self.end_token}. Put id 0 first in `keep_tokens`."
+            )
         write_vocabulary(path, self._entries())
 
 
@@ -220,15 +170,3 @@ def _cut_pattern(ids):
     cuts, crossed = re.escape(CUTS), b"".join(re.escape(bytes([byte])) for byte in sorted(crossed))
     joined = rb"(?:(?<=[%b])[%b][^%b]*)*" % (crossed, cuts, cuts) if crossed else b""
     return re.compile(rb".[^%b]*%b" % (cuts, joined), re.DOTALL)
-
-
-def _plain(ids):
-    """Arrays and tensors as nested lists of int; anything else as it came."""
-    if hasattr(ids, "tolist"):
-        return ids.tolist()
-    return ids.numpy().tolist() if hasattr(ids, "numpy") else ids
-
-
-def _short(value):
-    text = repr(value)
-    return f"{type(value).__name__} {text[:60]}{'...' if len(text) > 60 else ''}"
