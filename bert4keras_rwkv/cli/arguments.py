@@ -88,6 +88,7 @@ def _info(commands):
     )
     command.add_argument("file", metavar="FILE", help="weight file, preset folder or shipped model")
     command.add_argument("--json", action="store_true", help="for programs")
+    _format_of_source(command)
     return command
 
 
@@ -96,12 +97,25 @@ def _convert(commands):
     command = commands.add_parser(
         "convert",
         help="write weights in another format",
-        description="Convert weights tensor by tensor. DST appears only when it is whole.",
+        description="Convert weights tensor by tensor. DST appears only when it is whole. Its suffix says the format; "
+        "without one it is a preset folder.",
     )
-    command.add_argument("source", metavar="SRC", help="weight file, preset folder or shipped model")
-    command.add_argument("target", metavar="DST", help="NAME.pth, NAME.safetensors, or a folder for a preset")
-    command.add_argument("--dtype", choices=DTYPES, help="cast to this (default: as they are)")
+    command.add_argument("source", metavar="SRC", help="weight file, folder or shipped model")
+    command.add_argument("target", metavar="DST", help="what to write: NAME.pth, NAME.safetensors, a folder, ...")
+    command.add_argument(
+        "--to", metavar="FORMAT", help="the format of DST, as hf and fla for folders of other projects"
+    )
+    _format_of_source(command)
+    command.add_argument("--dtype", metavar="D", help="cast to this (default: as they are; .st: float16)")
+    command.add_argument(
+        "--check", action="store_true", help="run both on random tokens, block by block, and compare the logits"
+    )
     return command
+
+
+def _format_of_source(command):
+    """`--from`, for files that do not tell what they are."""
+    command.add_argument("--from", dest="format", metavar="FORMAT", help="the format of a file that does not say it")
 
 
 def _flag(name):

@@ -9,7 +9,7 @@ from bert4keras_rwkv.weights.summary import summarise
 
 def run(arguments):
     """Print what the file holds, for people or with `--json` for programs."""
-    summary = summarise(named(arguments.file))
+    summary = summarise(named(arguments.file), arguments.format)
     print(json.dumps(as_json(summary), indent=2) if arguments.json else as_text(summary))
 
 
@@ -18,6 +18,7 @@ def as_json(summary):
     state = summary.state_bytes
     return {
         "file": summary.file,
+        "format": summary.format,
         **summary.config.to_dict(),
         "parameters": summary.parameters,
         "dtypes": summary.dtypes,
@@ -33,6 +34,7 @@ def as_text(summary):
     dtypes = ", ".join(f"{share} in {dtype}" for dtype, share in sorted(summary.dtypes.items()))
     heads = f" ({c.num_attention_heads} heads of {c.attention_head_size})" if c.num_attention_heads else ""
     rows = {
+        "format": summary.format,
         "model": f"{c.model}, {c.num_hidden_layers} layers, vocabulary {c.vocab_size}",
         "width": f"{c.hidden_size}{heads}, channel mix {c.intermediate_size}",
         **{name.replace("_", " "): getattr(c, name) for name in OWN_KEYS[c.model] if name not in HEADS},

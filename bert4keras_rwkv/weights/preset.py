@@ -1,5 +1,6 @@
 """What lies in a folder of weights, and under which names."""
 
+import json
 from pathlib import Path
 
 from bert4keras_rwkv.config import RWKVConfig
@@ -7,16 +8,29 @@ from bert4keras_rwkv.weights.errors import WeightsError
 
 CONFIG = "config.json"
 WEIGHTS = "model.weights.h5"
+SHARDED_WEIGHTS = "model.weights.json"  # the index of Keras' shards
+SAFETENSORS = "model.safetensors"
+# What the weights of a folder are called, those first that are taken first: ours, then as `transformers` does it.
+NAMES = (
+    WEIGHTS,
+    SHARDED_WEIGHTS,
+    SAFETENSORS,
+    f"{SAFETENSORS}.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+PATTERNS = ("*.weights.h5", "*.weights.json", "*.safetensors", "*.index.json", "*.pth", "*.st", "*.gguf", "*.bin")
 
 
 def weights_path(path):
-    """The weight file that `path` means: itself, or the one file of weights in a folder."""
+    """The weight file that `path` means: itself, or of a folder the one file of weights, or the index of its shards."""
     path = Path(path)
     if not path.is_dir():
         return path
-    if (path / WEIGHTS).is_file():
-        return path / WEIGHTS
-    found = sorted(file for pattern in ("*.weights.h5", "*.safetensors", "*.pth") for file in path.glob(pattern))
+    known = next((path / name for name in NAMES if (path / name).is_file()), None)
+    if known is not None:
+        return known
+    found = sorted({file for pattern in PATTERNS for file in path.glob(pattern)})
     if len(found) == 1:
         return found[0]
     names = ", ".join(f"'{file.name}'" for file in found) or "none"
@@ -25,6 +39,21 @@ def weights_path(path):
 
 def config_beside(path):
     """The `RWKVConfig` in the `config.json` of a folder, or beside a file; None if there is none."""
-    path = Path(path)
-    file = (path if path.is_dir() else path.parent) / CONFIG
+    file = _config_file(path)
     return RWKVConfig.from_json(file) if file.is_file() else None
+
+
+def foreign_keys(path):
+    """The keys of a `config.json` there that another project wrote, for `transformers`; None for ours or none."""
+    file = _config_file(path)
+    try:
+        keys = json.loads(file.read_text("utf-8")) if file.is_file() else None
+    except ValueError:
+        return None
+    foreign = isinstance(keys, dict) and "model" not in keys and {"model_type", "architectures"} & set(keys)
+    return keys if foreign else None
+
+
+def _config_file(path):
+    path = Path(path)
+    return (path if path.is_dir() else path.parent) / CONFIG

@@ -11,7 +11,7 @@ import numpy as np
 
 from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.placing import aligned, laid_out, place
-from bert4keras_rwkv.weights.tensors import Tensor, Tensors, as_tensors, dtype_named
+from bert4keras_rwkv.weights.tensors import Tensor, Tensors, as_tensors, dtype_named, transposed
 from bert4keras_rwkv.weights.transforms import IDENTITY, TRANSPOSE, Transform
 
 MOST_LINES = 20
@@ -74,6 +74,9 @@ def export(rules, get_variable):
     entries = {}
     for rule in filled(rules):
         variable = get_variable(rule.path)
+        if isinstance(variable, Tensor) and rule.transform in (IDENTITY, TRANSPOSE):  # large ones are read in pieces
+            entries[rule.names[0]] = transposed(variable) if rule.transform is TRANSPOSE else variable
+            continue
         dtype = dtype_named(variable.dtype)
         hollow = _parts(rule.transform.save(_hollow(tuple(variable.shape))))
         for index, (name, part) in enumerate(zip(rule.names, hollow, strict=True)):
@@ -101,6 +104,10 @@ def to_variables(rules, mapping):
     _refuse(_misfits(rules, shapes))
     entries = {}
     for rule in filled(rules):
+        if len(rule.names) == 1 and rule.transform in (IDENTITY, TRANSPOSE):
+            entry = mapping.entry(rule.names[0])
+            entries[rule.path] = transposed(entry) if rule.transform is TRANSPOSE else entry
+            continue
         dtype = np.result_type(*(dtypes[name] for name in rule.names))
         entries[rule.path] = Tensor(_loaded_shape(rule, shapes), dtype, partial(_filled, rule, mapping, dtype))
     return Tensors(entries, mapping.metadata)

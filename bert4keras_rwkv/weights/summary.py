@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.files import config_of, open_weights
-from bert4keras_rwkv.weights.formats import hdf5
+from bert4keras_rwkv.weights.files import config_of, opened
+from bert4keras_rwkv.weights.formats.keras_h5 import stored
 from bert4keras_rwkv.weights.formats.registry import format_of
 from bert4keras_rwkv.weights.preset import CONFIG, config_beside, weights_path
 from bert4keras_rwkv.weights.tensors import count
@@ -14,9 +14,10 @@ from bert4keras_rwkv.weights.tensors import count
 
 @dataclass(frozen=True)
 class Summary:
-    """Version and sizes, how many parameters, how many of each dtype, and the bytes they take as stored."""
+    """The format's title, version and sizes, how many parameters, how many of each dtype, and the bytes as stored."""
 
     file: str
+    format: str
     config: RWKVConfig
     parameters: int
     dtypes: dict
@@ -33,15 +34,16 @@ class Summary:
         return 4 * sum(map(count, RWKVState.shapes(self.config)))
 
 
-def summarise(path):
-    """The `Summary` of a weight file or preset folder. Raises as `open_weights` does."""
+def summarise(path, format=None):
+    """The `Summary` of a weight file or folder. Arguments and errors as for `open_weights`."""
     file = weights_path(path)
-    tensors, config = _entries(file)
+    known, tensors, config = _entries(file, format)
     dtypes = {}
     for tensor in tensors:
         dtypes[str(tensor.dtype)] = dtypes.get(str(tensor.dtype), 0) + count(tensor.shape)
     return Summary(
         file=str(file),
+        format=known.title.replace("`", ""),
         config=config,
         parameters=sum(dtypes.values()),
         dtypes=dtypes,
@@ -49,14 +51,16 @@ def summarise(path):
     )
 
 
-def _entries(file):
-    """Every `Tensor` of a file, and the config."""
+def _entries(file, format):
+    """The `Format` of a file, every `Tensor`, and the config."""
     known = format_of(file)
     if known is not None and known.name == "preset":  # only a version's table could name its variables
         config = config_beside(file)
         if config is None:
             raise WeightsError(f"'{file}' says no sizes by itself. Put its '{CONFIG}' beside it.")
-        with hdf5.open_hdf5(file) as opened:
-            return list(hdf5.data_sets(opened).values()), config
-    with open_weights(file) as tensors:
-        return [tensors.entry(name) for name in tensors], config_of(file, tensors)
+        found, close = stored(file)
+        close()
+        return known, list(found.values()), config
+    known, tensors = opened(file, format=format)
+    with tensors:
+        return known, list(tensors.entries().values()), config_of(file, tensors)

@@ -24,7 +24,8 @@ KINDS = (
 )
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), **{name: np.dtype(name) for name in KINDS}}
 
-PIECE = 1 << 20
+PIECE = 1 << 20  # bytes read at a time of a tensor that lies in rows
+WIDE_PIECE = 1 << 26  # the same across its rows: each row gives a run of bytes that should not be short
 
 WRAPPERS = ("model.", "module.", "_forward_module.")
 
@@ -33,25 +34,46 @@ WRAPPERS = ("model.", "module.", "_forward_module.")
 class Tensor:
     """A tensor that is not read yet.
 
-    `read()` gives an array of this shape and dtype; `rows(start, stop)`, where a format can, part of its first axis.
+    `read()` gives an array of this shape and dtype; `rows(start, stop)`, where a format can, part of its first axis,
+    and `columns(start, stop)` part of its second. `piece`: how many bytes are read at a time, None for `PIECE`.
     """
 
     shape: tuple
     dtype: np.dtype
     read: Callable
     rows: Callable | None = None
+    columns: Callable | None = None
+    piece: int | None = None
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(self.read(), dtype)
 
     def pieces(self):
-        """(first row, rows) until all is read, about `PIECE` bytes at a time."""
-        if self.rows is None or self.nbytes <= PIECE:
+        """(first row, rows) until all is read, about `piece` bytes at a time."""
+        piece = self.piece or PIECE
+        if self.rows is None or self.nbytes <= piece:
             yield 0, self.read()
             return
-        step = max(1, PIECE * self.shape[0] // self.nbytes)
+        step = max(1, piece * self.shape[0] // self.nbytes)
         for start in range(0, self.shape[0], step):
             yield start, self.rows(start, min(start + step, self.shape[0]))
+
+    def parts(self):
+        """(where, part) until all is read: `array[where] = part` fills an array with little memory beside it."""
+        if self.rows is not None or self.columns is None:
+            for start, rows in self.pieces():
+                yield (slice(start, start + len(rows)) if self.shape else ()), rows
+        else:
+            for start, rows in transposed(self).pieces():
+                yield (slice(None), slice(start, start + len(rows))), rows.T
+
+    def changed(self, function, dtype):
+        """The tensor with `function`, which keeps shapes, applied to whatever is read of it; its answer has `dtype`."""
+
+        def after(read):
+            return None if read is None else lambda *part: function(read(*part))
+
+        return Tensor(self.shape, dtype, after(self.read), after(self.rows), after(self.columns), self.piece)
 
     @property
     def nbytes(self):
@@ -97,6 +119,10 @@ class Tensors(Mapping):
         """Bytes of all tensors together."""
         return sum(entry.nbytes for entry in self._entries.values())
 
+    def entries(self):
+        """Name -> `Tensor`, as a new dict."""
+        return dict(self._entries)
+
     def entry(self, name):
         """The `Tensor` of this name, not read."""
         return self._entries[name]
@@ -124,6 +150,16 @@ def as_tensors(mapping):
 def array_tensor(array):
     """An array in memory as a `Tensor`."""
     return Tensor(array.shape, array.dtype, lambda: array, lambda start, stop: array[start:stop])
+
+
+def transposed(tensor):
+    """A matrix as its transpose: views of what is read, in rows where the other gives columns."""
+
+    def turned(read):
+        return None if read is None else lambda *part: read(*part).T
+
+    rows, columns = turned(tensor.columns), turned(tensor.rows)
+    return Tensor(tensor.shape[::-1], tensor.dtype, turned(tensor.read), rows, columns, WIDE_PIECE)
 
 
 def official_name(name):

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from bert4keras_rwkv.weights.tensors import Tensor, Tensors, as_tensors, dtype_named
+from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.weights.tensors import DTYPES, Tensors, as_tensors, dtype_named
 
 
 def cast(mapping, dtype):
@@ -11,15 +12,29 @@ def cast(mapping, dtype):
     if dtype is None:
         return tensors
     wanted = dtype_named(dtype)
-    return Tensors({name: _cast(tensors.entry(name), wanted) for name in tensors}, tensors.metadata, tensors.close)
+    return Tensors(
+        {name: _cast(name, tensors.entry(name), wanted) for name in tensors}, tensors.metadata, tensors.close
+    )
 
 
-def _cast(entry, dtype):
+def is_floating(dtype):
+    """Whether numbers of this NumPy dtype have a fraction; bfloat16, which NumPy does not know, too."""
+    return dtype == DTYPES["bfloat16"] or np.issubdtype(dtype, np.floating)
+
+
+def _cast(name, entry, dtype):
     """The tensor with another dtype if it is a floating one."""
-    floating = entry.dtype == dtype_named("bfloat16") or np.issubdtype(entry.dtype, np.floating)
-    if not floating or entry.dtype == dtype:
+    if not is_floating(entry.dtype) or entry.dtype == dtype:
         return entry
-    return Tensor(entry.shape, dtype, lambda: entry.read().astype(dtype))
+
+    def converted(array):
+        with np.errstate(over="ignore"):
+            result = array.astype(dtype)
+        if np.isinf(result).any() and not np.isinf(array).any():
+            raise WeightsError(f"'{name}' has numbers too large for {dtype}. Choose bfloat16 or float32.")
+        return result
+
+    return entry.changed(converted, dtype)
 
 
 def report(progress, done, tensors):
@@ -29,6 +44,6 @@ def report(progress, done, tensors):
 
 
 def bytes_of(tensors, name):
-    """The bytes of one tensor, read now, as one part."""
-    array = np.ascontiguousarray(tensors[name])
-    yield array.reshape(-1).view(np.uint8).data
+    """The bytes of one tensor, piece by piece, read now."""
+    for _, array in tensors.entry(name).pieces():
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -32,7 +32,8 @@ def test_for_people(model, capsys, tmp_path):
         write_safetensors(tmp_path / "b.safetensors", {**tensors, "ln_out.bias": np.zeros(16, np.float32)}, "bfloat16")
     assert main(["info", str(tmp_path / "b.safetensors")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["model", "rwkv6,", "2", "layers,", "vocabulary", "262"]
+    assert lines[1].split() == ["format", ".safetensors", "of", "a", ".pth"]
+    assert lines[2].split() == ["model", "rwkv6,", "2", "layers,", "vocabulary", "262"]
     assert ["dtype", "bfloat16"] in [line.split() for line in lines]
 
 

@@ -50,4 +50,7 @@ def data_set(item, where):
     def read():
         return rows(0, item.shape[0]) if item.shape else np.asarray(item[()], item.dtype).view(dtype)
 
-    return Tensor(item.shape, dtype, read, rows if item.shape else None)
+    def columns(start, stop):
+        return item[:, start:stop].view(dtype)
+
+    return Tensor(item.shape, dtype, read, rows if item.shape else None, columns if len(item.shape) == 2 else None)

@@ -7,20 +7,23 @@ their names.
 
 import json
 import re
+from pathlib import Path
 
 import h5py
+import numpy as np
 
-from bert4keras_rwkv.tokenizers import VOCABULARY_NAME
 from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, open_hdf5
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.preset import CONFIG, WEIGHTS, config_beside
 from bert4keras_rwkv.weights.rules import export, filled, rules_of, to_variables
+from bert4keras_rwkv.weights.shards import every_problem, weight_map
 from bert4keras_rwkv.weights.tensors import Tensors, dtype_named
 from bert4keras_rwkv.weights.whole import whole_file, whole_folder
 from bert4keras_rwkv.weights.write import cast, report
 
 ROOT = "layers/backbone"
+INDEX = ".weights.json"  # how Keras' index of shards ends
 OWN_NORM = "norm"  # our HeadNorm has the names that Keras' LayerNormalization numbers
 NUMBERED = {"kernel": "0", "bias": "1", "gamma": "0", "beta": "1", "embeddings": "0"}
 
@@ -35,11 +38,55 @@ def h5_path(path):
 
 
 def is_keras_h5(path, start):
-    """Whether it is an HDF5 file with the groups of our own."""
+    """Whether it is an HDF5 file with the groups of our own, or Keras' index of several."""
+    if path.name.endswith(INDEX) and start.lstrip().startswith(b"{"):
+        return True
     if not start.startswith(MAGIC):
         return False
     with open_hdf5(path) as file:
         return ROOT in file
+
+
+def stored(path):
+    """(path inside -> `Tensor`, a function that closes) of a file, or of the shards that an index names."""
+    path = Path(path)
+    if not path.name.endswith(INDEX):
+        file = open_hdf5(path)
+        return _or_close(file.close, lambda: data_sets(file)), file.close
+    places = {}  # shard -> its groups of variables
+    for group, files in weight_map(path, several=True).items():
+        for file in files if isinstance(files, list) else [files]:
+            places.setdefault(file, set()).add(group.strip("/"))
+    opened, problems = {}, [f"the shard '{file}' is missing" for file in places if not (path.parent / file).is_file()]
+    every_problem(path, problems)
+
+    def close():
+        for file in opened.values():
+            file.close()
+
+    def read():
+        found = {}
+        for file, groups in places.items():
+            opened[file] = open_hdf5(path.parent / file)
+            for name, tensor in data_sets(opened[file]).items():
+                if name in found:
+                    problems.append(f"'{name}' is in two shards, '{file}' is one")
+                elif name.rpartition("/")[0] not in groups:
+                    problems.append(f"'{file}' holds '{name}', which by the index it should not")
+                found[name] = tensor
+        every_problem(path, problems)
+        return found
+
+    return _or_close(close, read), close
+
+
+def _or_close(close, read):
+    """`read()`, after whose errors everything is closed."""
+    try:
+        return read()
+    except BaseException:
+        close()
+        raise
 
 
 def open_keras_h5(path, config=None):
@@ -50,23 +97,23 @@ def open_keras_h5(path, config=None):
     config = config or config_beside(path)
     if config is None:
         raise WeightsError(f"'{path}' needs the model's sizes. Put its '{CONFIG}' beside it, or give the config.")
-    file = open_hdf5(path)
-    try:
-        found = data_sets(file)
-        rules = rules_of(config)
-        wanted = {h5_path(rule.path) for rule in filled(rules)}
-        missing, extra = sorted(wanted - set(found)), sorted(set(found) - wanted)
-        if missing or extra:
-            lines = [f"nothing at '{name}'" for name in missing] + [f"no rule for '{name}'" for name in extra]
-            raise WeightsError(
-                f"'{path}' does not hold the weights of this {config.model} with {config.num_hidden_layers} layers:\n  "
-                + "\n  ".join(lines[:20])
-            )
-        tensors = export(rules, lambda name: found[h5_path(name)])
-    except BaseException:
-        file.close()
-        raise
-    return Tensors({name: tensors.entry(name) for name in tensors}, {}, file.close)
+    found, close = stored(path)
+    tensors = _or_close(close, lambda: _official(found, config, path))
+    return Tensors(tensors.entries(), {}, close)
+
+
+def _official(found, config, path):
+    """Data sets as `Tensors` under official names; missing or extra ones are one `WeightsError`."""
+    rules = rules_of(config)
+    wanted = {h5_path(rule.path) for rule in filled(rules)}
+    missing, extra = sorted(wanted - set(found)), sorted(set(found) - wanted)
+    if missing or extra:
+        lines = [f"nothing at '{name}'" for name in missing] + [f"no rule for '{name}'" for name in extra]
+        raise WeightsError(
+            f"'{path}' does not hold the weights of this {config.model} with {config.num_hidden_layers} layers:\n  "
+            + "\n  ".join(lines[:20])
+        )
+    return export(rules, lambda name: found[h5_path(name)])
 
 
 def write_keras_h5(path, mapping, config, dtype=None, progress=None):
@@ -77,10 +124,19 @@ def write_keras_h5(path, mapping, config, dtype=None, progress=None):
     variables = to_variables(rules_of(config), cast(mapping, dtype))
     with whole_file(path) as unfinished, h5py.File(unfinished, "w") as file:
         for index, name in enumerate(variables):
-            item = file.create_dataset(h5_path(name), data=variables[name])
-            if variables.entry(name).dtype == dtype_named("bfloat16"):
-                item.attrs["dtype"] = "bfloat16"  # how Keras marks its two opaque bytes
+            _write(file, h5_path(name), variables.entry(name))
             report(progress, index + 1, variables)
+
+
+def _write(file, path, entry):
+    """One data set, piece by piece."""
+    bfloat16 = entry.dtype == dtype_named("bfloat16")
+    stored = np.dtype("V2") if bfloat16 else entry.dtype
+    item = file.create_dataset(path, entry.shape, stored)
+    for where, part in entry.parts():
+        item[where] = np.ascontiguousarray(part).view(stored)
+    if bfloat16:
+        item.attrs["dtype"] = "bfloat16"  # how Keras marks its two opaque bytes
 
 
 def write_preset(folder, tensors, config, dtype=None, tokenizer=None, progress=None):
@@ -89,9 +145,18 @@ def write_preset(folder, tensors, config, dtype=None, tokenizer=None, progress=N
         write_keras_h5(unfinished / WEIGHTS, tensors, config, dtype, progress)
         keys = {**config.to_dict(), "dtype": str(dtype or tensors.dtypes["head.weight"])}
         (unfinished / CONFIG).write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
-        if tokenizer is not None:
-            tokenizer.save(unfinished / VOCABULARY_NAME)
+        if tokenizer is not None and tokenizer.file_name is not None:
+            tokenizer.save(unfinished / tokenizer.file_name)
 
 
 VERSIONS = ("4", "5", "6", "7")
-FORMAT = Format("preset", "our preset folder and `.weights.h5`", VERSIONS, is_keras_h5, open_keras_h5, "", write_preset)
+FORMAT = Format(
+    "preset",
+    "our preset folder and `.weights.h5`",
+    VERSIONS,
+    is_keras_h5,
+    open_keras_h5,
+    "",
+    write_preset,
+    vocabulary=True,
+)

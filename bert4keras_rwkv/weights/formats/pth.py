@@ -167,4 +167,14 @@ def _write(path, tensors, config, dtype=None, tokenizer=None, progress=None):
     write_pth(path, tensors, dtype, progress)
 
 
-FORMAT = Format("pth", "official `.pth`", ("4", "5", "6", "7"), is_pth, open_pth, ".pth", _write)
+FORMAT = Format(
+    "pth",
+    "official `.pth`",
+    ("4", "5", "6", "7"),
+    is_pth,
+    open_pth,
+    ".pth",
+    _write,
+    dialects=("hf", "fla"),
+    dtypes=("float32", "bfloat16", "float16", "float64"),
+)

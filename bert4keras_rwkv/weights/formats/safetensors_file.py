@@ -122,4 +122,6 @@ FORMAT = Format(
     open_safetensors,
     ".safetensors",
     _write,
+    dialects=("hf", "fla", "st"),
+    dtypes=("float32", "bfloat16", "float16", "float64"),
 )
