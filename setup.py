@@ -33,6 +33,7 @@ setup(
     package_data={"bert4keras_rwkv": ["presets/**/*"]},
     exclude_package_data={"": ["*.pyc"]},
     install_requires=[
+        "gguf>=0.19,<0.20",
         "h5py>=3.11,<4",
         "jax>=0.10,<0.11",
         "keras>=3.15,<4",

@@ -6,10 +6,11 @@ and are joined here in the order w, k, v, r, g; GroupNorm is two affine maps, on
 
 import numpy as np
 
+from bert4keras_rwkv.weights.derived import derived, vector
 from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, open_hdf5
 from bert4keras_rwkv.weights.formats.registry import Format
-from bert4keras_rwkv.weights.tensors import Tensor, Tensors
+from bert4keras_rwkv.weights.tensors import Tensors
 
 ORDER = "wkvrg"
 DENSES = {"receptance": "dense_r", "key": "dense_k", "value": "dense_v", "output": "dense_o", "gate": "dense_g"}
@@ -56,39 +57,39 @@ def _entries(found):
         entries.update(_time_mix(found, f"blocks.{block}.att.", _numbered("time_mix", block)))
         entries.update(_channel_mix(found, f"blocks.{block}.ffn.", _numbered("channel_mix", block)))
     entries.update(_norm(found, "ln_out", 2 * layers + 1))
-    entries["head.weight"] = _derived(np.transpose, found["dense/vars/0"])
+    entries["head.weight"] = derived(np.transpose, found["dense/vars/0"])
     return entries
 
 
 def _time_mix(found, official, group):
     """The tensors of one time mix."""
     vectors = {"time_maa_x": "vars/0", **{f"time_maa_{letter}": f"dense_x{letter}/dense_b/vars/1" for letter in ORDER}}
-    entries = {name: _derived(_vector, found[f"{group}/{where}"]) for name, where in vectors.items()}
+    entries = {name: derived(vector, found[f"{group}/{where}"]) for name, where in vectors.items()}
     first = [found[f"{group}/dense_x{letter}/dense_a/vars/0"] for letter in ORDER]
     second = [found[f"{group}/dense_x{letter}/dense_b/vars/0"] for letter in ORDER]
-    entries["time_maa_w1"] = _derived(lambda *parts: np.concatenate(parts, axis=1), *first)
-    entries["time_maa_w2"] = _derived(lambda *parts: np.stack(parts), *second)
-    entries["time_decay"] = _derived(_vector, found[f"{group}/dense_w/dense_b/vars/1"])
+    entries["time_maa_w1"] = derived(lambda *parts: np.concatenate(parts, axis=1), *first)
+    entries["time_maa_w2"] = derived(lambda *parts: np.stack(parts), *second)
+    entries["time_decay"] = derived(vector, found[f"{group}/dense_w/dense_b/vars/1"])
     entries["time_decay_w1"] = found[f"{group}/dense_w/dense_a/vars/0"]
     entries["time_decay_w2"] = found[f"{group}/dense_w/dense_b/vars/0"]
     entries["time_faaaa"] = found[f"{group}/vars/1"]
     for name, dense in DENSES.items():
-        entries[f"{name}.weight"] = _derived(np.transpose, found[f"{group}/{dense}/vars/0"])
+        entries[f"{name}.weight"] = derived(np.transpose, found[f"{group}/{dense}/vars/0"])
     inner = [found[f"{group}/group_norm/group_ln/vars/{number}"] for number in (0, 1)]  # (N,) for every head alike
     outer = [found[f"{group}/group_norm/vars/{number}"] for number in (0, 1)]  # (H, N)
-    entries["ln_x.weight"] = _derived(lambda scale, outer: (scale * outer).reshape(-1), inner[0], outer[0])
-    entries["ln_x.bias"] = _derived(lambda offset, scale, outer: (offset * scale + outer).reshape(-1), inner[1], *outer)
+    entries["ln_x.weight"] = derived(lambda scale, outer: (scale * outer).reshape(-1), inner[0], outer[0])
+    entries["ln_x.bias"] = derived(lambda offset, scale, outer: (offset * scale + outer).reshape(-1), inner[1], *outer)
     return {official + name: tensor for name, tensor in entries.items()}
 
 
 def _channel_mix(found, official, group):
     """The tensors of one channel mix."""
     entries = {
-        "time_maa_k": _derived(_vector, found[f"{group}/vars/0"]),
-        "time_maa_r": _derived(_vector, found[f"{group}/vars/1"]),
+        "time_maa_k": derived(vector, found[f"{group}/vars/0"]),
+        "time_maa_r": derived(vector, found[f"{group}/vars/1"]),
     }
     for name in ("key", "receptance", "value"):
-        entries[f"{name}.weight"] = _derived(np.transpose, found[f"{group}/dense_{name}/vars/0"])
+        entries[f"{name}.weight"] = derived(np.transpose, found[f"{group}/dense_{name}/vars/0"])
     return {official + name: tensor for name, tensor in entries.items()}
 
 
@@ -101,22 +102,6 @@ def _norm(found, official, number):
 def _numbered(name, number):
     """Keras' name for the number-th group of a class: 'time_mix', 'time_mix_1', ..."""
     return f"{name}_{number}" if number else name
-
-
-def _vector(array):
-    """(C,) as the official files have it, [1, 1, C]."""
-    return array.reshape(1, 1, -1)
-
-
-def _derived(function, *tensors):
-    """A `Tensor` that is a function of others, with the dtype of the first."""
-    dtype = tensors[0].dtype
-    hollow = [np.broadcast_to(np.zeros((), np.int8), tensor.shape) for tensor in tensors]
-
-    def read():
-        return np.ascontiguousarray(function(*(tensor.read() for tensor in tensors)))
-
-    return Tensor(function(*hollow).shape, dtype, read)
 
 
 class _Noted(dict):

@@ -1,0 +1,121 @@
+"""GGUF files of llama.cpp that hold an RWKV-6 or RWKV-7, as lazy tensors under official names.
+
+Undone on the way: transposed and fused tensors, the division of llama.cpp's "rescale" (by powers of two, so exactly)
+and blocks of quantised numbers, which become float32.
+"""
+
+import logging
+
+import numpy as np
+
+from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.weights.formats.gguf_header import read_header
+from bert4keras_rwkv.weights.formats.gguf_names import ARCHITECTURES, COPIES, gguf_rules, layers_of
+from bert4keras_rwkv.weights.formats.gguf_tokenizer import read_tokens
+from bert4keras_rwkv.weights.formats.gguf_writer import DTYPES, write_gguf
+from bert4keras_rwkv.weights.formats.registry import Format
+from bert4keras_rwkv.weights.quantised import stored_tensor
+from bert4keras_rwkv.weights.reader import Reader
+from bert4keras_rwkv.weights.rules import export, filled
+from bert4keras_rwkv.weights.tensors import Tensors
+
+MAGIC = b"GGUF"
+USUAL_EPSILON = 1e-5
+MOST_HALVINGS = 64
+
+logger = logging.getLogger("bert4keras_rwkv")
+
+
+def is_gguf(path, start):
+    """Whether it begins as one."""
+    return start.startswith(MAGIC)
+
+
+def open_gguf(path, config=None):
+    """The tensors of a GGUF file under their official names, lazily. Damage or another model is a `WeightsError`.
+
+    `metadata` has `types`, name -> GGML's type as stored, and `vocabulary`, {id: bytes} or None.
+    """
+    reader = Reader(path)
+    try:
+        values, stored = read_header(reader, ARCHITECTURES)
+        return _opened(reader, values, stored)
+    except WeightsError:
+        reader.close()
+        raise
+    except (ValueError, IndexError, TypeError) as error:
+        reader.close()
+        raise reader.broken(f"its tensors do not fit each other ({error})") from error
+
+
+def _opened(reader, values, stored):
+    """`Tensors` of an RWKV."""
+    from gguf import Keys
+
+    architecture = values[Keys.General.ARCHITECTURE].decode()
+
+    def value(key, default):
+        return values.get(key.format(arch=architecture), default)
+
+    _warn_about_epsilon(reader, value(Keys.Attention.LAYERNORM_EPS, USUAL_EPSILON))
+    layers = layers_of(stored)
+    fused = any(name.endswith("time_mix_lerp_fused.weight") for name in stored)
+    rules = gguf_rules(architecture, layers, value(Keys.WKV.HEAD_SIZE, 0), fused)
+    _compare_names(reader, rules, stored)
+    paths = [rule.path for rule in filled(rules)]
+    found = {name: stored_tensor(reader, name, at.offset, at.shape, at.kind) for name, at in stored.items()}
+    if architecture == "rwkv6":
+        found |= _undivided(reader, found, layers, value(Keys.LLM.RESCALE_EVERY_N_LAYERS, 0))
+    tensors = export(rules, found.__getitem__)
+    types = {
+        name: stored[path].kind.name for path, rule in zip(paths, filled(rules), strict=True) for name in rule.names
+    }
+    metadata = {"format": "gguf", "types": types, "vocabulary": read_tokens(values)}
+    return Tensors({name: tensors.entry(name) for name in tensors}, metadata, reader.close)
+
+
+def _compare_names(reader, rules, stored):
+    """Raise one `WeightsError` for all names that are missing or too many."""
+    wanted = {rule.path for rule in filled(rules)}
+    unused = {f"blk.0.time_mix_{name}.weight" for name in COPIES}
+    missing, extra = sorted(wanted - set(stored)), sorted(set(stored) - wanted - unused)
+    lines = [f"nothing is named '{name}'" for name in missing] + [f"no rule for '{name}'" for name in extra]
+    if lines:
+        more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
+        raise WeightsError(f"'{reader.path}' is not a whole RWKV:\n  " + "\n  ".join(lines[:20]) + more)
+
+
+def _undivided(reader, found, layers, every):
+    """The tensors that llama.cpp's converter divides by two for every so many layers, as they were."""
+    if not isinstance(every, int) or every < 0 or (every and (layers - 1) // every > MOST_HALVINGS):
+        raise reader.broken(f"it halves activations every {every!r} of {layers} layers")
+    result = {}
+    for i in range(every, layers) if every else ():
+        for name in (f"blk.{i}.time_mix_output.weight", f"blk.{i}.channel_mix_value.weight"):
+            result[name] = found[name].changed(_times(2 ** (i // every)), found[name].dtype)
+    return result
+
+
+def _times(factor):
+    """A function that multiplies by a power of two: exact in every dtype."""
+
+    def multiplied(array):
+        wide = np.promote_types(array.dtype, np.float32)
+        return (array.astype(wide) * wide.type(factor)).astype(array.dtype)
+
+    return multiplied
+
+
+def _warn_about_epsilon(reader, epsilon):
+    """Say so if the model was trained with another epsilon than every official one."""
+    if isinstance(epsilon, float) and abs(epsilon / USUAL_EPSILON - 1) > 1e-6:
+        logger.warning("'%s' says a layer_norm_epsilon of %g: build the model with it.", reader.path, epsilon)
+
+
+def _write(path, tensors, config, dtype=None, tokenizer=None, progress=None):
+    write_gguf(path, tensors, config, dtype, tokenizer, progress)
+
+
+FORMAT = Format(
+    "gguf", "GGUF of llama.cpp", ("6", "7"), is_gguf, open_gguf, ".gguf", _write, dtypes=DTYPES, vocabulary=True
+)
