@@ -16,6 +16,13 @@ SIZES = {
 # What is run of each version: model and its own sizes.
 VERSIONS = {
     "6": {"model": "rwkv6", "decomposer_size": 4, "time_decay_size": 3},
+    "7": {
+        "model": "rwkv7",
+        "decay_low_rank_dim": 3,
+        "a_low_rank_dim": 5,
+        "v_low_rank_dim": 1,
+        "gate_low_rank_dim": 7,
+    },
 }
 
 

@@ -1,0 +1,205 @@
+"""RWKV-7 "Goose": a state that unlearns a key before it learns it anew, at a rate that depends on the data
+(arXiv 2503.14456, section 4).
+"""
+
+import math
+
+import numpy as np
+from keras import ops
+
+from bert4keras_rwkv.layers.base import Layer, cast_like, dense
+from bert4keras_rwkv.layers.block import model_rules
+from bert4keras_rwkv.layers.head_norm import HeadNorm
+from bert4keras_rwkv.layers.initial import given, orthogonal
+from bert4keras_rwkv.layers.low_rank import LowRank
+from bert4keras_rwkv.ops.kernels.choose import check_kernel
+from bert4keras_rwkv.ops.token_shift import token_shift
+from bert4keras_rwkv.ops.wkv7 import wkv7
+from bert4keras_rwkv.weights.rules import Rule
+from bert4keras_rwkv.weights.transforms import STACK, TRANSPOSE, VECTOR
+
+MIXED = "rwkvag"  # the order in which files hold the six mixed inputs
+FASTEST = -math.exp(-0.5)  # the log of the fastest decay
+SHORTEST = 1e-12  # a shorter key is not made longer than this part of it
+
+
+class TimeMix(Layer):
+    """Linear attention with a matrix-valued state, a decay, and an in-context learning rate for every channel and
+    token. Blocks after the first mix the first block's value, `side["v_first"]`, into theirs.
+    """
+
+    def __init__(self, config, index, initial, kernel="auto", **kwargs):
+        super().__init__(**kwargs)
+        c, policy = config, self.dtype_policy
+        self.heads, self.head_size, self.index = c.num_attention_heads, c.attention_head_size, index
+        self.kernel, self.initial = check_kernel(kernel), initial
+        attention = self.heads * self.head_size
+
+        def low_rank(name, rank, activation=None):
+            start = {part: initial[f"{name}/{part}"] for part in ("a", "b")}
+            return LowRank(attention, rank, start, activation=activation, name=name, dtype=policy)
+
+        self.decay_low_rank = low_rank("decay_low_rank", c.decay_low_rank_dim, "tanh")
+        self.rate_low_rank = low_rank("rate_low_rank", c.a_low_rank_dim)
+        self.value_low_rank = low_rank("value_low_rank", c.v_low_rank_dim) if index else None
+        self.gate_low_rank = low_rank("gate_low_rank", c.gate_low_rank_dim, "sigmoid")
+        self.receptance, self.key, self.value = (
+            dense(attention, name, initial[name], policy) for name in ("receptance", "key", "value")
+        )
+        self.output_projection = dense(c.hidden_size, "output", initial["output"], policy)
+        self.norm = HeadNorm(
+            c.group_norm_epsilon, initial["norm/gamma"], initial["norm/beta"], name="norm", dtype=policy
+        )
+
+    def build(self, shape):
+        attention = self.heads * self.head_size
+        self.mix = self.add("mix", (len(MIXED), shape[-1]), self.initial["mix"])
+        self.bonus = self.add("bonus", (self.heads, self.head_size), self.initial["bonus"])
+        for name in ("decay", "rate", *(["value_mix"] if self.index else []), "key_scale", "key_rate"):
+            setattr(self, name, self.add(name, (attention,), self.initial[name]))
+        layers = [self.decay_low_rank, self.rate_low_rank, self.gate_low_rank, self.receptance, self.key, self.value]
+        for layer in layers + ([self.value_low_rank] if self.index else []):
+            layer.build(shape)
+        self.output_projection.build((*shape[:-1], attention))
+        self.norm.build((*shape[:-1], self.heads, self.head_size))
+
+    def call(self, x, state, side):
+        exact, heads = state["wkv"].dtype, self._heads
+        previous, last = token_shift(x, state["x"], side["present"], side["reset"], rows=side["rows"])
+        change, mix = previous - x, cast_like(self.mix, x)
+        xr, xw, xk, xv, xa, xg = (x + change * mix[i] for i in range(len(MIXED)))
+        v, side = self._value(xv, side)
+        r, k, v = (ops.cast(heads(y), exact) for y in (self.receptance(xr), self.key(xk), v))
+        w = FASTEST * heads(_gate(self.decay, self.decay_low_rank(xw), exact))
+        rate = heads(_gate(self.rate, self.rate_low_rank(xa), exact))
+        kk = _unit(k * heads(ops.cast(self.key_scale, exact)[None, None]))
+        k = k * (1 + (rate - 1) * heads(ops.cast(self.key_rate, exact)[None, None]))
+        y, wkv = wkv7(r, w, k, v, -kk, kk * rate, state["wkv"], side["present"], side["reset"], kernel=self.kernel)
+        own = ops.sum(r * k * ops.cast(self.bonus, exact), axis=-1, keepdims=True) * v
+        y = ops.cast(self.norm(y) + ops.reshape(own, (*ops.shape(x)[:2], -1)), x.dtype) * self.gate_low_rank(xg)
+        return self.output_projection(y), {"x": last, "wkv": wkv}, side
+
+    def _value(self, xv, side):
+        """The value (B, T, H * N) with the first block's mixed in, or as the first block's handed on."""
+        v = self.value(xv)
+        if self.index == 0:
+            return v, {**side, "v_first": v}
+        return v + (side["v_first"] - v) * _gate(self.value_mix, self.value_low_rank(xv), v.dtype), side
+
+    def _heads(self, x):
+        return ops.reshape(x, (*ops.shape(x)[:2], self.heads, self.head_size))
+
+
+def _gate(base, change, dtype):
+    """sigmoid(base + change), computed in `dtype`."""
+    return ops.sigmoid(ops.cast(base, dtype) + ops.cast(change, dtype))
+
+
+def _unit(x):
+    """x / max(|x|, SHORTEST) over the last axis. Its gradient at 0 is finite."""
+    return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), SHORTEST**2))
+
+
+class ChannelMix(Layer):
+    """value(relu(key)^2)."""
+
+    def __init__(self, config, index, initial, **kwargs):
+        super().__init__(**kwargs)
+        self.initial = initial
+        self.key = dense(config.intermediate_size, "key", initial["key"], self.dtype_policy)
+        self.value = dense(config.hidden_size, "value", initial["value"], self.dtype_policy)
+
+    def build(self, shape):
+        self.mix_k = self.add("mix_k", (shape[-1],), self.initial["mix_k"])
+        self.key.build(shape)
+        self.value.build((*shape[:-1], self.key.units))
+
+    def call(self, x, state, side):
+        previous, last = token_shift(x, state["x"], side["present"], side["reset"], rows=side["rows"])
+        k = self.key(x + (previous - x) * cast_like(self.mix_k, x))
+        return self.value(ops.square(ops.relu(k))), {"x": last}, side
+
+
+def initial_values(config, index):
+    """Initializers of one block as its authors start training (RWKV-LM, RWKV-v7/train_temp/src/model.py, x070).
+
+    Returns {'time_mix' | 'channel_mix': name -> initializer}.
+    """
+    c = config
+    H, N, D = c.num_attention_heads, c.attention_head_size, c.hidden_size
+    later = index / max(c.num_hidden_layers - 1, 1)  # 0 in the first layer, 1 in the last
+    fade = 1 - index / c.num_hidden_layers  # 1 in the first layer, nearly 0 in the last
+    channel = np.arange(D) / D
+    along = np.arange(H * N) / max(H * N - 1, 1)  # 0 to 1 over all heads
+    across = np.tile(np.linspace(-1, 1, N) if N > 1 else np.zeros(1), H)  # -1 to 1 over each head
+    zigzag = across * np.abs(across)
+    powers = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
+    ranks = {
+        "decay": c.decay_low_rank_dim,
+        "rate": c.a_low_rank_dim,
+        "value": c.v_low_rank_dim,
+        "gate": c.gate_low_rank_dim,
+    }
+    # `orthogonal` has a gain of its own for kernels that widen, which the authors do not have here.
+    low_ranks = {f"{name}_low_rank/b": orthogonal(0.1 * (rank / (H * N)) ** 0.5) for name, rank in ranks.items()}
+    return {
+        "time_mix": {
+            "mix": given(np.stack([1 - channel ** (powers[m] * fade) for m in MIXED])),
+            "decay": given(-5.5 + 6 * along ** (1 + later**0.3) + 2.5 * zigzag),
+            "rate": given(-0.19 + 0.3 * zigzag + 0.4 * (along - 0.5)),
+            "value_mix": given(0.73 - 0.4 * (along - 0.5)),
+            "key_scale": given(0.71 - 0.1 * (along - 0.5)),
+            "key_rate": given(1.02),
+            "bonus": given(-0.04),
+            **{f"{name}_low_rank/a": "zeros" for name in ranks},
+            **low_ranks,
+            "receptance": orthogonal(),
+            "key": orthogonal(0.1),
+            "value": orthogonal(),
+            "output": "zeros",
+            "norm/gamma": given(((1 + index) / c.num_hidden_layers) ** 0.7),
+            "norm/beta": "zeros",
+        },
+        "channel_mix": {
+            "mix_k": given(1 - channel ** (fade**4)),
+            "key": orthogonal(min(1, D / c.intermediate_size) ** 0.5),
+            "value": "zeros",
+        },
+    }
+
+
+def rules(config):
+    """The weight table, from official names to variables.
+
+    The first block has no use for `v0`, `v1`, `v2`; files may hold them, some as copies of others.
+    """
+
+    def low_rank(letter, path):
+        return [Rule(f"att.{letter}{i}", f"time_mix/{path}/{part}/kernel") for i, part in ((1, "a"), (2, "b"))]
+
+    def mixers(index):
+        value = [*low_rank("v", "value_low_rank")[::-1], Rule("att.v0", "time_mix/value_mix", VECTOR)]
+        return [
+            Rule(tuple(f"att.x_{m}" for m in MIXED), "time_mix/mix", STACK),
+            Rule("att.w0", "time_mix/decay", VECTOR),
+            Rule("att.r_k", "time_mix/bonus"),
+            *low_rank("w", "decay_low_rank"),
+            *low_rank("a", "rate_low_rank"),
+            Rule("att.a0", "time_mix/rate", VECTOR),
+            *low_rank("g", "gate_low_rank"),
+            *(value if index else [Rule(rule.source, None) for rule in value]),
+            Rule("att.k_k", "time_mix/key_scale", VECTOR),
+            Rule("att.k_a", "time_mix/key_rate", VECTOR),
+            Rule("att.receptance.weight", "time_mix/receptance/kernel", TRANSPOSE),
+            Rule("att.key.weight", "time_mix/key/kernel", TRANSPOSE),
+            Rule("att.value.weight", "time_mix/value/kernel", TRANSPOSE),
+            Rule("att.output.weight", "time_mix/output_projection/kernel", TRANSPOSE),
+            Rule("att.ln_x.weight", "time_mix/norm/gamma"),
+            Rule("att.ln_x.bias", "time_mix/norm/beta"),
+            Rule("ffn.x_k", "channel_mix/mix_k", VECTOR),
+            Rule("ffn.key.weight", "channel_mix/key/kernel", TRANSPOSE),
+            Rule("ffn.value.weight", "channel_mix/value/kernel", TRANSPOSE),
+            Rule("att.time_state", None),  # a tuned initial state that was merged into the file
+        ]
+
+    return model_rules(config, mixers)
