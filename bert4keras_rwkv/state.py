@@ -2,11 +2,12 @@
 
 import dataclasses
 import os
-import tempfile
+from pathlib import Path
 
 import numpy as np
 
 EMPTY_MAXIMUM = -1e30  # RWKV-4's running maximum before the first token
+FORMAT = "bert4keras_rwkv.state"  # how our files name themselves
 LAYOUT = "[key, value]"  # orientation of `wkv` in our files and in memory
 
 
@@ -82,39 +83,42 @@ class RWKVState:
         return dataclasses.replace(self, wkv=ops.convert_to_numpy(self.wkv), shift=ops.convert_to_numpy(self.shift))
 
     def save(self, path):
-        """Write a safetensors file: `wkv`, `shift`, and in its metadata the model's version and the layout."""
-        from safetensors.numpy import save_file
+        """Write a safetensors file, whole or not at all: `wkv`, `shift`, and in its metadata the model's version and
+        the layout.
+        """
+        from safetensors.numpy import save
 
-        state, path = self.numpy(), os.fspath(path)
-        metadata = {"format": "bert4keras_rwkv.state", "version": "1", "layout": LAYOUT, "model": self.model or ""}
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".state-")
-        os.close(handle)
-        try:
-            arrays = {"wkv": np.ascontiguousarray(state.wkv), "shift": np.ascontiguousarray(state.shift)}
-            save_file(arrays, temporary, metadata)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        state = self.numpy()
+        arrays = {name: np.ascontiguousarray(getattr(state, name)) for name in ("wkv", "shift")}
+        metadata = {"format": FORMAT, "version": "1", "layout": LAYOUT, "model": self.model or ""}
+        _write_whole(Path(path), save(arrays, metadata))
 
     @classmethod
     def load(cls, path):
-        """Read a file of `save`. Raises ValueError for anything else."""
+        """Read a file of `save`. Raises ValueError for anything else, damage included, with the name of the file."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, "numpy") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != "bert4keras_rwkv.state" or set(file.keys()) != {"wkv", "shift"}:
+                if metadata.get("format") != FORMAT or set(file.keys()) != {"wkv", "shift"}:
                     raise ValueError(
                         f"Expected a state file of `RWKVState.save` (tensors 'wkv' and 'shift'). Received: {path} "
-                        f"with {sorted(file.keys())[:4]}."
+                        f"with {sorted(file.keys())[:4]}. `RWKV.load_state` reads those of other programs."
                     )
                 if metadata.get("version") != "1" or metadata.get("layout") != LAYOUT:
                     raise ValueError(f"A state file of a layout this package does not know: {metadata} in {path}.")
-                return cls(file.get_tensor("wkv"), file.get_tensor("shift"), metadata.get("model") or None)
+                wkv, shift = file.get_tensor("wkv"), file.get_tensor("shift")
         except SafetensorError as error:
-            raise ValueError(f"Expected a safetensors state file. {path} is not one: {error}.") from error
+            raise ValueError(
+                f"Expected a safetensors state file. {path} is not one, or not whole: {error}. Save the state again."
+            ) from error
+        if wkv.ndim not in (4, 5) or shift.ndim != 4 or shift.shape[:2] != (wkv.shape[0], 2 * wkv.shape[1]):
+            raise ValueError(
+                "In a state file `wkv` is (B, n, H, N, N), or (B, n, 3, D), and `shift` (B, 2n, 1, D). Received: wkv "
+                f"{wkv.shape}, shift {shift.shape} in {path}. Save the state again."
+            )
+        return cls(wkv, shift, metadata.get("model") or None)
 
     def tree_flatten(self):
         return (self.wkv, self.shift), self.model
@@ -131,3 +135,17 @@ def _rows(array, index):
     from keras import ops
 
     return ops.take(array, index, axis=0)
+
+
+def _write_whole(path, data):
+    """Write bytes under another name and rename: a full disk or Ctrl-C leaves `path` as it was."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise

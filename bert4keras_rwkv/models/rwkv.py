@@ -16,6 +16,7 @@ from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights.files import named
 from bert4keras_rwkv.weights.formats.keras_h5 import write_preset
 from bert4keras_rwkv.weights.rules import export, rules_of
+from bert4keras_rwkv.weights.states import read_state, write_state
 
 NEW_TOKENS = 256  # how many `generate` writes when neither max_length nor sequence_length says it
 BUFFER = 64  # buffers of `generate` are multiples of this, so that few programs are compiled
@@ -26,7 +27,7 @@ class RWKV:
 
     model: a functional Keras model for `fit`, `predict`, `summary`, `save_weights`, `export`; it shares its weights
     with everything else here. config: RWKVConfig. backbone: the layer that holds the weights. tokenizer:
-    RWKV_TOKENIZER or None; it may be set. sampling: how `generate` draws when it is not told.
+    a `tokenizers.Tokenizer` or None; it may be set. sampling: how `generate` draws when it is not told.
     """
 
     def __init__(
@@ -223,6 +224,25 @@ class RWKV:
         """Write config.json, model.weights.h5 and the vocabulary to a folder, whole or not at all."""
         write_preset(folder, self.weights(), self.config, tokenizer=self.tokenizer)
 
+    def load_state(self, path, layout="auto"):
+        """The RWKVState in a file: `save_state`'s, a tuned `time_state` of RWKV-LM, RWKV-PEFT, web-rwkv or Ai00, or one
+        merged into a model.
+
+        layout: 'pth' for [head, value, key], 'st' for [head, key, value], 'own'; 'auto' decides by the kind of file,
+        see `weights.states.layout_of`. Raises ValueError for the state of another model, with its sizes.
+        """
+        return read_state(path, self.config, layout, self.backbone.compute_dtype)
+
+    def save_state(self, state, path, layout="auto", drop_shift=False):
+        """Write an RWKVState of this model, whole or not at all.
+
+        layout: 'own' keeps all of it; 'pth' is what RWKV-LM, RWKV-PEFT and `rwkv` read, 'st' what web-rwkv and Ai00 do:
+        one text, without token-shift vectors, which must be zero unless `drop_shift`. 'auto': by the suffix, `.pth` or
+        `.st`, and 'own' for any other.
+        """
+        state = dataclasses.replace(self._state(state, state.batch), model=self.config.model)
+        write_state(path, state, layout, drop_shift)
+
     def weights(self):
         """The weights as lazy `weights.Tensors` under official names, as `write_pth` and others take them."""
         return export(rules_of(self.config), self.backbone.variable_at)
@@ -280,7 +300,7 @@ class RWKV:
         elif sampling is None:
             sampling = self.sampling
         if prompts.is_text:  # rows of the head without a text: the World vocabulary fills 65,530 of 65,536
-            unused = range(self.tokenizer.vocab_size, self.config.vocab_size)
+            unused = self.tokenizer.without_text(self.config.vocab_size)
             sampling = dataclasses.replace(sampling, mask_output=(*sampling.mask_output, *unused))
         sampling.check(self.config.vocab_size, 0)
         if isinstance(stop_token_ids, str):
@@ -288,7 +308,8 @@ class RWKV:
                 raise ValueError(
                     f"`stop_token_ids` is an id, a list of ids, None or 'auto'. Received: {stop_token_ids!r}."
                 )
-            ends = () if self.tokenizer is None else (self.tokenizer.end_token,)
+            end = None if self.tokenizer is None else self.tokenizer.end_token
+            ends = () if end is None else (end,)
         else:
             ends = (
                 ()
