@@ -1,46 +1,156 @@
-"""`convert`: weights into another format, tensor by tensor."""
+"""`convert`: weights into another format, tensor by tensor; with `--check`, a comparison of the two files after it."""
 
+import math
 import os
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from bert4keras_rwkv.tokenizers import find_tokenizer
-from bert4keras_rwkv.weights.files import config_of, named, open_weights
-from bert4keras_rwkv.weights.formats.registry import formats
+from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER, find_tokenizer
+from bert4keras_rwkv.weights.files import config_of, named, open_weights, opened
+from bert4keras_rwkv.weights.formats.registry import format_named, formats
 from bert4keras_rwkv.weights.rules import in_order, rules_of
+from bert4keras_rwkv.weights.tensors import DTYPES
+
+TOKENS = 64  # that `--check` reads; random ones go through every channel
+SEED = 7
+SPREAD = 1.5  # standard deviation of the logits for which the bars of `BARS` are given
+
+# The largest difference of a logit that rounding the weights explains. For float32 relative to the largest logit:
+# orders of summation differ by 1e-5, ten times that is a mistake. For the others on logits of standard deviation 1.5:
+# implementations of the reference models that round weights and activations stay within 0.005 to 0.011 (float16) and
+# 0.04 to 0.075 (bfloat16), int8 within 0.064; the coarsest blocks of 4 bits have about twice that.
+BARS = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.08, "quantised": 0.15}
 
 
 def run(arguments):
-    """Read SRC and write DST; what DST is, its name says."""
+    """Read SRC and write DST; what DST is, `--to` or its name says."""
     os.environ.setdefault(
         "KERAS_BACKEND", "numpy"
-    )  # the table of a version lies beside its layers; nothing is computed
+    )  # the table of a version lies beside its layers; only `--check` computes, and little
     source, target = named(arguments.source), Path(arguments.target)
-    written = _format(target)
-    with open_weights(source) as tensors:
+    written = _format(target, arguments.to, arguments.dtype)
+    known, tensors = opened(source, format=arguments.format)
+    with tensors:
         config = config_of(source, tensors)
         ordered = in_order(rules_of(config), tensors)
-        with _Bar(target.name) as progress:
-            tokenizer = find_tokenizer(source, config.vocab_size)
+        tokenizer = _tokenizer(source, known, tensors, config)
+        if tokenizer is None and written.vocabulary:
+            print(f"No tokenizer was found for {source}: {target} is written without one.", file=sys.stderr)
+        with Bar(target.name, "tensor") as progress:
             written.write(target, ordered, config, arguments.dtype, tokenizer, progress)
     print(f"Wrote {target}")
+    _say_epsilons(target, written, config)
+    if arguments.check:
+        _check((source, arguments.format), (target, written.name), config, arguments.dtype)
 
 
-def _format(target):
-    """The format that the suffix of DST means; without one a preset folder."""
-    suffixes = {known.suffix: known for known in reversed(formats()) if known.write is not None}
-    if target.suffix not in suffixes:
+def _format(target, name, dtype):
+    """The format that DST is written in: by name, by its suffix, or without one a preset folder."""
+    suffixes = {known.suffix: known for known in reversed(formats()) if known.written and known.suffix is not None}
+    if name is not None:
+        found = format_named(name)
+    elif target.suffix in suffixes:
+        found = suffixes[target.suffix]
+    else:
         names = ", ".join(f"NAME{suffix}" for suffix in suffixes if suffix)
-        raise ValueError(f"Cannot write '{target}'. DST is {names}, or a folder for a preset.")
-    return suffixes[target.suffix]
+        folders = ", ".join(known.name for known in formats() if known.written and not known.suffix)
+        raise ValueError(f"Cannot write '{target}'. DST is {names}, or a folder for a preset; or --to {folders}.")
+    if dtype not in (None, *found.dtypes):
+        raise ValueError(f"A {found.title} has the dtypes {', '.join(found.dtypes)}. Received: --dtype {dtype}.")
+    if target.is_dir() if found.suffix else target.is_file():
+        raise ValueError(f"'{target}' is a {'folder' if found.suffix else 'file'}. Give another name for DST.")
+    return found
 
 
-class _Bar:
+def _tokenizer(source, known, tensors, config):
+    """The tokenizer that a file holds, else the one beside it; None without either."""
+    held = tensors.metadata.get("vocabulary") if known.vocabulary else None
+    return RWKV_TOKENIZER.from_entries(held) if held else find_tokenizer(source, config.vocab_size)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far the logits of two files are apart: the largest difference, how large it may be, and at which share of the
+    positions the likeliest token is the same.
+    """
+
+    difference: float
+    bar: float
+    agreement: float
+
+    @property
+    def passed(self):
+        """False for NaN, too."""
+        return self.difference <= self.bar
+
+    def __str__(self):
+        return (
+            f"largest difference of a logit {self.difference:.3g} (allowed: {self.bar:.3g}), "
+            f"the same likeliest token at {self.agreement:.1%} of {TOKENS} positions"
+        )
+
+
+def compared(before, after, kind):
+    """The `Comparison` of logits (1, T, V). kind: a key of `BARS`."""
+    scale = np.abs(before).max() if kind == "float32" else before.std() / SPREAD
+    agreement = np.mean(before.argmax(-1) == after.argmax(-1))
+    return Comparison(float(np.abs(before - after).max()), float(BARS[kind] * scale), float(agreement))
+
+
+def _check(source, target, config, dtype):
+    """Run both files, one after the other, on random tokens. Logits that are too far apart are a `ValueError`.
+
+    source, target: path and format. config: whose epsilons, which most formats cannot hold, both are run with.
+    """
+    before, _ = _logits(*source, config)
+    after, dtypes = _logits(*target, config)
+    kind = "quantised" if dtype is not None and dtype not in DTYPES else _coarsest(dtypes)
+    result = compared(before, after, kind)
+    if not result.passed:
+        raise ValueError(f"'{target[0]}' was written, but does not compute what '{source[0]}' does: {result}.")
+    print(f"Checked as {kind}: {result}")
+
+
+def _logits(path, format, config):
+    """Logits (1, T, V) of random tokens, and the dtypes of the weights."""
+    from bert4keras_rwkv.models.blockwise import logits_from_file
+
+    tensors = open_weights(path, config, format)
+    with tensors, Bar(f"checking {Path(path).name}", "block") as progress:
+        config = replace(RWKVConfig.from_shapes(tensors.shapes), **_epsilons(config))
+        ids = np.random.default_rng(SEED).integers(0, config.vocab_size, (1, TOKENS))
+        return logits_from_file(tensors, config, ids, progress), set(map(str, tensors.dtypes.values()))
+
+
+def _say_epsilons(target, written, config):
+    """Say so if DST, read again, would be computed with other epsilons."""
+    with open_weights(target, config, written.name) as tensors:
+        read = _epsilons(config_of(target, tensors))
+    lost = {name: value for name, value in _epsilons(config).items() if not math.isclose(value, read[name])}
+    if lost:
+        said = ", ".join(f"{name}={value:g}" for name, value in lost.items())
+        print(f"{target} cannot say {said}: build the model with it.", file=sys.stderr)
+
+
+def _epsilons(config):
+    return {name: getattr(config, name) for name in ("group_norm_epsilon", "layer_norm_epsilon")}
+
+
+def _coarsest(dtypes):
+    """The key of `BARS` for weights of these dtypes."""
+    return next((kind for kind in ("bfloat16", "float16") if kind in dtypes), "float32")
+
+
+class Bar:
     """A progress bar on stderr when it is a terminal; called with (done, total)."""
 
-    def __init__(self, label):
-        self._bar = tqdm(desc=label, unit="tensor", disable=None, leave=False)
+    def __init__(self, label, unit):
+        self._bar = tqdm(desc=label, unit=unit, disable=None, leave=False)
 
     def __call__(self, done, total):
         self._bar.total = total

@@ -13,10 +13,47 @@ from bert4keras_rwkv.ops.backend import accumulation_dtype
 from bert4keras_rwkv.ops.token_shift import shift_rows
 from bert4keras_rwkv.state import RWKVState
 
+RESCALE_FLOAT16 = 6  # blocks; what the official program takes in float16
+
 
 def version_module(model):
     """The file of a version: `layers/rwkv6.py` for 'rwkv6'."""
     return importlib.import_module(f"..layers.{model}", __package__)
+
+
+def new_block(config, i, dtype, kernel="auto", blank=False, rescale_layer=0):
+    """The `Block` of layer i. Arguments as for `Backbone`; dtype: a dtype or policy."""
+    version = version_module(config.model)
+    values = version.initial_values(config, i)
+    if blank:
+        values = keras.tree.map_structure(lambda _: "zeros", values)
+    time = version.TimeMix(config, i, values["time_mix"], kernel=kernel, name="time_mix", dtype=dtype)
+    channel = version.ChannelMix(config, i, values["channel_mix"], name="channel_mix", dtype=dtype)
+    here, after = _scale(i, rescale_layer), _scale(i + 1, rescale_layer)
+    return Block(time, channel, config.layer_norm_epsilon, here, after < here, name=f"block_{i}", dtype=dtype)
+
+
+def _scale(i, every):
+    """By what x is multiplied where block i begins, if it is halved after every so many blocks."""
+    return 0.5 ** (i // every) if every else 1.0
+
+
+def variable_at(layer, path):
+    """The variable at an attribute path below a layer, 'blocks/3/time_mix/key/kernel' of a backbone."""
+    for part in path.split("/"):
+        layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
+    return layer
+
+
+def layer_state(wkv, shift, i):
+    """The nested state of layer i, of the two arrays of an RWKVState."""
+    return {"time": {"x": shift[:, 2 * i, 0], "wkv": wkv[:, i]}, "channel": {"x": shift[:, 2 * i + 1, 0]}}
+
+
+def side_values(ids, present=None, reset=None):
+    """The `side` with which the first block is called, see `Block`."""
+    rows = shift_rows(present, reset) if present is not None and ids.shape[1] != 1 else None
+    return {"ids": ids, "present": present, "reset": reset, "rows": rows}
 
 
 @keras.saving.register_keras_serializable("bert4keras_rwkv")
@@ -25,6 +62,8 @@ class Backbone(Layer):
 
     config: RWKVConfig. kernel: see `ops.kernels.choose`. pad_token_id: the id that `call` masks, None: none.
     head: whether `call` gives logits or hidden states. remat: recompute each block in the backward pass.
+    rescale_layer: after every so many blocks x is halved, and what the mixers add with it; the logits do not change,
+    but float16 does not overflow. 0: never. None: 6 if float16 is computed with, else 0.
     blank: weights start at zero, for they are about to be read from a file; else as the authors start training.
 
     Called with (ids (B, T) int [, wkv, shift [, reset (B, T)]]) it returns (outputs, wkv, shift): outputs are (B, T, V)
@@ -32,28 +71,32 @@ class Backbone(Layer):
     everything explicit.
     """
 
-    def __init__(self, config, kernel="auto", pad_token_id=0, head=True, remat=False, blank=False, **kwargs):
+    def __init__(
+        self,
+        config,
+        kernel="auto",
+        pad_token_id=0,
+        head=True,
+        remat=False,
+        rescale_layer=None,
+        blank=False,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.config, self.pad_token_id, self.with_head, self.remat = config, pad_token_id, head, remat
         self.kernel = kernel
-        version, policy = version_module(config.model), self.dtype_policy
+        self.rescale_layer = every = _rescale_layer(rescale_layer, self.compute_dtype)
+        policy = self.dtype_policy
 
-        def norm(name):
-            return keras.layers.LayerNormalization(epsilon=config.layer_norm_epsilon, name=name, dtype=policy)
-
-        def block(i):
-            values = version.initial_values(config, i)
-            if blank:
-                values = keras.tree.map_structure(lambda _: "zeros", values)
-            time = version.TimeMix(config, i, values["time_mix"], kernel=kernel, name="time_mix", dtype=policy)
-            channel = version.ChannelMix(config, i, values["channel_mix"], name="channel_mix", dtype=policy)
-            return Block(time, channel, config.layer_norm_epsilon, name=f"block_{i}", dtype=policy)
+        def norm(name, scale=1.0):
+            epsilon = config.layer_norm_epsilon * scale**2
+            return keras.layers.LayerNormalization(epsilon=epsilon, name=name, dtype=policy)
 
         V, D = config.vocab_size, config.hidden_size
         self.embed = keras.layers.Embedding(V, D, "zeros" if blank else uniform(1e-4), name="embed", dtype=policy)
         self.ln0 = norm("ln0")
-        self.blocks = [block(i) for i in range(config.num_hidden_layers)]
-        self.ln_out = norm("ln_out")
+        self.blocks = [new_block(config, i, policy, kernel, blank, every) for i in range(config.num_hidden_layers)]
+        self.ln_out = norm("ln_out", _scale(config.num_hidden_layers, every))
         self.head = dense(V, "head", "zeros" if blank else orthogonal(0.5), policy)
 
     def build(self, *_):
@@ -65,10 +108,7 @@ class Backbone(Layer):
 
     def variable_at(self, path):
         """The variable at an attribute path, 'blocks/3/time_mix/key/kernel'."""
-        found = self
-        for part in path.split("/"):
-            found = found[int(part)] if part.isdigit() else getattr(found, part)
-        return found
+        return variable_at(self, path)
 
     @property
     def state_dtypes(self):
@@ -82,10 +122,7 @@ class Backbone(Layer):
         False leaves the state as it was; where `reset` is true a document begins.
         """
         ids = ops.clip(ops.cast(ids, "int32"), 0, self.config.vocab_size - 1)
-        rows = None
-        if present is not None and ids.shape[1] != 1:
-            rows = shift_rows(present, reset)
-        side = {"ids": ids, "present": present, "reset": reset, "rows": rows}
+        side = side_values(ids, present, reset)
         x, new = self.ln0(self.embed(ids)), []
         for block, layer_state in zip(self.blocks, state, strict=True):
             run = keras.remat(block) if self.remat else block
@@ -113,10 +150,7 @@ class Backbone(Layer):
         """The two arrays of an RWKVState -> the nested state of each layer."""
         wkv_dtype, dtype = self.state_dtypes
         wkv, shift = ops.cast(wkv, wkv_dtype), ops.cast(shift, dtype)
-        return [
-            {"time": {"x": shift[:, 2 * i, 0], "wkv": wkv[:, i]}, "channel": {"x": shift[:, 2 * i + 1, 0]}}
-            for i in range(len(self.blocks))
-        ]
+        return [layer_state(wkv, shift, i) for i in range(len(self.blocks))]
 
     def pack(self, state):
         """The nested state of each layer -> the two arrays of an RWKVState."""
@@ -153,8 +187,21 @@ class Backbone(Layer):
 
     def get_config(self):
         own = {"kernel": self.kernel, "pad_token_id": self.pad_token_id, "head": self.with_head, "remat": self.remat}
+        own["rescale_layer"] = self.rescale_layer
         return {**super().get_config(), **own, "config": self.config.to_dict()}
 
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "config": RWKVConfig.from_dict(config["config"]), "blank": True})
+
+
+def _rescale_layer(given, dtype):
+    """How many blocks lie between two halvings, 0 for none."""
+    if given is None:
+        return RESCALE_FLOAT16 if dtype == "float16" else 0
+    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+        raise ValueError(
+            "`rescale_layer` is after how many blocks the residual stream is halved, 0 for never. "
+            f"Received: rescale_layer={given!r}."
+        )
+    return given
