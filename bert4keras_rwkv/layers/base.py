@@ -11,6 +11,8 @@ class Layer(keras.layers.Layer):
     what it computes with. Weights are read with `weight`, which casts them to what they meet.
     """
 
+    scale = 1.0  # of what a mixer gives, see `layers.block.Block`
+
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
 
@@ -33,6 +35,17 @@ class Layer(keras.layers.Layer):
 def cast_like(variable, x):
     """The value of a variable in x's dtype."""
     return ops.cast(variable, x.dtype)
+
+
+def squared_relu(x, scale=1.0):
+    """relu(x)^2 * scale, multiplied in an order in which no product is larger than the answer needs."""
+    x = ops.relu(x)
+    return ops.square(x) if scale == 1 else x * (x * scale)
+
+
+def scaled(x, scale):
+    """x * scale; x itself if the scale is 1."""
+    return x if scale == 1 else x * scale
 
 
 def dense(units, name, initializer, dtype, **kwargs):

@@ -13,15 +13,20 @@ class Block(Layer):
     A mixer is called with (x (B, T, D), its state, side) and returns (dx, its new state, side). `side` is a dict of
     what crosses layers: ids, present, reset (B, T) and rows (`ops.token_shift.shift_rows`), None where there is none,
     and whatever a version adds.
+
+    scale: a power of two, by which the x that comes in is smaller than the model's (`rescale_layer`). What the mixers
+    add is made smaller alike, before their last projection, and the norms get an epsilon that fits: all that lies
+    between is what it would be at scale 1, to the last bit. halve: whether x is half as large again when it leaves.
     """
 
-    def __init__(self, time_mix, channel_mix, epsilon, **kwargs):
+    def __init__(self, time_mix, channel_mix, epsilon, scale=1.0, halve=False, **kwargs):
         super().__init__(**kwargs)
         self.ln1, self.ln2 = (
-            keras.layers.LayerNormalization(epsilon=epsilon, name=name, dtype=self.dtype_policy)
+            keras.layers.LayerNormalization(epsilon=epsilon * scale**2, name=name, dtype=self.dtype_policy)
             for name in ("ln1", "ln2")
         )
-        self.time_mix, self.channel_mix = time_mix, channel_mix
+        self.time_mix, self.channel_mix, self.halve = time_mix, channel_mix, halve
+        time_mix.scale = channel_mix.scale = scale
 
     def build(self, shape):
         for layer in (self.ln1, self.ln2, self.time_mix, self.channel_mix):
@@ -31,7 +36,8 @@ class Block(Layer):
         dx, time_state, side = self.time_mix(self.ln1(x), state["time"], side)
         x = x + dx
         dx, channel_state, side = self.channel_mix(self.ln2(x), state["channel"], side)
-        return x + dx, {"time": time_state, "channel": channel_state}, side
+        x = x + dx
+        return x / 2 if self.halve else x, {"time": time_state, "channel": channel_state}, side
 
 
 def model_rules(config, mixers):

@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from bert4keras_rwkv.layers.base import Layer, cast_like, dense
+from bert4keras_rwkv.layers.base import Layer, cast_like, dense, scaled, squared_relu
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
 from bert4keras_rwkv.layers.initial import given, orthogonal, uniform
@@ -63,7 +63,7 @@ class TimeMix(Layer):
             r, self._heads(w), k, v, self.bonus, state["wkv"], side["present"], side["reset"], kernel=self.kernel
         )
         y = ops.cast(self.norm(y), x.dtype) * ops.silu(self.gate(xg))
-        return self.output_projection(y), {"x": last, "wkv": wkv}, side
+        return self.output_projection(scaled(y, self.scale)), {"x": last, "wkv": wkv}, side
 
     def _heads(self, x):
         return ops.reshape(x, (*ops.shape(x)[:2], self.heads, self.head_size))
@@ -92,7 +92,7 @@ class ChannelMix(Layer):
         change = previous - x
         k = self.key(x + change * cast_like(self.mix_k, x))
         r = self.receptance(x + change * cast_like(self.mix_r, x))
-        return ops.sigmoid(r) * self.value(ops.square(ops.relu(k))), {"x": last}, side
+        return ops.sigmoid(r) * self.value(squared_relu(k, self.scale)), {"x": last}, side
 
 
 def initial_values(config, index):

@@ -6,9 +6,9 @@ import keras
 from keras import ops
 
 from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.layers import initial
 from bert4keras_rwkv.layers.base import Layer, dense
 from bert4keras_rwkv.layers.block import Block
-from bert4keras_rwkv.layers.initial import orthogonal, uniform
 from bert4keras_rwkv.ops.backend import accumulation_dtype
 from bert4keras_rwkv.ops.token_shift import shift_rows
 from bert4keras_rwkv.state import RWKVState
@@ -26,7 +26,7 @@ def new_block(config, i, dtype, kernel="auto", blank=False, rescale_layer=0):
     version = version_module(config.model)
     values = version.initial_values(config, i)
     if blank:
-        values = keras.tree.map_structure(lambda _: "zeros", values)
+        values = keras.tree.map_structure(lambda _: initial.blank, values)
     time = version.TimeMix(config, i, values["time_mix"], kernel=kernel, name="time_mix", dtype=dtype)
     channel = version.ChannelMix(config, i, values["channel_mix"], name="channel_mix", dtype=dtype)
     here, after = _scale(i, rescale_layer), _scale(i + 1, rescale_layer)
@@ -93,11 +93,11 @@ class Backbone(Layer):
             return keras.layers.LayerNormalization(epsilon=epsilon, name=name, dtype=policy)
 
         V, D = config.vocab_size, config.hidden_size
-        self.embed = keras.layers.Embedding(V, D, "zeros" if blank else uniform(1e-4), name="embed", dtype=policy)
+        self.embed = keras.layers.Embedding(V, D, initial.blank if blank else initial.uniform(1e-4), name="embed", dtype=policy)
         self.ln0 = norm("ln0")
         self.blocks = [new_block(config, i, policy, kernel, blank, every) for i in range(config.num_hidden_layers)]
         self.ln_out = norm("ln_out", _scale(config.num_hidden_layers, every))
-        self.head = dense(V, "head", "zeros" if blank else orthogonal(0.5), policy)
+        self.head = dense(V, "head", initial.blank if blank else initial.orthogonal(0.5), policy)
 
     def build(self, *_):
         shape = (None, None, self.config.hidden_size)

@@ -2,6 +2,8 @@
 
 import functools
 import logging
+import os
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -12,9 +14,10 @@ from bert4keras_rwkv.models.backbone import Backbone
 from bert4keras_rwkv.models.rwkv import RWKV
 from bert4keras_rwkv.ops.backend import has_accelerator
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
-from bert4keras_rwkv.tokenizers.find import find_tokenizer
+from bert4keras_rwkv.tokenizers.find import find_tokenizer, load_tokenizer
 from bert4keras_rwkv.weights.files import config_of, open_weights
 from bert4keras_rwkv.weights.rules import assign, filled, rules_of
+from bert4keras_rwkv.weights.vocabulary import surgery
 
 LANGUAGE_MODELS = ("linear", "softmax", True, False)
 
@@ -61,20 +64,19 @@ def build_transformer_model(
     `Reset` (B, T), 1 where a document begins, and masks nothing. pad_token_id: the id it masks, None for none.
 
     dtype: a dtype or Keras policy. None: `keras.config.floatx()` where it was changed; else on a CPU float32, on an
-    accelerator the file's own. tokenizer: RWKV_TOKENIZER; None looks beside the weights. kernel: 'auto', 'ops' or
-    'loop'. remat: recompute blocks in the backward pass. group_norm_epsilon: 64e-5 unless a config says otherwise.
+    accelerator the file's own. tokenizer: one of `tokenizers`, or the path of a vocabulary; None looks beside the
+    weights. kernel: 'auto', 'ops' or 'loop'. remat: recompute blocks in the backward pass. group_norm_epsilon: 64e-5
+    unless a config says otherwise. rescale_layer: halve the residual stream after every so many blocks, so that
+    float16 does not overflow; logits are what they were; 0 is off; None: 6 for float16, else 0.
+
+    keep_tokens: ids of the file's vocabulary to keep, in their new order. compound_tokens: rows to append, each the
+    mean of those of a list of ids, or the weighted mean of (ids, weights); the ids are the file's. The tokenizer, the
+    file's too, is renumbered with them; where new rows have texts, set `RWKV.tokenizer = old.remapped(keep, texts)`.
     mask_output, penalty, penalty_window, max_penalty_range, temperature: how `generate` and `build_cache_model`
     sample.
     """
     if with_lm not in LANGUAGE_MODELS:
         raise ValueError(f"`with_lm` is 'linear' (or True), 'softmax' or False. Received: with_lm={with_lm!r}.")
-    for name, value in {
-        "rescale_layer": rescale_layer,
-        "keep_tokens": keep_tokens,
-        "compound_tokens": compound_tokens,
-    }.items():
-        if value is not None:
-            raise ValueError(f"`{name}` is not supported yet. Received: {name}={value!r}. Leave it out.")
     if checkpoint_path is not None and keras_weights_path is not None:
         raise ValueError("Give `checkpoint_path` or `keras_weights_path`, not both: each names a weight file.")
     if model is not None:
@@ -89,30 +91,40 @@ def build_transformer_model(
         mask_output=() if mask_output is None else mask_output,
     )
     weights_path = keras_weights_path if checkpoint_path is None else checkpoint_path
+    if weights_path is None and (keep_tokens is not None or compound_tokens):
+        raise ValueError(
+            "`keep_tokens` and `compound_tokens` choose rows of a file's vocabulary. Give `checkpoint_path` too, or "
+            "`vocab_size` for random weights."
+        )
     keys = _keys(config_path, model, {**config_keys, "group_norm_epsilon": group_norm_epsilon})
     tensors = None if weights_path is None else open_weights(weights_path, _config_for(weights_path, keys, config_path))
     try:
         config = RWKVConfig.from_dict(keys) if tensors is None else _config(weights_path, tensors, keys, config_path)
         if model not in (None, config.model):
             raise ValueError(f"`model` is {model!r}, but {weights_path} holds {config.model!r}. Leave `model` out.")
+        file_size = config.vocab_size
+        cut = surgery(keep_tokens, compound_tokens, file_size)
+        if cut is not None:
+            config = replace(config, vocab_size=cut.size)
         backbone = Backbone(
             config,
             kernel=kernel,
             pad_token_id=None if packed else pad_token_id,
             head=with_lm is not False,
             remat=remat,
+            rescale_layer=rescale_layer,
             blank=tensors is not None,
             dtype=_policy(dtype, tensors),
             name="backbone",
         )
         backbone.build()
         if tensors is not None:
-            load_weights(backbone, tensors)
+            load_weights(backbone, tensors if cut is None else cut.applied(tensors, file_size))
     finally:
         if tensors is not None:
             tensors.close()
-    if tokenizer is None:
-        tokenizer = find_tokenizer(weights_path, config.vocab_size)
+    held = None if tensors is None else tensors.metadata.get("vocabulary")
+    tokenizer = _tokenizer(tokenizer, weights_path, file_size, cut, held)
     rwkv = RWKV(backbone, tokenizer, sampling, sequence_length, with_lm, input_state, output_state, packed)
     return rwkv.model if return_keras_model else rwkv
 
@@ -121,6 +133,14 @@ def load_weights(backbone, tensors, progress=None):
     """Fill a built backbone from a mapping of official names, all or nothing (see `weights.rules.assign`)."""
     rules = rules_of(backbone.config)
     assign(rules, tensors, {rule.path: backbone.variable_at(rule.path) for rule in filled(rules)}, progress)
+
+
+def _tokenizer(given, weights_path, file_size, cut, held=None):
+    """The tokenizer that was given, as an object or a path, or that is found; renumbered if the vocabulary was cut."""
+    if isinstance(given, str | os.PathLike):
+        given = load_tokenizer(given)
+    tokenizer = find_tokenizer(weights_path, file_size, held) if given is None else given
+    return tokenizer if cut is None or tokenizer is None else tokenizer.remapped(cut.keep, [None] * len(cut.compounds))
 
 
 def _keys(config_path, model, given):
