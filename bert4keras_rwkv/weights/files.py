@@ -12,7 +12,6 @@ from bert4keras_rwkv.weights.preset import CONFIG, config_beside, foreign_keys, 
 logger = logging.getLogger("bert4keras_rwkv")
 
 FOREIGN = {
-    b"GGUF": "a GGUF file of llama.cpp",
     b"ggmf": "a file of rwkv.cpp",
     b"fmgg": "a file of rwkv.cpp",
     b"ggml": "a GGML file",

@@ -1,5 +1,7 @@
 """Our `.weights.h5` is what Keras writes and reads for `RWKV.model`, whichever side wrote it."""
 
+import json
+
 import h5py
 import keras
 import ml_dtypes
@@ -94,3 +96,46 @@ def test_every_rule_has_a_place_of_its_own(config):
     assert h5_path("blocks/0/ln1/gamma") == "layers/backbone/blocks/block/ln1/vars/0"
     assert h5_path("blocks/2/time_mix/key/kernel") == "layers/backbone/blocks/block_2/time_mix/key/vars/0"
     assert h5_path("blocks/2/time_mix/decay") == "layers/backbone/blocks/block_2/time_mix/vars/decay"
+
+
+def sharded(tmp_path, config):
+    """A model whose weights Keras has saved in several files, and their index."""
+    index = tmp_path / "model.weights.json"
+    model = build_transformer_model(**config.to_dict(), return_keras_model=True)
+    model.save_weights(str(index), max_shard_size=2e-6)  # GB: about 2 kB
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    return model, index
+
+
+def test_we_read_what_keras_writes_in_shards(tmp_path, config):
+    """The folder, or the index, is the same model as one file."""
+    model, index = sharded(tmp_path, config)
+    assert len(list(tmp_path.glob("model_*.weights.h5"))) > 2
+    whole = tmp_path / "whole" / "a.weights.h5"
+    whole.parent.mkdir()
+    model.save_weights(whole)
+    with open_weights(whole, config) as expected:
+        for path in (tmp_path, index):
+            with open_weights(path) as tensors:
+                assert list(tensors) == list(expected)
+                for name in expected:
+                    np.testing.assert_array_equal(tensors[name], expected[name])
+
+
+@pytest.mark.parametrize("damage", ["missing", "moved", "double"])
+def test_shards_that_are_no_whole_model(tmp_path, config, damage):
+    _, index = sharded(tmp_path, config)
+    first, second = sorted(tmp_path.glob("model_*.weights.h5"))[:2]
+    if damage == "missing":
+        first.unlink()
+    elif damage == "double":
+        with h5py.File(first) as source, h5py.File(second, "a") as file:
+            source.copy("layers", file, "more")
+    else:
+        said = json.loads(index.read_text())
+        group = next(iter(said["weight_map"]))
+        del said["weight_map"][group]
+        index.write_text(json.dumps(said))
+    said = {"missing": f"the shard '{first.name}' is missing", "moved": "by the index it should not", "double": "more/"}
+    with pytest.raises(WeightsError, match=said[damage]):
+        open_weights(tmp_path)
