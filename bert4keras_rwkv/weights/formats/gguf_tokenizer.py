@@ -33,15 +33,10 @@ def read_tokens(values):
 
 
 def add_tokens(writer, tokenizer, size):
-    """Give a `gguf.GGUFWriter` the vocabulary of a model with `size` ids; without a World tokenizer ids without text."""
+    """Give a `gguf.GGUFWriter` the vocabulary of a model with `size` ids, or ids without text for no tokenizer."""
     from gguf import TokenType
 
-    if not isinstance(tokenizer, RWKV_TOKENIZER) or tokenizer.end_token != 0:
-        logger.warning("No World tokenizer: the GGUF file is written without text for its ids.")
-        texts = {}
-    else:
-        gaps = set(tokenizer.without_text(size))
-        texts = {i: escaped(tokenizer.token_bytes(i)) for i in range(1, size) if i not in gaps}
+    texts = _texts(tokenizer, size)
     taken = set(texts.values())
     unused = {i: _free(f"[PAD{i}]", taken) for i in range(1, size) if i not in texts}
     every = {0: _free("<s>", taken)} | texts | unused
@@ -55,6 +50,19 @@ def add_tokens(writer, tokenizer, size):
     if turn is not None:
         writer.add_eot_token_id(turn)
         writer.add_chat_template("rwkv-world")
+
+
+def _texts(tokenizer, size):
+    """id -> escaped text of a World tokenizer's ids."""
+    if tokenizer is None:
+        return {}
+    if not isinstance(tokenizer, RWKV_TOKENIZER) or tokenizer.end_token != 0:
+        logger.warning(
+            "%r is no World tokenizer, the only kind that GGUF has for RWKV: its texts are left out.", tokenizer
+        )
+        return {}
+    gaps = set(tokenizer.without_text(size))
+    return {i: escaped(tokenizer.token_bytes(i)) for i in range(1, size) if i not in gaps}
 
 
 def escaped(token):

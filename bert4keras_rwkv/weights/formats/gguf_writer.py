@@ -2,7 +2,8 @@
 
 Matrices get the type that was asked for; what llama.cpp computes with in float32 is stored so: vectors, norms, mixes
 of token shift, RWKV-6's bonus, and the factors of its decay. Nothing is divided ("rescale"): llama.cpp keeps its
-residual stream in float32 whatever the weights are, and halving by layers costs float16 and small scales their last bits.
+residual stream in float32 whatever the weights are, and dividing costs float16, and the scales of blocks, their last
+bits.
 """
 
 import logging

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from importlib import import_module
 
 # In the order in which a file is asked: the first that recognises it reads it.
-MODULES = ("bert4keras3", "keras_h5", "pth", "sharded", "safetensors_file", "web_rwkv_st", "hf_folder", "fla_folder", "gguf")
+MODULES = (
+    "bert4keras3",
+    "keras_h5",
+    "pth",
+    "sharded",
+    "safetensors_file",
+    "web_rwkv_st",
+    "hf_folder",
+    "fla_folder",
+    "gguf",
+)
 
 
 @dataclass(frozen=True)
