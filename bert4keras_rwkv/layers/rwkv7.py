@@ -7,7 +7,7 @@ import math
 import numpy as np
 from keras import ops
 
-from bert4keras_rwkv.layers.base import Layer, cast_like, dense
+from bert4keras_rwkv.layers.base import Layer, cast_like, dense, scaled, squared_relu
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
 from bert4keras_rwkv.layers.initial import given, orthogonal
@@ -68,7 +68,7 @@ class TimeMix(Layer):
         previous, last = token_shift(x, state["x"], side["present"], side["reset"], rows=side["rows"])
         change, mix = previous - x, cast_like(self.mix, x)
         xr, xw, xk, xv, xa, xg = (x + change * mix[i] for i in range(len(MIXED)))
-        v, side = self._value(xv, side)
+        v, side = self._value(xv, side, exact)
         r, k, v = (ops.cast(heads(y), exact) for y in (self.receptance(xr), self.key(xk), v))
         w = FASTEST * heads(_gate(self.decay, self.decay_low_rank(xw), exact))
         rate = heads(_gate(self.rate, self.rate_low_rank(xa), exact))
@@ -76,15 +76,17 @@ class TimeMix(Layer):
         k = k * (1 + (rate - 1) * heads(ops.cast(self.key_rate, exact)[None, None]))
         y, wkv = wkv7(r, w, k, v, -kk, kk * rate, state["wkv"], side["present"], side["reset"], kernel=self.kernel)
         own = ops.sum(r * k * ops.cast(self.bonus, exact), axis=-1, keepdims=True) * v
-        y = ops.cast(self.norm(y) + ops.reshape(own, (*ops.shape(x)[:2], -1)), x.dtype) * self.gate_low_rank(xg)
-        return self.output_projection(y), {"x": last, "wkv": wkv}, side
+        y = self.norm(y) + ops.reshape(own, (*ops.shape(x)[:2], -1))
+        y = ops.cast(y * ops.cast(self.gate_low_rank(xg), exact), x.dtype)
+        return self.output_projection(scaled(y, self.scale)), {"x": last, "wkv": wkv}, side
 
-    def _value(self, xv, side):
-        """The value (B, T, H * N) with the first block's mixed in, or as the first block's handed on."""
+    def _value(self, xv, side, exact):
+        """The value (B, T, H * N) with the first block's mixed in, or the first block's, which it hands on."""
         v = self.value(xv)
         if self.index == 0:
             return v, {**side, "v_first": v}
-        return v + (side["v_first"] - v) * _gate(self.value_mix, self.value_low_rank(xv), v.dtype), side
+        v, first = ops.cast(v, exact), ops.cast(side["v_first"], exact)
+        return v + (first - v) * _gate(self.value_mix, self.value_low_rank(xv), exact), side
 
     def _heads(self, x):
         return ops.reshape(x, (*ops.shape(x)[:2], self.heads, self.head_size))
@@ -117,7 +119,7 @@ class ChannelMix(Layer):
     def call(self, x, state, side):
         previous, last = token_shift(x, state["x"], side["present"], side["reset"], rows=side["rows"])
         k = self.key(x + (previous - x) * cast_like(self.mix_k, x))
-        return self.value(ops.square(ops.relu(k))), {"x": last}, side
+        return self.value(squared_relu(k, self.scale)), {"x": last}, side
 
 
 def initial_values(config, index):
