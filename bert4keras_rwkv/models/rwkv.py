@@ -13,8 +13,10 @@ from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.reading import Reader
 from bert4keras_rwkv.models.texts import Prompts, token_ids
 from bert4keras_rwkv.state import RWKVState
+from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter
 from bert4keras_rwkv.weights.files import named
 from bert4keras_rwkv.weights.formats.keras_h5 import write_preset
+from bert4keras_rwkv.weights.merging import merge_into
 from bert4keras_rwkv.weights.rules import export, rules_of
 from bert4keras_rwkv.weights.states import read_state, write_state
 
@@ -242,6 +244,16 @@ class RWKV:
         """
         state = dataclasses.replace(self._state(state, state.batch), model=self.config.model)
         write_state(path, state, layout, drop_shift)
+
+    def merge_lora(self, path, alpha=ALPHA, base=None):
+        """Merge a LoRA, PiSSA, DiSHA, Bone or Bat of RWKV-PEFT, or a LoRA of web-rwkv, into the weights.
+
+        alpha: what a LoRA was trained with; files do not say it. base: for a PiSSA, the file of its initial factors.
+        All or nothing; each weight is computed in float32 and rounded once to its dtype. There is no way back: keep the
+        model's file.
+        """
+        first = None if base is None else read_adapter(base)
+        merge_into(rules_of(self.config), self.backbone.variable_at, read_adapter(path), alpha, first)
 
     def weights(self):
         """The weights as lazy `weights.Tensors` under official names, as `write_pth` and others take them."""

@@ -7,7 +7,7 @@ from bert4keras_rwkv.weights.formats.pth import is_pth, open_pth
 from bert4keras_rwkv.weights.formats.registry import beginning
 from bert4keras_rwkv.weights.formats.safetensors_file import is_safetensors, open_safetensors
 
-WEB_RWKV = (".st", ".state")  # suffixes that only web-rwkv and Ai00 give to safetensors of other people's tensors
+WEB_SUFFIXES = (".st", ".state")  # suffixes that only web-rwkv and Ai00 give to safetensors of other people's tensors
 
 
 def open_part(path):

@@ -47,21 +47,21 @@ def filled(rules):
     return [rule for rule in rules if rule.path is not None]
 
 
-def assign(rules, mapping, variables, progress=None):
+def assign(rules, mapping, variables, progress=None, adopt=lambda array: array):
     """Fill `variables` (path -> object with `shape`, `dtype`, `assign(array)`) from `mapping` (official name -> array).
 
     All or nothing: every problem is found from shapes alone and told in one `WeightsError` before anything is
-    assigned. Then one tensor at a time is read, cast to its variable's dtype and handed over. `progress(done, total)`
-    follows.
+    assigned. Then one tensor at a time is read, cast to its variable's dtype and handed over as what `adopt` makes of
+    the array. `progress(done, total)` follows.
     """
     tensors = as_tensors(mapping)
     wanted = filled(rules)
     ruled = {rule.path for rule in wanted}
     holes = [f"no rule fills '{path}'" for path in variables if path not in ruled]
-    _refuse(_misfits(rules, tensors.shapes, variables) + holes)
+    refuse(_misfits(rules, tensors.shapes, variables) + holes)
     for done, rule in enumerate(wanted, start=1):
         variable = variables[rule.path]
-        variable.assign(_filled(rule, tensors, dtype_named(variable.dtype)))
+        variable.assign(adopt(_filled(rule, tensors, dtype_named(variable.dtype))))
         if progress is not None:
             progress(done, len(wanted))
 
@@ -90,7 +90,7 @@ def in_order(rules, mapping):
 
     A missing or extra name, or one whose shape its rule cannot use, is a `WeightsError` with all of them.
     """
-    _refuse(_misfits(rules, mapping.shapes))
+    refuse(_misfits(rules, mapping.shapes))
     names = (name for rule in rules for name in rule.names if name in mapping)
     return Tensors({name: mapping.entry(name) for name in names}, mapping.metadata)
 
@@ -101,7 +101,7 @@ def to_variables(rules, mapping):
     A missing or extra name, or one whose shape its rule cannot use, is a `WeightsError` with all of them.
     """
     shapes, dtypes = mapping.shapes, mapping.dtypes
-    _refuse(_misfits(rules, shapes))
+    refuse(_misfits(rules, shapes))
     entries = {}
     for rule in filled(rules):
         if len(rule.names) == 1 and rule.transform in (IDENTITY, TRANSPOSE):
@@ -148,7 +148,7 @@ def _filled(rule, tensors, dtype):
     return array
 
 
-def _refuse(lines):
+def refuse(lines):
     """Raise the one message, if there is anything to say."""
     if not lines:
         return

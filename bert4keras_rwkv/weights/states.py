@@ -16,7 +16,7 @@ from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.files import open_weights
 from bert4keras_rwkv.weights.formats.pth_writer import write_pth
 from bert4keras_rwkv.weights.formats.safetensors_file import write_safetensors
-from bert4keras_rwkv.weights.part_files import WEB_RWKV, open_part, some, zipped
+from bert4keras_rwkv.weights.part_files import WEB_SUFFIXES, open_part, some, zipped
 from bert4keras_rwkv.weights.tensors import Tensors
 from bert4keras_rwkv.weights.write import is_floating
 
@@ -75,7 +75,7 @@ def layout_of(path, tensors):
     """
     if zipped(path):
         return "pth"
-    if Path(path).suffix in WEB_RWKV:
+    if Path(path).suffix in WEB_SUFFIXES:
         return "st"
     if any(dtype == np.float16 for name, dtype in tensors.dtypes.items() if PATTERN.fullmatch(name)):
         raise WeightsError(
