@@ -1,16 +1,43 @@
-"""`info`: version, sizes, dtype, parameters, state and memory of a weight file, without loading the weights."""
+"""`info`: version, sizes, dtype, parameters, state and memory of a weight file, without loading the weights; the sizes
+of a state or an adapter.
+"""
 
 import json
 
 from bert4keras_rwkv.config import HEADS, OWN_KEYS
+from bert4keras_rwkv.weights.adapters import adapter_sizes
 from bert4keras_rwkv.weights.files import named
+from bert4keras_rwkv.weights.part_files import may_be_part, open_part
+from bert4keras_rwkv.weights.states import state_sizes
 from bert4keras_rwkv.weights.summary import summarise
 
 
 def run(arguments):
     """Print what the file holds, for people or with `--json` for programs."""
-    summary = summarise(named(arguments.file), arguments.format)
+    file = named(arguments.file)
+    part = part_of(file)
+    if part is not None:
+        print(json.dumps(part, indent=2) if arguments.json else _part_as_text(part))
+        return
+    summary = summarise(file, arguments.format)
     print(json.dumps(as_json(summary), indent=2) if arguments.json else as_text(summary))
+
+
+def part_of(file):
+    """What a state or an adapter holds, as plain values; None for a whole model and for what is neither."""
+    if not may_be_part(file):
+        return None
+    with open_part(file) as tensors:
+        sizes = state_sizes(tensors) or adapter_sizes(tensors, file)
+        return sizes and {"file": str(file), **sizes, "stored_bytes": tensors.nbytes}
+
+
+def _part_as_text(part):
+    """What `part_of` gives, in lines."""
+    rows = {**part, "stored": size(part["stored_bytes"])}
+    lists = {name: ", ".join(map(str, value)) for name, value in rows.items() if isinstance(value, list)}
+    shown = {name: value for name, value in (rows | lists).items() if name not in ("file", "stored_bytes")}
+    return "\n".join([part["file"], *(f"  {name.replace('_', ' '):<24}{value}" for name, value in shown.items())])
 
 
 def as_json(summary):

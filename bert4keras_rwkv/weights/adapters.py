@@ -114,7 +114,7 @@ def adapter_sizes(tensors, path):
         "layers": len(layers),
         "ranks": adapter.ranks,
         "matrices": len(adapter.parts),
-        "whole tensors": len(adapter.copies),
+        "whole_tensors": len(adapter.copies),
         "dtype": str(next(iter(adapter.parts.values()))[0].dtype),
     }
 

@@ -18,12 +18,23 @@ def open_part(path):
     path = Path(path)
     if path.is_dir():
         raise WeightsError(f"'{path}' is a folder. A state or an adapter is one file, a `.pth` or `.safetensors`.")
+    opener = _opener(path)
+    if opener is None:
+        raise WeightsError(
+            f"A state or an adapter is a `.pth` or `.safetensors`. '{path}' begins with {beginning(path)[:8]!r}."
+        )
+    return opener(path)
+
+
+def may_be_part(path):
+    """Whether `open_part` can look into it."""
+    return _opener(Path(path)) is not None
+
+
+def _opener(path):
+    """What reads a file with these first bytes, or None."""
     start = beginning(path)
-    if is_pth(path, start):
-        return open_pth(path)
-    if is_safetensors(path, start):
-        return open_safetensors(path)
-    raise WeightsError(f"A state or an adapter is a `.pth` or `.safetensors`. '{path}' begins with {start[:8]!r}.")
+    return open_pth if is_pth(path, start) else open_safetensors if is_safetensors(path, start) else None
 
 
 def zipped(path):

@@ -251,7 +251,7 @@ def test_sizes_without_reading(model, rng, tmp_path):
             "layers": 2,
             "ranks": [4],
             "matrices": 8,
-            "whole tensors": 1,
+            "whole_tensors": 1,
             "dtype": "float32",
         }
     with open_part(_model(tmp_path / "model.pth", model)) as tensors:
