@@ -16,6 +16,7 @@ MODULES = (
     "hf_folder",
     "fla_folder",
     "gguf",
+    "rwkv_cpp",
 )
 
 
