@@ -1,7 +1,9 @@
 """`convert` loses nothing, whichever way round, and leaves nothing half done."""
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -10,8 +12,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bert4keras_rwkv.cli import main
+from bert4keras_rwkv.cli import convert, main
+from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.weights import open_weights, write_pth
+from bert4keras_rwkv.weights.formats.registry import format_named, formats
+from tests.official import official_weights
 
 pytestmark = pytest.mark.backend_free
 
@@ -22,7 +27,14 @@ def contents(path):
 
 
 def assert_same(found, expected):
+    """The same arrays in the same order."""
     assert list(found) == list(expected)
+    assert_equal(found, expected)
+
+
+def assert_equal(found, expected):
+    """The same arrays in any order."""
+    assert set(found) == set(expected)
     for name, array in expected.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
@@ -62,10 +74,147 @@ def test_a_preset_that_exists_keeps_its_other_files(model, tmp_path):
     assert_same(contents(tmp_path / "preset"), contents(model))
 
 
-@pytest.mark.parametrize("target", ["a.gguf", "a.weights.h5", "a.bin"])
-def test_unknown_targets(model, tmp_path, capsys, target):
-    assert main(["convert", str(model), str(tmp_path / target)]) == 1
-    assert "NAME.safetensors, NAME.pth, or a folder" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "target, options, message",
+    [
+        ("a.weights.h5", (), r"NAME\.pth.*or a folder for a preset; or --to preset, hf, fla"),
+        ("a.bin", (), "Cannot write"),
+        ("a", ("--to", "bert4keras3"), "No format 'bert4keras3' can be written"),
+        ("a.pth", ("--from", "no"), "No format 'no' can be read"),
+        ("a.pth", ("--from", "st"), "stored as pth, which holds"),
+        ("a.pth", ("--dtype", "q8_0"), r"has the dtypes float32, .*Received: --dtype q8_0"),
+        ("model", ("--to", "pth"), "is a folder. Give another name"),
+        ("model/tiny.pth", ("--to", "hf"), "is a file. Give another name"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_anything_is(model, tmp_path, capsys, target, options, message):
+    assert main(["convert", str(model), str(tmp_path / target), *options]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.fixture
+def seven(model, rng):
+    """An RWKV-7 in the place of the RWKV-6, with the same vocabulary."""
+    write_pth(model, official_weights("7", rng, ids=262))
+    return model
+
+
+@pytest.mark.parametrize("name", ["model", "seven"])
+def test_around_every_format(request, tmp_path, name):
+    """Whatever can be written is read again with every bit, in the order of the first file."""
+    path = first = request.getfixturevalue(name)
+    names = [known.name for known in formats() if known.written and known.name != "hf"]
+    assert len(names) > 4
+    for i, to in enumerate([*names, "pth"]):
+        target = tmp_path / f"{i}{format_named(to).suffix or ''}"
+        options = ["--to", to, "--dtype", "float32"]
+        assert main(["convert", str(path), str(target), *options]) == 0
+        path = target
+    assert_same(contents(path), contents(first))
+
+
+def test_hugging_face_and_fla(tmp_path, rng, capsys):
+    """Folders with a config, a vocabulary under their name for it, and what ends a text."""
+    write_pth(tmp_path / "a.pth", official_weights("6", rng, ids=16, ranks=(32, 64), ffn=32))
+    for to in ("hf", "fla"):
+        folder = tmp_path / to
+        assert main(["convert", str(tmp_path / "a.pth"), str(folder), "--to", to]) == 0
+        assert_equal(contents(folder), contents(tmp_path / "a.pth"))
+        assert {"config.json", "generation_config.json", "model.safetensors"} <= set(os.listdir(folder))
+        assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0].split()[:3] for line in said] == [["No", "tokenizer", "was"]] * 2
+
+
+def test_the_vocabulary_goes_along(model, tmp_path, capsys):
+    assert main(["convert", str(model), str(tmp_path / "fla"), "--to", "fla"]) == 0
+    assert main(["convert", str(tmp_path / "fla"), str(tmp_path / "preset")]) == 0
+    texts = [
+        model.parent / "rwkv_vocab_tiny.txt",
+        tmp_path / "fla/rwkv_vocab_v20230424.txt",
+        tmp_path / "preset/vocab.txt",
+    ]
+    ids = [RWKV_TOKENIZER(path).encode("hello the 中é") for path in texts]
+    assert ids[0] == ids[1] == ids[2]
+    assert capsys.readouterr().err == ""
+
+
+def test_st_is_float16_by_itself(model, tmp_path):
+    assert main(["convert", str(model), str(tmp_path / "a.st")]) == 0
+    assert_equal(contents(tmp_path / "a.st"), {n: a.astype(np.float16) for n, a in contents(model).items()})
+
+
+def test_squares_need_a_name(tmp_path, rng, capsys):
+    """RWKV-7 whose ranks equal its width: `--from` says whose layout it is."""
+    official = official_weights("7", rng, ranks=(16, 16, 16, 16))
+    write_pth(tmp_path / "a.pth", official)
+    assert main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "a.st"), "--dtype", "float32"]) == 0
+    assert main(["convert", str(tmp_path / "a.st"), str(tmp_path / "b.pth")]) == 1
+    assert "`--from st`" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "a.st"), str(tmp_path / "b.pth"), "--from", "st"]) == 0
+    assert_same(contents(tmp_path / "b.pth"), official)
+
+
+def test_an_epsilon_that_is_lost_is_said(model, tmp_path, capsys):
+    assert main(["convert", str(model), str(tmp_path / "preset")]) == 0
+    keys = json.loads((tmp_path / "preset/config.json").read_text())
+    (tmp_path / "preset/config.json").write_text(json.dumps({**keys, "group_norm_epsilon": 1e-5}))
+    assert main(["convert", str(tmp_path / "preset"), str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["convert", str(tmp_path / "preset"), str(tmp_path / "a.pth"), "--check"]) == 0
+    assert (
+        capsys.readouterr().err
+        == f"{tmp_path / 'a.pth'} cannot say group_norm_epsilon=1e-05: build the model with it.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "target, kind", [("a.pth", "float16"), ("a.gguf --dtype q8_0", "q8_0"), ("a --dtype bfloat16", "bfloat16")]
+)
+def test_a_check_passes(tmp_path, command, target, kind):
+    """A trained model, the shipped one: the same float16 weights give the same logits, and rounded ones nearly so."""
+    name, *options = target.split()
+    assert main(["convert", "finch-jargon", str(tmp_path / name), *options, "--check"]) == 0
+    said = capsys.readouterr().out
+    found = re.search(
+        r"Checked as (\w+): largest .* at most (\S+) \(allowed: .* the same likeliest token at (\S+)%", said
+    )
+    assert found[1].decode() == kind and (float(found[2]) > 0) == (kind != "float16") and float(found[3]) > 95
+
+
+def test_a_check_fails(model, tmp_path, capsys, monkeypatch):
+    """A writer that gets one small vector wrong is found out; the exit code is 1."""
+    written = format_named("pth")
+
+    def wrong(path, tensors, config, *rest):
+        arrays = dict(tensors)
+        arrays["blocks.1.att.time_decay"] = arrays["blocks.1.att.time_decay"] + 0.5
+        written.write(path, arrays, config, *rest)
+
+    broken = dataclasses.replace(written, write=wrong)
+    monkeypatch.setattr(convert, "formats", lambda: [broken])
+    assert main(["convert", str(model), str(tmp_path / "a.pth"), "--check"]) == 1
+    assert "was written, but does not compute what" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind, factor", [("float32", 1e-4 * 3), ("float16", 0.01), ("q8_0", 0.15)])
+def test_the_bar(kind, factor):
+    """It grows with the logits; NaN is above every bar."""
+    logits = np.resize([[[-1.5, 1.5], [-1.5, 1.5]]], (1, 64, 2)) * (2 if kind == "float32" else 1)  # deviation 1.5
+    for scale in (1, 10):
+        for share, passed in ((0.99, True), (1.01, False), (np.nan, False)):
+            assert convert.compared(scale * logits, scale * (logits + factor * share), kind).passed == passed
+
+
+@pytest.mark.parametrize("kind, passed", [("float32", False), ("bfloat16", True)])
+def test_a_few_positions_may_be_worse(kind, passed):
+    """Where weights were rounded, and not where they are the same."""
+    logits = np.resize([[[-1.5, 1.5]]], (1, 64, 2))
+    after = logits.copy()
+    after[0, :5] += 1
+    result = convert.compared(logits, after, kind)
+    assert (result.passed, result.difference, result.agreement) == (passed, 1, 1)
 
 
 @pytest.mark.parametrize("target", ["a.pth", "preset"])
