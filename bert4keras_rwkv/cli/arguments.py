@@ -51,7 +51,7 @@ def _generate(commands):
     command.add_argument(
         "--model", default=MODEL, metavar="M", help="weight file, preset folder or shipped model (default: %(default)s)"
     )
-    command.add_argument("--tokenizer", metavar="FILE", help="vocabulary in World format (default: beside the weights)")
+    command.add_argument("--tokenizer", metavar="FILE", help="vocabulary file (default: beside the weights)")
     command.add_argument("--max-length", type=int, metavar="N", help="tokens of prompt and text together")
     command.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
     command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")

@@ -7,7 +7,7 @@ from bert4keras_rwkv.cli.arguments import SAMPLING, UsageError
 from bert4keras_rwkv.cli.engine import choose_engine
 from bert4keras_rwkv.cli.until import Until
 from bert4keras_rwkv.generation.sampling import Sampling
-from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
+from bert4keras_rwkv.tokenizers import load_tokenizer
 from bert4keras_rwkv.weights.files import named
 
 
@@ -15,7 +15,7 @@ def run(arguments):
     """Load the model, write text, and say how many tokens it took and how fast they came."""
     sampling = chosen_sampling(arguments)
     prompt = prompt_text(arguments.prompt)
-    tokenizer = None if arguments.tokenizer is None else RWKV_TOKENIZER(arguments.tokenizer)
+    tokenizer = None if arguments.tokenizer is None else load_tokenizer(arguments.tokenizer)
     sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another one
     with StatusLine(sys.stderr) as line:
         line.show("loading the model")
