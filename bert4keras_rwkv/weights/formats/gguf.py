@@ -17,6 +17,7 @@ from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.quantised import stored_tensor
 from bert4keras_rwkv.weights.reader import Reader
 from bert4keras_rwkv.weights.rules import export, filled
+from bert4keras_rwkv.weights.shards import every_problem
 from bert4keras_rwkv.weights.tensors import Tensors
 
 MAGIC = b"GGUF"
@@ -71,7 +72,7 @@ def _opened(reader, values, stored):
         name: stored[path].kind.name for path, rule in zip(paths, filled(rules), strict=True) for name in rule.names
     }
     metadata = {"format": "gguf", "types": types, "vocabulary": read_tokens(values)}
-    return Tensors({name: tensors.entry(name) for name in tensors}, metadata, reader.close)
+    return Tensors(tensors.entries(), metadata, reader.close)
 
 
 def _compare_names(reader, rules, stored):
@@ -79,10 +80,8 @@ def _compare_names(reader, rules, stored):
     wanted = {rule.path for rule in filled(rules)}
     unused = {f"blk.0.time_mix_{name}.weight" for name in COPIES}
     missing, extra = sorted(wanted - set(stored)), sorted(set(stored) - wanted - unused)
-    lines = [f"nothing is named '{name}'" for name in missing] + [f"no rule for '{name}'" for name in extra]
-    if lines:
-        more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
-        raise WeightsError(f"'{reader.path}' is not a whole RWKV:\n  " + "\n  ".join(lines[:20]) + more)
+    problems = [f"nothing is named '{name}'" for name in missing] + [f"no rule for '{name}'" for name in extra]
+    every_problem(reader.path, problems)
 
 
 def _undivided(reader, found, layers, every):

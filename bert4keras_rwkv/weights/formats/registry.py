@@ -8,6 +8,7 @@ from importlib import import_module
 # In the order in which a file is asked: the first that recognises it reads it.
 MODULES = (
     "bert4keras3",
+    "keras_hub",
     "keras_h5",
     "pth",
     "sharded",
