@@ -5,6 +5,10 @@ import random
 import keras
 import numpy as np
 
+from bert4keras_rwkv.ops.adopt import adopt
+from bert4keras_rwkv.weights.placing import aligned
+from bert4keras_rwkv.weights.tensors import dtype_named
+
 
 class Initial(keras.initializers.Initializer):
     """An initializer from a function `(shape, numpy Generator) -> array`."""
@@ -15,6 +19,11 @@ class Initial(keras.initializers.Initializer):
     def __call__(self, shape, dtype=None):
         generator = np.random.default_rng(random.getrandbits(63))
         return keras.ops.convert_to_tensor(self.function(shape, generator).astype("float32"), dtype)
+
+
+def blank(shape, dtype=None):
+    """Zeros for a weight that is about to be read from a file: large ones take no memory until something is written."""
+    return adopt(aligned(shape, dtype_named(keras.backend.standardize_dtype(dtype)), np.zeros))
 
 
 def given(array):

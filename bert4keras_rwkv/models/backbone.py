@@ -93,7 +93,8 @@ class Backbone(Layer):
             return keras.layers.LayerNormalization(epsilon=epsilon, name=name, dtype=policy)
 
         V, D = config.vocab_size, config.hidden_size
-        self.embed = keras.layers.Embedding(V, D, initial.blank if blank else initial.uniform(1e-4), name="embed", dtype=policy)
+        embedding = initial.blank if blank else initial.uniform(1e-4)
+        self.embed = keras.layers.Embedding(V, D, embedding, name="embed", dtype=policy)
         self.ln0 = norm("ln0")
         self.blocks = [new_block(config, i, policy, kernel, blank, every) for i in range(config.num_hidden_layers)]
         self.ln_out = norm("ln_out", _scale(config.num_hidden_layers, every))

@@ -12,6 +12,7 @@ from bert4keras_rwkv.config import RWKVConfig, known_model
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.backbone import Backbone
 from bert4keras_rwkv.models.rwkv import RWKV
+from bert4keras_rwkv.ops.adopt import adopt
 from bert4keras_rwkv.ops.backend import has_accelerator
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.tokenizers.find import find_tokenizer, load_tokenizer
@@ -132,7 +133,8 @@ def build_transformer_model(
 def load_weights(backbone, tensors, progress=None):
     """Fill a built backbone from a mapping of official names, all or nothing (see `weights.rules.assign`)."""
     rules = rules_of(backbone.config)
-    assign(rules, tensors, {rule.path: backbone.variable_at(rule.path) for rule in filled(rules)}, progress)
+    variables = {rule.path: backbone.variable_at(rule.path) for rule in filled(rules)}
+    assign(rules, tensors, variables, progress, adopt)
 
 
 def _tokenizer(given, weights_path, file_size, cut, held=None):
