@@ -8,6 +8,12 @@ VERSIONS = ("4", "5.0", "5.0 time_first", "5.1", "5.2", "6", "7")
 
 def official_weights(version, rng, layers=2, heads=2, head_size=8, ids=32, ffn=24, ranks=(3, 5, 4, 2), dtype="float32"):
     """Official name -> array. ranks: of `time_maa_w1` and the decay (6), of w, a, v and g (7)."""
+    shapes = official_shapes(version, layers, heads, head_size, ids, ffn, ranks)
+    return {name: _values(name, shape, rng).astype(dtype) for name, shape in shapes.items()}
+
+
+def official_shapes(version, layers, heads, head_size, ids, ffn, ranks=()):
+    """Official name -> shape, of any size."""
     C = heads * head_size
     shapes = {"emb.weight": (ids, C)}
     for i in range(layers):
@@ -17,8 +23,7 @@ def official_weights(version, rng, layers=2, heads=2, head_size=8, ids=32, ffn=2
         time, channel = _mixers(version, i, C, heads, head_size, ffn, ranks)
         shapes |= {f"blocks.{i}.att.{name}": shape for name, shape in time.items()}
         shapes |= {f"blocks.{i}.ffn.{name}": shape for name, shape in channel.items()}
-    shapes |= _norm("ln_out", C) | {"head.weight": (ids, C)}
-    return {name: _values(name, shape, rng).astype(dtype) for name, shape in shapes.items()}
+    return shapes | _norm("ln_out", C) | {"head.weight": (ids, C)}
 
 
 def _values(name, shape, rng):
