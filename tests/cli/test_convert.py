@@ -179,7 +179,7 @@ def test_a_check_passes(tmp_path, command, target, kind):
     assert code == 0
     pattern = r"Checked as (\w+): largest .* at most (\S+) \(allowed: .* the same likeliest token at (\S+)%"
     found = re.search(pattern, said.decode())
-    assert found[1].decode() == kind and (float(found[2]) > 0) == (kind != "float16") and float(found[3]) > 95
+    assert found[1] == kind and (float(found[2]) > 0) == (kind != "float16") and float(found[3]) > 95
 
 
 def test_a_check_fails(model, tmp_path, capsys, monkeypatch):
