@@ -1,0 +1,62 @@
+"""Functions that compute their gradients on the way forward, on every backend.
+
+`keras.ops.custom_gradient` does not serve: it passes its cotangents differently on JAX and TensorFlow, and fails with
+several results on torch.
+"""
+
+from keras import ops
+
+from . import backend
+
+
+def with_gradients(value, both):
+    """A function of tensors whose gradients are those that `both` gives.
+
+    value(*tensors) -> a scalar. both(*tensors) -> (the same scalar, a gradient for each tensor, None for one that has
+    none, such as ids). What runs where no gradient is asked for is `value`; TensorFlow cannot know, and runs `both`.
+    """
+    makers = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}
+    return makers[backend.name()](value, both) if backend.name() in makers else value
+
+
+def _times(gradients, cotangent):
+    """The chain rule; each gradient keeps its dtype."""
+    return tuple(None if g is None else g * ops.cast(cotangent, g.dtype) for g in gradients)
+
+
+def _jax(value, both):
+    import jax
+
+    function = jax.custom_vjp(value)
+    function.defvjp(both, _times)
+    return function
+
+
+def _tensorflow(value, both):
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def function(*tensors):
+        result, gradients = both(*tensors)
+        return result, lambda cotangent: _times(gradients, cotangent)
+
+    return function
+
+
+def _torch(value, both):
+    import torch
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *tensors):
+            if not any(ctx.needs_input_grad):
+                return value(*tensors)
+            result, gradients = both(*tensors)
+            ctx.save_for_backward(*gradients)
+            return result
+
+        @staticmethod
+        def backward(ctx, cotangent):
+            return _times(ctx.saved_tensors, cotangent)
+
+    return lambda *tensors: Function.apply(*map(ops.convert_to_tensor, tensors))
