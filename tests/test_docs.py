@@ -12,7 +12,7 @@ pytestmark = pytest.mark.backend_free
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ["README.md", "README.zh-CN.md"]
-DOCUMENTS = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"]
+DOCUMENTS = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/formats.md"]
 CHECKPOINT = "RWKV-x060-World-1B6.pth"
 
 
@@ -57,7 +57,7 @@ def test_links_lead_to_files(document):
     assert not missing
 
 
-@pytest.mark.parametrize("readme", READMES)
+@pytest.mark.parametrize("readme", [*READMES, "docs/formats.md"])
 def test_commands_in_the_readme_exist(readme):
     """Every `make` target and every option of the command line that the text shows."""
     text = (ROOT / readme).read_text("utf-8")

@@ -116,5 +116,9 @@ def _with_foreign(config, keys, path):
         logger.warning("Not used: the '%s' beside '%s' says other sizes than its weights.", CONFIG, path)
         return config
     divisor, layer = keys.get("head_size_divisor"), keys.get("layer_norm_epsilon")
-    said = {} if divisor is None else {"group_norm_epsilon": 1e-5 * divisor**2}
-    return replace(config, **said, **({} if layer is None else {"layer_norm_epsilon": layer}))
+    try:
+        said = {} if divisor is None else {"group_norm_epsilon": 1e-5 * divisor**2}
+        return replace(config, **said, **({} if layer is None else {"layer_norm_epsilon": layer}))
+    except (TypeError, ValueError, OverflowError) as error:
+        logger.warning("Not used: the '%s' beside '%s': %s", CONFIG, path, error)
+        return config

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.config import LARGEST_FILE, RWKVConfig
 from bert4keras_rwkv.weights.errors import WeightsError
 
 CONFIG = "config.json"
@@ -46,9 +46,11 @@ def config_beside(path):
 def foreign_keys(path):
     """The keys of a `config.json` there that another project wrote, for `transformers`; None for ours or none."""
     file = _config_file(path)
+    if not file.is_file() or file.stat().st_size > LARGEST_FILE:
+        return None
     try:
-        keys = json.loads(file.read_text("utf-8")) if file.is_file() else None
-    except ValueError:
+        keys = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError):
         return None
     foreign = isinstance(keys, dict) and "model" not in keys and {"model_type", "architectures"} & set(keys)
     return keys if foreign else None

@@ -21,7 +21,8 @@ PARTS = (
     (".time_mix_receptance", ".time_mix_r"),
     (".time_mix_gate", ".time_mix_g"),
 )
-VERSIONS = ("4", "5.1", "5.2", "6")
+VERSIONS = ("4", "5", "6")
+WRITES = ("4", "5.1", "5.2", "6")
 
 
 def _speaks(shapes):

@@ -1,6 +1,6 @@
 """Folders for `transformers`: its built-in `rwkv` (RWKV-4), and the remote code of the models `rwkv5` and `rwkv6`."""
 
-from bert4keras_rwkv.weights.dialects.hf import HF, VERSIONS
+from bert4keras_rwkv.weights.dialects.hf import HF, VERSIONS, WRITES
 from bert4keras_rwkv.weights.formats.foreign_folder import write_folder
 from bert4keras_rwkv.weights.formats.registry import Format
 
@@ -39,4 +39,13 @@ def _write(path, tensors, config, dtype=None, tokenizer=None, progress=None):
     write_folder(path, HF.write(tensors, config), config_keys(config), dtype, tokenizer, progress)
 
 
-FORMAT = Format("hf", "Hugging Face folder", VERSIONS, suffix=None, write=_write, dialect=HF, vocabulary=True)
+FORMAT = Format(
+    "hf",
+    "Hugging Face folder",
+    VERSIONS,
+    suffix=None,
+    write=_write,
+    writes=WRITES,
+    dialect=HF,
+    vocabulary=True,
+)

@@ -266,12 +266,21 @@ def test_only_hugging_face_says_the_epsilon(tmp_path, random_weights, write, cap
     assert not caplog.records
 
 
-def test_a_foreign_config_of_another_model_is_not_used(tmp_path, random_weights, write, caplog):
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"hidden_size": 99, "head_size_divisor": 4},
+        {"head_size_divisor": "8"},
+        {"head_size_divisor": 1e300},
+        {"layer_norm_epsilon": -1},
+    ],
+)
+def test_a_foreign_config_of_another_model_is_not_used(tmp_path, random_weights, write, caplog, keys):
     path = write("hf", tmp_path / "a", random_weights("6"))
     said = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**said, "hidden_size": 99, "head_size_divisor": 4}))
+    (path / "config.json").write_text(json.dumps({**said, **keys}))
     with open_weights(path) as tensors:
-        assert config_of(path, tensors).group_norm_epsilon == 64e-5
+        assert config_of(path, tensors) == config_of("nowhere/a.pth", tensors)
     assert ["Not used" in record.message for record in caplog.records] == [True]
 
 
