@@ -1,6 +1,7 @@
 """What a model is: its version and sizes, from a JSON file, from keywords, or from the shapes of a weight file."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -47,6 +48,8 @@ OWN_KEYS = {
     "rwkv7": (*HEADS, "decay_low_rank_dim", "a_low_rank_dim", "v_low_rank_dim", "gate_low_rank_dim"),
 }
 VARIANTS = ("5.0", "5.1", "5.2")
+LARGEST = 1 << 31  # no size is beyond it; what a file claims is
+LARGEST_FILE = 1 << 20  # bytes of a JSON file; a config has about a thousand
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,16 @@ class RWKVConfig:
         self._check_keys()
         for name in (field.name for field in fields(self) if field.type in (int, int | None)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"`{name}` is a positive whole number. Received: {name}={value!r}.")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value < LARGEST):
+                raise ValueError(f"`{name}` is a positive whole number. Received: {name}={str(value)[:80]}.")
         for name in ("group_norm_epsilon", "layer_norm_epsilon"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
                 raise ValueError(f"`{name}` is a positive number. Received: {name}={value!r}.")
         if self.variant not in (None, *VARIANTS):
             raise ValueError(f"`variant` is one of {', '.join(VARIANTS)}. Received: variant={self.variant!r}.")
+        if self.exponential_bonus not in (None, False, True):
+            raise ValueError(f"`exponential_bonus` is true or false. Received: {self.exponential_bonus!r}.")
         if self.num_attention_heads and self.num_attention_heads * self.attention_head_size != self.hidden_size:
             raise ValueError(
                 "The heads share the hidden size: num_attention_heads * attention_head_size = hidden_size. Received: "
@@ -117,9 +122,11 @@ class RWKVConfig:
     @classmethod
     def from_json(cls, path):
         """Config from a JSON file. An unreadable one is a `ValueError` that names the file."""
+        if Path(path).stat().st_size > LARGEST_FILE:
+            raise ValueError(f"'{path}' has {Path(path).stat().st_size} bytes, far more than a model's config.json.")
         try:
             keys = json.loads(Path(path).read_text("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"'{path}' is not a JSON file: {error}. A model's config.json is wanted.") from error
         if not isinstance(keys, dict):
             raise ValueError(f"'{path}' holds a JSON {type(keys).__name__}. A config is an object with keys.")
@@ -183,7 +190,7 @@ def model_name(version):
 
 def known_model(name):
     """`name` if a model of this name can be built, else a `ValueError` that says which can."""
-    if name in OWN_KEYS:
+    if name in tuple(OWN_KEYS):  # a JSON file may say anything, a dict too
         return name
     raise ValueError(f"The model {name!r} is not known. Known: {', '.join(map(repr, OWN_KEYS))}.")
 
@@ -199,6 +206,8 @@ def _common_sizes(shapes):
             f"Received: attention {attention_size}, hidden size {hidden_size}."
         )
     layers = 1 + max(int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d{1,6})\.", name)))
+    if layers > len(shapes):
+        raise ValueError(f"There is a block {layers - 1}, and with {len(shapes)} tensors most blocks cannot be there.")
     return {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
@@ -294,6 +303,8 @@ def _renamed(keys):
         )
     divisor = result.pop("head_size_divisor", None)
     if divisor is not None:
+        if isinstance(divisor, bool) or not isinstance(divisor, (int, float)) or not 0 < divisor < LARGEST:
+            raise ValueError(f"`head_size_divisor` is a positive number. Received: {str(divisor)[:80]}.")
         result.setdefault("group_norm_epsilon", 1e-5 * divisor**2)
     unknown = sorted(str(name) for name in result if name not in names)
     if unknown:
@@ -308,7 +319,7 @@ def _completed(keys):
     if "model" not in result and told:
         result["model"] = told[0]
     hidden_size, model = result.get("hidden_size"), result.get("model")
-    if isinstance(hidden_size, int) and hidden_size > 0 and model in OWN_KEYS:
+    if isinstance(hidden_size, int) and 0 < hidden_size < LARGEST and model in tuple(OWN_KEYS):
         heads, head_size = result.get("num_attention_heads"), result.get("attention_head_size")
         if heads is None and isinstance(head_size, int) and head_size > 0:
             result["num_attention_heads"] = hidden_size // head_size

@@ -33,4 +33,4 @@ def every_problem(path, problems):
 
 def _beside(file):
     """Whether it is the plain name of a file."""
-    return isinstance(file, str) and file not in ("", ".", "..") and not set(file) & set("/\\\0:")
+    return isinstance(file, str) and file not in ("", ".", "..") and file.isprintable() and not set(file) & set("/\\:")

@@ -8,7 +8,7 @@ import numpy as np
 
 from bert4keras_rwkv.weights.derived import derived, vector
 from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, open_hdf5
+from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, holds, open_hdf5
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.tensors import Tensors
 
@@ -18,10 +18,7 @@ DENSES = {"receptance": "dense_r", "key": "dense_k", "value": "dense_v", "output
 
 def is_bert4keras3(path, start):
     """Whether it is an HDF5 file with the groups of an RWKV-6 of bert4keras3."""
-    if not start.startswith(MAGIC):
-        return False
-    with open_hdf5(path) as file:
-        return "layers/time_mix/dense_xw" in file and "layers/channel_mix" in file
+    return start.startswith(MAGIC) and holds(path, "layers/time_mix/dense_xw", "layers/channel_mix")
 
 
 def open_bert4keras3(path, config=None):

@@ -1,5 +1,7 @@
 """What Keras' `.weights.h5` files have in common: data sets, read one at a time, with bfloat16 as two opaque bytes."""
 
+from contextlib import contextmanager
+
 import h5py
 import numpy as np
 
@@ -11,27 +13,49 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 
 def open_hdf5(path):
     """The HDF5 file, for reading. A damaged one is a `WeightsError`."""
-    try:
+    with whole(path):
         return h5py.File(path, "r")
-    except OSError as error:
+
+
+@contextmanager
+def whole(path):
+    """What h5py raises about damage, which can be nearly anything, as a `WeightsError`."""
+    try:
+        yield
+    except (FileNotFoundError, WeightsError):
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"'{path}' cannot be read as HDF5: {error}. Was it downloaded whole?") from error
 
 
-def data_sets(group, inside=""):
-    """Path -> `Tensor` for every data set below a group. Links that lead out of the file are refused."""
-    found = {}
-    for name in group:
-        link = group.get(name, getlink=True)
-        where = f"{inside}/{name}" if inside else name
-        if not isinstance(link, h5py.HardLink):
-            raise WeightsError(
-                f"'{where}' in '{group.file.filename}' is a link to somewhere else. A weight file has none."
-            )
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            found.update(data_sets(item, where))
-        else:
-            found[where] = data_set(item, where)
+def holds(path, *names):
+    """Whether an HDF5 file has all these groups."""
+    with open_hdf5(path) as file, whole(path):
+        return all(name in file for name in names)
+
+
+def data_sets(file):
+    """Path -> `Tensor` for every data set of a file. Links to elsewhere, and to the same place twice, are refused."""
+    found, seen = {}, set()
+
+    def below(group, inside):
+        for name in group:
+            link = group.get(name, getlink=True)
+            where = f"{inside}{name}"
+            item = group[name] if isinstance(link, h5py.HardLink) else None
+            address = None if item is None else h5py.h5o.get_info(item.id).addr
+            if item is None or address in seen:
+                raise WeightsError(
+                    f"'{where}' in '{file.filename}' is a link to somewhere else. A weight file has none."
+                )
+            seen.add(address)
+            if isinstance(item, h5py.Group):
+                below(item, f"{where}/")
+            else:
+                found[where] = data_set(item, where)
+
+    with whole(file.filename):
+        below(file, "")
     return found
 
 
@@ -44,13 +68,14 @@ def data_set(item, where):
     if item.nbytes > max(64 * stored, 1 << 16):  # compressed zeros are no weights either
         raise WeightsError(f"'{where}' in '{item.file.filename}' claims {item.nbytes} bytes and holds {stored}.")
 
-    def rows(start, stop):
-        return item[start:stop].view(dtype)
+    def part(*where):
+        with whole(item.file.filename):
+            return np.asarray(item[where], item.dtype).view(dtype)
 
-    def read():
-        return rows(0, item.shape[0]) if item.shape else np.asarray(item[()], item.dtype).view(dtype)
+    def rows(start, stop):
+        return part(slice(start, stop))
 
     def columns(start, stop):
-        return item[:, start:stop].view(dtype)
+        return part(slice(None), slice(start, stop))
 
-    return Tensor(item.shape, dtype, read, rows if item.shape else None, columns if len(item.shape) == 2 else None)
+    return Tensor(item.shape, dtype, part, rows if item.shape else None, columns if len(item.shape) == 2 else None)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, open_hdf5
+from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, holds, open_hdf5
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.preset import CONFIG, WEIGHTS, config_beside
 from bert4keras_rwkv.weights.rules import export, filled, rules_of, to_variables
@@ -41,10 +41,7 @@ def is_keras_h5(path, start):
     """Whether it is an HDF5 file with the groups of our own, or Keras' index of several."""
     if path.name.endswith(INDEX) and start.lstrip().startswith(b"{"):
         return True
-    if not start.startswith(MAGIC):
-        return False
-    with open_hdf5(path) as file:
-        return ROOT in file
+    return start.startswith(MAGIC) and holds(path, ROOT)
 
 
 def stored(path):
@@ -104,6 +101,8 @@ def open_keras_h5(path, config=None):
 
 def _official(found, config, path):
     """Data sets as `Tensors` under official names; missing or extra ones are one `WeightsError`."""
+    if config.num_hidden_layers > len(found):  # before a table of so many layers is made
+        raise WeightsError(f"'{path}' holds {len(found)} arrays, which cannot be {config.num_hidden_layers} layers.")
     rules = rules_of(config)
     wanted = {h5_path(rule.path) for rule in filled(rules)}
     missing, extra = sorted(wanted - set(found)), sorted(set(found) - wanted)

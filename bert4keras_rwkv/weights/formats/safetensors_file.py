@@ -41,12 +41,12 @@ def open_safetensors(path, config=None):
         metadata = header.pop("__metadata__", {})
         entries = {name: _tensor(reader, name, said, start) for name, said in header.items()}
         return Tensors(officially_named(entries), metadata, reader.close)
-    except (AttributeError, KeyError, TypeError, RecursionError) as error:
-        reader.close()
-        raise reader.broken(f"its header is not one of this format ({type(error).__name__}, {error})") from error
     except WeightsError:
         reader.close()
         raise
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        reader.close()
+        raise reader.broken(f"its header is not one of this format ({type(error).__name__}, {error})") from error
 
 
 def write_safetensors(path, mapping, dtype=None, metadata=None, progress=None):
