@@ -12,7 +12,7 @@ from bert4keras_rwkv.ops import backend
 def scan(step, carry, xs):
     """Run `carry, y = step(carry, x)` over the first axis of `xs`.
 
-    carry: a tensor. xs: a tuple of tensors (n, ...). y: a tensor; all have the same shape.
+    carry: a tensor or a tuple of tensors. xs: a tuple of tensors (n, ...). y: a tensor; all have the same shape.
     Returns the last carry and the y stacked to (n, ...). A step is recomputed in the backward pass (JAX): what it
     makes on the way is not kept.
     """
@@ -37,7 +37,11 @@ def _scan_tensorflow(step, carry, xs):
 
     def body(i, carry, written):
         new, y = step(carry, tuple(x[i] for x in xs))
-        return i + 1, tf.ensure_shape(new, carry.shape), written.write(i, y)
+        return (
+            i + 1,
+            tf.nest.map_structure(lambda x, old: tf.ensure_shape(x, old.shape), new, carry),
+            written.write(i, y),
+        )
 
     # `maximum_iterations` is what lets XLA differentiate the loop.
     _, carry, written = tf.while_loop(
@@ -60,7 +64,8 @@ def _emitted(step, carry, xs):
         return tf.TensorSpec(x.shape, x.dtype)
 
     one = tuple(tf.TensorSpec(x.shape[1:], x.dtype) for x in xs)
-    return tf.function(step, autograph=False).get_concrete_function(spec(carry), one).structured_outputs[1]
+    before = tf.nest.map_structure(spec, carry)
+    return tf.function(step, autograph=False).get_concrete_function(before, one).structured_outputs[1]
 
 
 def _scan_python(step, carry, xs):

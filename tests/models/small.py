@@ -15,6 +15,11 @@ SIZES = {
 }
 # What is run of each version: model and its own sizes.
 VERSIONS = {
+    "4": {"model": "rwkv4", "num_attention_heads": None, "attention_head_size": None},
+    "5.0": {"model": "rwkv5", "variant": "5.0"},
+    "5.0 time_first": {"model": "rwkv5", "variant": "5.0", "exponential_bonus": True},
+    "5.1": {"model": "rwkv5", "variant": "5.1"},
+    "5.2": {"model": "rwkv5", "variant": "5.2"},
     "6": {"model": "rwkv6", "decomposer_size": 4, "time_decay_size": 3},
     "7": {
         "model": "rwkv7",
@@ -24,6 +29,8 @@ VERSIONS = {
         "gate_low_rank_dim": 7,
     },
 }
+# Those that all laws are run for: each compiles for a minute, and what sets the others apart lies outside the state.
+LAWFUL = [version for version in VERSIONS if version not in ("5.0 time_first", "5.1")]
 
 
 def small_model(version="6", seed=0, **options):

@@ -98,10 +98,16 @@ def test_reference_answers(oracles, version):
 @pytest.mark.parametrize(("dtype", "bar"), [("bfloat16", 0.08), ("float16", 0.01)])
 @pytest.mark.parametrize("version", [version for version in VERSIONS if " " not in version])
 def test_reference_answers_in_half_precision(oracles, version, dtype, bar):
-    """The bars that other implementations keep on these models, whose logits have a standard deviation of 1.5."""
+    """The bars that other implementations keep on these models, whose logits have a standard deviation of 1.5.
+
+    Twice that at the worst token of RWKV-5.0 and 5.1, where the norm of a head of almost no variance magnifies the
+    rounding before it: the `rwkv` package itself is 0.091 off in bfloat16.
+    """
     rwkv, answers = reference(oracles, version, dtype=dtype)
     logits = ops.convert_to_numpy(rwkv.forward(answers["tokens"][None])[0])[0]
-    assert np.abs(logits - answers["logits"]).max() < bar
+    error = np.abs(logits - answers["logits"])
+    assert np.sqrt(np.mean(error**2)) < bar / 4
+    assert error.max() < (2 * bar if version in ("5.0", "5.1") else bar)
 
 
 @pytest.mark.oracle

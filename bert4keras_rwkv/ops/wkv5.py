@@ -1,0 +1,26 @@
+"""The RWKV-5 recurrence (Eagle and Finch, arXiv 2404.05892, section 4.1): RWKV-6's with a constant decay."""
+
+from keras import ops
+
+from bert4keras_rwkv.ops.wkv6 import wkv6
+
+
+def wkv5(r, w, k, v, u, state, present=None, reset=None, start=None, kernel="auto"):
+    """`ops.wkv6.wkv6` whose decay is the same for every token.
+
+    w and u: (H,), one number a head, or (H, N); w is the *log* of the decay, <= 0. The rest, r, k, v (B, T, H, N) and
+    state (B, H, N, N) among it, and what is returned are as there.
+    """
+    w, u = (ops.expand_dims(x, -1) if len(x.shape) == 1 else x for x in (w, u))
+    return wkv6(
+        r,
+        ops.broadcast_to(w, ops.shape(k)),
+        k,
+        v,
+        ops.broadcast_to(u, k.shape[2:]),
+        state,
+        present,
+        reset,
+        start,
+        kernel,
+    )
