@@ -72,7 +72,7 @@ class TimeMix(Layer):
         r, k, v = (ops.cast(heads(y), exact) for y in (self.receptance(xr), self.key(xk), v))
         w = FASTEST * heads(_gate(self.decay, self.decay_low_rank(xw), exact))
         rate = heads(_gate(self.rate, self.rate_low_rank(xa), exact))
-        kk = _unit(k * heads(ops.cast(self.key_scale, exact)[None, None]))
+        kk = unit_length(k * heads(ops.cast(self.key_scale, exact)[None, None]))
         k = k * (1 + (rate - 1) * heads(ops.cast(self.key_rate, exact)[None, None]))
         y, wkv = wkv7(r, w, k, v, -kk, kk * rate, state["wkv"], side["present"], side["reset"], kernel=self.kernel)
         own = ops.sum(r * k * ops.cast(self.bonus, exact), axis=-1, keepdims=True) * v
@@ -97,7 +97,7 @@ def _gate(base, change, dtype):
     return ops.sigmoid(ops.cast(base, dtype) + ops.cast(change, dtype))
 
 
-def _unit(x):
+def unit_length(x):
     """x / max(|x|, SHORTEST) over the last axis. Its gradient at 0 is finite."""
     return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), SHORTEST**2))
 

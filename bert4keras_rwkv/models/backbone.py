@@ -56,6 +56,24 @@ def side_values(ids, present=None, reset=None):
     return {"ids": ids, "present": present, "reset": reset, "rows": rows}
 
 
+def recomputed(block, x, state, side):
+    """`block(x, state, side)`, whose activations are computed again in the backward pass.
+
+    Of `side` only what blocks hand on to each other goes through `keras.remat`, which on TensorFlow knows no None. Its
+    function is a new one each time, for JAX keeps what it traced of a function, and the weights of that time in it.
+    """
+
+    def handed_on(side):
+        return {name: value for name, value in side.items() if name not in ("ids", "present", "reset", "rows")}
+
+    def forward(x, state, extra):
+        x, state, after = block(x, state, {**side, **extra})
+        return x, state, handed_on(after)
+
+    x, state, extra = keras.remat(forward)(x, state, handed_on(side))
+    return x, state, {**side, **extra}
+
+
 @keras.saving.register_keras_serializable("bert4keras_rwkv")
 class Backbone(Layer):
     """Embedding, blocks, final norm and head of any version.
@@ -126,8 +144,8 @@ class Backbone(Layer):
         side = side_values(ids, present, reset)
         x, new = self.ln0(self.embed(ids)), []
         for block, layer_state in zip(self.blocks, state, strict=True):
-            run = keras.remat(block) if self.remat else block
-            x, layer_state, side = run(x, layer_state, side)
+            run = recomputed if self.remat else Block.__call__
+            x, layer_state, side = run(block, x, layer_state, side)
             new.append(layer_state)
         return x, new
 
