@@ -3,13 +3,13 @@
 import json
 import os
 from itertools import chain
-from pathlib import Path
 
 from bert4keras_rwkv.tokenizers.base import Tokenizer, utf8
 from bert4keras_rwkv.tokenizers.vocabulary import write_whole
 
 END = "<|endoftext|>"
 JSON_NAME = "tokenizer.json"
+LARGEST = 1 << 27  # bytes of a file; GPT-NeoX's has 2 million
 
 
 class PileTokenizer(Tokenizer):
@@ -125,7 +125,9 @@ class _Spelling:
 
 def _check_rows(rows, tokens, end, where):
     """A ValueError unless the rows of a cut vocabulary are what `save` writes."""
-    usable = isinstance(rows, list) and all(row is None or isinstance(row, str) or row in tokens for row in rows)
+    usable = isinstance(rows, list) and all(
+        row is None or isinstance(row, str) or (isinstance(row, int) and row in tokens) for row in rows
+    )
     if not usable or not {end, *(token_id for token_id, token in tokens.items() if len(token) == 1)} <= set(rows):
         raise ValueError(f"The `rows` of {where} are ids of its tokenizer, the end and all bytes among them, or texts.")
 
@@ -167,16 +169,22 @@ def _text_of(path):
     """The content of a file that begins like JSON."""
     with open(path, "rb") as file:
         start = file.read(1)
-    if start != b"{":
-        raise ValueError(f"'{os.fspath(path)}' is no JSON file: it begins with {start!r}. Give a 20B_tokenizer.json.")
-    return Path(path).read_text("utf-8")
+        if start != b"{":
+            raise ValueError(f"'{path}' is no JSON file: it begins with {start!r}. Give a 20B_tokenizer.json.")
+        data = start + file.read(LARGEST)
+    if len(data) > LARGEST:
+        raise ValueError(f"'{path}' is no vocabulary: it has more than {LARGEST} bytes.")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is not UTF-8: {error}.") from error
 
 
 def _unwrapped(text, where):
     """The JSON of the whole vocabulary, and the rows of a cut one or None."""
     try:
         whole = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}.") from error
     if "rows" not in whole:
         return text, None, None

@@ -123,6 +123,17 @@ def test_not_json(tmp_path):
         PileTokenizer(path)
 
 
+@pytest.mark.parametrize("content", [b"{", b'{"a": \xff}', b'{"rows": [0]}', b"{" + b'"a": {' * 100_000, b"{}"])
+def test_damaged_json(content, tmp_path, monkeypatch):
+    path = tmp_path / "20B_tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"20B_tokenizer\.json"):
+        PileTokenizer(path)
+    monkeypatch.setattr("bert4keras_rwkv.tokenizers.pile.LARGEST", len(content) - 1)
+    with pytest.raises(ValueError, match=f"more than {len(content) - 1} bytes"):
+        PileTokenizer(path)
+
+
 def test_without_the_library(bpe_json, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ImportError, match=r"pip install 'bert4keras_rwkv\[pile\]'"):

@@ -139,7 +139,7 @@ def test_pile_cut_twice(pile):
     assert twice.without_text(size + 1) == (size - 2, size)
 
 
-@pytest.mark.parametrize("rows", [5, [0, 1.5], [0], [*range(300), 999]])
+@pytest.mark.parametrize("rows", [5, [0, 1.5], [0], [[1]], [*range(300), 999]])
 def test_a_damaged_cut_file(bpe_json, tmp_path, rows):
     path = tmp_path / "tokenizer.json"
     path.write_text(f'{{"rows": {rows}, "tokenizer": {bpe_json}}}')
