@@ -107,6 +107,12 @@ def _convert(commands):
     )
     _format_of_source(command)
     command.add_argument("--dtype", metavar="D", help="cast to this (default: as they are; .st: float16)")
+    merging = command.add_argument_group("an adapter, merged on the way")
+    merging.add_argument("--lora", metavar="FILE", help="a LoRA, PiSSA, DiSHA, Bone or Bat for SRC")
+    merging.add_argument(
+        "--alpha", type=float, default=32.0, metavar="A", help="of a LoRA, whose file does not say it (default: 32)"
+    )
+    merging.add_argument("--lora-base", metavar="FILE", help="of a PiSSA: the file of its initial factors")
     command.add_argument(
         "--check", action="store_true", help="run both on random tokens, block by block, and compare the logits"
     )

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from bert4keras_rwkv.cli.arguments import UsageError
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER, find_tokenizer
+from bert4keras_rwkv.weights.adapters import read_adapter
 from bert4keras_rwkv.weights.files import config_of, named, open_weights, opened
 from bert4keras_rwkv.weights.formats.registry import format_named, formats
+from bert4keras_rwkv.weights.merging import merged, unused_names
 from bert4keras_rwkv.weights.rules import in_order, rules_of
 
 TOKENS = 64  # that `--check` reads; random ones go through every channel
@@ -44,10 +47,11 @@ def run(arguments):
     )  # the table of a version lies beside its layers; only `--check` computes, and little
     source, target = named(arguments.source), Path(arguments.target)
     written = _format(target, arguments.to, arguments.dtype)
+    merge = _merge(arguments)
     known, tensors = opened(source, format=arguments.format)
     with tensors:
         config = config_of(source, tensors)
-        ordered = in_order(rules_of(config), tensors)
+        ordered = in_order(rules_of(config), merge(tensors, config))
         tokenizer = _tokenizer(source, known, tensors, config)
         if tokenizer is None and written.vocabulary:
             print(f"No tokenizer was found for {source}: {target} is written without one.", file=sys.stderr)
@@ -56,7 +60,18 @@ def run(arguments):
     print(f"Wrote {target}")
     _say_epsilons(target, written, config)
     if arguments.check:
-        _check((source, arguments.format), (target, written.name), config, arguments.dtype)
+        _check((source, arguments.format), (target, written.name), config, arguments.dtype, merge)
+
+
+def _merge(arguments):
+    """A function of `Tensors` and their config that merges the adapter of `--lora`, if there is one."""
+    if arguments.lora is None:
+        if arguments.lora_base is not None:
+            raise UsageError("`--lora-base` belongs to the PiSSA that `--lora` names.")
+        return lambda tensors, config: tensors
+    adapter = read_adapter(arguments.lora)
+    base = None if arguments.lora_base is None else read_adapter(arguments.lora_base)
+    return lambda tensors, config: merged(tensors, adapter, arguments.alpha, base, unused_names(rules_of(config)))
 
 
 def _format(target, name, dtype):
@@ -117,12 +132,13 @@ def compared(before, after, kind):
     return Comparison(float(largest.max()), float(usual), float(BARS[kind] * scale), float(agreement))
 
 
-def _check(source, target, config, dtype):
+def _check(source, target, config, dtype, merge):
     """Run both files, one after the other, on random tokens. Logits that are too far apart are a `ValueError`.
 
-    source, target: path and format. config: whose epsilons, which most formats cannot hold, both are run with.
+    source, target: path and format. config: whose epsilons, which most formats cannot hold, both are run with. merge:
+    what is done to the tensors of the source.
     """
-    before, _ = _logits(*source, config)
+    before, _ = _logits(*source, config, merge)
     after, dtypes = _logits(*target, config)
     kind = dtype if dtype in BARS else _coarsest(dtypes)
     result = compared(before, after, kind)
@@ -131,7 +147,7 @@ def _check(source, target, config, dtype):
     print(f"Checked as {kind}: {result}")
 
 
-def _logits(path, format, config):
+def _logits(path, format, config, merge=lambda tensors, config: tensors):
     """Logits (1, T, V) of random tokens, and the dtypes of the weights."""
     from bert4keras_rwkv.models.blockwise import logits_from_file
 
@@ -139,7 +155,7 @@ def _logits(path, format, config):
     with tensors, Bar(f"checking {Path(path).name}", "block") as progress:
         config = replace(RWKVConfig.from_shapes(tensors.shapes), **_epsilons(config))
         ids = np.random.default_rng(SEED).integers(0, config.vocab_size, (1, TOKENS))
-        return logits_from_file(tensors, config, ids, progress), set(map(str, tensors.dtypes.values()))
+        return logits_from_file(merge(tensors, config), config, ids, progress), set(map(str, tensors.dtypes.values()))
 
 
 def _say_epsilons(target, written, config):
