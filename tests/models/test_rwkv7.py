@@ -73,7 +73,7 @@ def test_keys_have_length_one(length, rng):
     x = rng.normal(size=(3, 8))
     x = length * x / np.linalg.norm(x, axis=-1, keepdims=True)
     want = x / max(length, 1e-12)
-    np.testing.assert_allclose(ops.convert_to_numpy(unit_length(x.astype("float32"))), want, atol=1e-6)
+    np.testing.assert_allclose(ops.convert_to_numpy(unit_length(ops.convert_to_tensor(x, "float32"))), want, atol=1e-6)
 
 
 def test_keys_of_length_zero_train(rng):
