@@ -8,6 +8,9 @@ import pytest
 from bert4keras_rwkv.cli import main
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.weights import open_weights, write_safetensors
+from bert4keras_rwkv.weights.formats.registry import formats
+from bert4keras_rwkv.weights.tensors import as_tensors
+from tests.official import official_weights
 
 pytestmark = pytest.mark.backend_free
 
@@ -35,6 +38,30 @@ def test_for_people(model, capsys, tmp_path):
     assert lines[1].split() == ["format", ".safetensors", "of", "a", ".pth"]
     assert lines[2].split() == ["model", "rwkv6,", "2", "layers,", "vocabulary", "262"]
     assert ["dtype", "bfloat16"] in [line.split() for line in lines]
+
+
+@pytest.mark.parametrize("known", [known for known in formats() if known.written], ids=lambda known: known.name)
+def test_every_format_is_named(tmp_path, rng, capsys, known):
+    """What is written is told again, with the sizes of the model it was written from."""
+    arrays = as_tensors(official_weights("6", rng, ids=16, ffn=32, ranks=(32, 64)))
+    config = RWKVConfig.from_shapes(arrays.shapes)
+    known.write(tmp_path / "a", arrays, config)
+    assert main(["info", str(tmp_path / "a"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["format"] == known.title.replace("`", "")
+    assert {name: said[name] for name in config.to_dict()} == config.to_dict()
+    assert said["parameters"] == sum(array.size for array in arrays.values())
+
+
+def test_shards_and_a_format_that_is_told(tmp_path, rng, capsys):
+    official = official_weights("7", rng, ids=16, ranks=(16, 16, 16, 16))
+    write_safetensors(tmp_path / "b.safetensors", official)
+    places = dict.fromkeys(official, "b.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert main(["info", str(tmp_path)]) == 1
+    assert "--from st" in capsys.readouterr().err
+    assert main(["info", str(tmp_path), "--from", "safetensors"]) == 0
+    assert "rwkv7, 2 layers, vocabulary 16" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights at all", b"PK\x03\x04 broken"])
