@@ -14,7 +14,7 @@ ifdef ORACLES
 export RWKV_ORACLES := $(abspath $(ORACLES))
 endif
 
-.PHONY: help demo test test-all test-once lint format bench clean $(BACKENDS:%=test-%)
+.PHONY: help demo test test-all test-once interop lint format bench clean $(BACKENDS:%=test-%)
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -36,6 +36,9 @@ test-once: $(VENV)/.test
 $(BACKENDS:%=test-%): test-%: $(VENV)/.test
 	@echo "== tests on $*"
 	@KERAS_BACKEND=$* $(PYTEST) --backend-free=skip $(FLAGS)
+
+interop: $(VENV)/.interop  ## compare with llama.cpp and transformers (the first time it compiles llama.cpp: ten minutes)
+	@KERAS_BACKEND=jax $(PYTEST) tests/interop $(FLAGS)
 
 lint: $(VENV)/.lint  ## check style and find likely mistakes
 	@$(BIN)/ruff check .
@@ -70,6 +73,11 @@ $(VENV)/.test: setup.py constraints.txt | $(BIN)/python
 	@echo "Installing the package with JAX, TensorFlow, PyTorch and the test tools (once)"
 	@$(PIP) install -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.interop: $(VENV)/.test
+	@echo "Installing transformers and llama-cpp-python, which is compiled (once)"
+	@CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF $$CMAKE_ARGS" $(PIP) install -c constraints.txt -e '.[interop]'
+	@touch $@
 
 $(VENV)/.lint: constraints.txt | $(BIN)/python
 	@$(PIP) install -c constraints.txt ruff

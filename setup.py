@@ -11,6 +11,8 @@ VERSION = re.search(r'^__version__ = "([^"]+)"$', (HERE / "bert4keras_rwkv/__ini
 TENSORFLOW = ["tensorflow-cpu>=2.21,<2.22"]
 TORCH = ["torch>=2.13,<3"]
 PILE = ["tokenizers>=0.20,<1"]  # the vocabulary of RWKV-4 models trained on the Pile
+# Compared with by `make interop`. llama-cpp-python is compiled when it is installed.
+INTEROP = ["llama-cpp-python>=0.3.36,<0.4", "transformers>=5.23,<6"]
 DEV = [
     "hypothesis>=6.100,<7",
     "matplotlib>=3.9,<4",
@@ -48,6 +50,7 @@ setup(
         "torch": TORCH,
         "pile": PILE,
         "dev": DEV,
+        "interop": INTEROP + TORCH,
         "test": TENSORFLOW + TORCH + PILE + DEV,
     },
     entry_points={"console_scripts": ["bert4keras-rwkv = bert4keras_rwkv.cli:main"]},
