@@ -89,7 +89,8 @@ def surgery(keep_tokens, compound_tokens, vocab_size):
         return None
     keep = range(vocab_size) if keep_tokens is None else _ids(keep_tokens, "keep_tokens", vocab_size)
     if len(set(keep)) < len(keep):
-        twice = next(token_id for token_id in keep if keep.count(token_id) > 1)
+        seen = set()
+        twice = next(token_id for token_id in keep if token_id in seen or seen.add(token_id))
         raise ValueError(f"`keep_tokens` has each id once. Received: {twice} at several places.")
     compounds = () if compound_tokens is None else compound_tokens
     return Surgery(keep, tuple(_compound(one, index, vocab_size) for index, one in enumerate(compounds)))
