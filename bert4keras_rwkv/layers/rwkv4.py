@@ -14,7 +14,7 @@ from bert4keras_rwkv.weights.transforms import TRANSPOSE, VECTOR
 
 
 def mixed(x, previous, mix):
-    """The share `mix` (D,) of each token x (B, T, D), the rest of its predecessor. RWKV-6 has it the other way round."""
+    """The share `mix` (D,) of each token x (B, T, D), the rest of its predecessor. RWKV-6 has it the other way."""
     return previous + (x - previous) * cast_like(mix, x)
 
 

@@ -12,15 +12,5 @@ def wkv5(r, w, k, v, u, state, present=None, reset=None, start=None, kernel="aut
     state (B, H, N, N) among it, and what is returned are as there.
     """
     w, u = (ops.expand_dims(x, -1) if len(x.shape) == 1 else x for x in (w, u))
-    return wkv6(
-        r,
-        ops.broadcast_to(w, ops.shape(k)),
-        k,
-        v,
-        ops.broadcast_to(u, k.shape[2:]),
-        state,
-        present,
-        reset,
-        start,
-        kernel,
-    )
+    w, u = ops.broadcast_to(w, ops.shape(k)), ops.broadcast_to(u, k.shape[2:])
+    return wkv6(r, w, k, v, u, state, present, reset, start, kernel)

@@ -184,7 +184,7 @@ def test_masks_and_resets(T, masked, resets, tuned, before, seed):
 
 
 def test_zeros_are_an_empty_state(rng):
-    """Programs hand in zeros: the answers are those of a maximum of -1e30, whatever keys come, to the last bit but one."""
+    """Programs hand in zeros: the answers are those of a maximum of -1e30, whatever keys come."""
     args = inputs(rng, 9, extremes=["large keys"])[:4]
     state = np.zeros((B, 3, D), "float32")
     assert max(errors(wkv4(*args, state), wkv4(*args, empty(state)))) < 1e-6
