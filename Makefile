@@ -38,7 +38,7 @@ $(BACKENDS:%=test-%): test-%: $(VENV)/.test
 	@KERAS_BACKEND=$* $(PYTEST) --backend-free=skip $(FLAGS)
 
 interop: $(VENV)/.interop  ## compare with llama.cpp and transformers (the first time it compiles llama.cpp: ten minutes)
-	@KERAS_BACKEND=jax $(PYTEST) tests/interop $(FLAGS)
+	@KERAS_BACKEND=jax $(PYTEST) --slow tests/interop $(FLAGS)
 
 lint: $(VENV)/.lint  ## check style and find likely mistakes
 	@$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from bert4keras_rwkv.models import build_transformer_model
 
 pytestmark = [
     pytest.mark.interop,
+    pytest.mark.slow,
     pytest.mark.backend_free,
     pytest.mark.filterwarnings("ignore"),  # of keras-hub, about kernels that are not installed
 ]

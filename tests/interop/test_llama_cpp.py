@@ -14,7 +14,7 @@ from tests.official import official_weights
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
-pytestmark = [pytest.mark.interop, pytest.mark.backend_free]
+pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.backend_free]
 
 SIZES = {"hidden_size": 128, "attention_head_size": 64, "intermediate_size": 192}
 TOKENS = 20

@@ -11,6 +11,7 @@ from tests.official import official_weights
 
 pytestmark = [
     pytest.mark.interop,
+    pytest.mark.slow,
     pytest.mark.backend_free,
     pytest.mark.filterwarnings("ignore"),  # of transformers, about itself and what it imports
 ]
