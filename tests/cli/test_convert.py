@@ -5,7 +5,9 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
+import textwrap
 import time
 
 import ml_dtypes
@@ -223,6 +225,48 @@ def test_weights_that_do_not_fit_write_nothing(model, tmp_path, capsys, target):
     assert main(["convert", str(tmp_path / "torn.pth"), str(tmp_path / target)]) == 1
     assert "nothing in the file fills 'ln_out/beta' (ln_out.bias)" in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["model", "torn.pth"]
+
+
+PEAK = """
+    import resource, sys
+    import numpy as np
+    from bert4keras_rwkv.cli import main
+    from bert4keras_rwkv.weights import tensors, write_pth
+    from tests.official import official_weights
+
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def rows(start, stop):
+        return np.ones((stop - start, 512), np.float32)
+
+    def convert(name):
+        source = f"{folder}/{name}"
+        for i, to in enumerate(formats):
+            if main(["convert", source, f"{folder}/{name}{i}", "--to", to]) != 0:
+                raise SystemExit("not converted")
+            source = f"{folder}/{name}{i}"
+
+    folder, *formats = sys.argv[1:]
+    tensors.WIDE_PIECE = 1 << 22
+    small = tensors.as_tensors(official_weights("6", np.random.default_rng(0), ids=16, head_size=256, layers=1))
+    matrix = tensors.Tensor((1 << 15, 512), np.dtype("float32"), lambda: rows(0, 1 << 15), rows)
+    write_pth(f"{folder}/small", small)
+    write_pth(f"{folder}/large", tensors.Tensors(small.entries() | {"emb.weight": matrix, "head.weight": matrix}))
+    convert("small")
+    before = peak()
+    convert("large")
+    print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("formats", [("st", "safetensors"), ("preset", "pth"), ("gguf",), ("fla",)])
+def test_no_large_matrix_is_ever_whole_in_memory(tmp_path, formats):
+    """Two of 64 MiB are converted, after small ones have loaded every library: memory grows by less than half."""
+    command = [sys.executable, "-c", textwrap.dedent(PEAK), str(tmp_path), *formats]
+    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "KERAS_BACKEND": "numpy"})
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout.splitlines()[-1]) < 32 << 20
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
