@@ -37,6 +37,14 @@ def stored_tensor(reader, name, offset, shape, kind):
     return Tensor(shape, dtype_named("float32"), read, rows if len(shape) > 1 else None)
 
 
+def told(types, sizes):
+    """What the `metadata` of a file says of its types: `types`, name -> GGML's; `blocks`, the same in small letters for
+    those that are blocks of numbers; `stored_bytes` of all. sizes: of the tensors of the file, in bytes.
+    """
+    blocks = {name: kind.lower() for name, kind in types.items() if kind not in PLAIN}
+    return {"types": types, "blocks": blocks, "stored_bytes": sum(sizes)}
+
+
 def stored_size(name, shape, kind):
     """Bytes of a tensor in GGML's type `kind`."""
     from gguf import GGML_QUANT_SIZES

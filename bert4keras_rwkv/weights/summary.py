@@ -37,22 +37,23 @@ class Summary:
 def summarise(path, format=None):
     """The `Summary` of a weight file or folder. Arguments and errors as for `open_weights`."""
     file = weights_path(path)
-    known, tensors, config = _entries(file, format)
-    dtypes = {}
-    for tensor in tensors:
-        dtypes[str(tensor.dtype)] = dtypes.get(str(tensor.dtype), 0) + count(tensor.shape)
+    known, tensors, config, metadata = _entries(file, format)
+    dtypes, blocks = {}, metadata.get("blocks", {})
+    for name, tensor in tensors.items():
+        dtype = blocks.get(name, str(tensor.dtype))
+        dtypes[dtype] = dtypes.get(dtype, 0) + count(tensor.shape)
     return Summary(
         file=str(file),
         format=known.title.replace("`", ""),
         config=config,
         parameters=sum(dtypes.values()),
         dtypes=dtypes,
-        stored_bytes=sum(tensor.nbytes for tensor in tensors),
+        stored_bytes=metadata.get("stored_bytes") or sum(tensor.nbytes for tensor in tensors.values()),
     )
 
 
 def _entries(file, format):
-    """The `Format` of a file, every `Tensor`, and the config."""
+    """The `Format` of a file, name -> `Tensor`, the config, and what else the file says."""
     known = format_of(file)
     if known is not None and known.name == "preset":  # only a version's table could name its variables
         config = config_beside(file)
@@ -60,7 +61,7 @@ def _entries(file, format):
             raise WeightsError(f"'{file}' says no sizes by itself. Put its '{CONFIG}' beside it.")
         found, close = stored(file)
         close()
-        return known, list(found.values()), config
+        return known, found, config, {}
     known, tensors = opened(file, format=format)
     with tensors:
-        return known, list(tensors.entries().values()), config_of(file, tensors)
+        return known, tensors.entries(), config_of(file, tensors), tensors.metadata

@@ -8,7 +8,7 @@ import pytest
 from bert4keras_rwkv.cli import main
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.weights import open_weights, write_safetensors
-from bert4keras_rwkv.weights.formats.registry import formats
+from bert4keras_rwkv.weights.formats.registry import format_named, formats
 from bert4keras_rwkv.weights.tensors import as_tensors
 from tests.official import official_weights
 
@@ -38,6 +38,17 @@ def test_for_people(model, capsys, tmp_path):
     assert lines[1].split() == ["format", ".safetensors", "of", "a", ".pth"]
     assert lines[2].split() == ["model", "rwkv6,", "2", "layers,", "vocabulary", "262"]
     assert ["dtype", "bfloat16"] in [line.split() for line in lines]
+
+
+def test_blocks_count_as_they_are_stored(tmp_path, rng, capsys):
+    """Numbers in blocks are read as float32 and told as what they are: 34 bytes for 32 of them."""
+    arrays = as_tensors(official_weights("6", rng, heads=1, head_size=32, ffn=32))
+    format_named("gguf").write(tmp_path / "a", arrays, RWKVConfig.from_shapes(arrays.shapes), "q8_0")
+    assert main(["info", str(tmp_path / "a"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    blocks = 2 * 32 * 32 + 2 * 8 * 32 * 32
+    assert said["dtypes"] == {"float32": said["parameters"] - blocks, "q8_0": blocks}
+    assert said["stored_bytes"] == 4 * (said["parameters"] - blocks) + blocks // 32 * 34
 
 
 @pytest.mark.parametrize("known", [known for known in formats() if known.written], ids=lambda known: known.name)

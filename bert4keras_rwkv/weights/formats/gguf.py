@@ -14,7 +14,7 @@ from bert4keras_rwkv.weights.formats.gguf_names import ARCHITECTURES, COPIES, gg
 from bert4keras_rwkv.weights.formats.gguf_tokenizer import read_tokens
 from bert4keras_rwkv.weights.formats.gguf_writer import DTYPES, write_gguf
 from bert4keras_rwkv.weights.formats.registry import Format
-from bert4keras_rwkv.weights.quantised import stored_tensor
+from bert4keras_rwkv.weights.quantised import stored_size, stored_tensor, told
 from bert4keras_rwkv.weights.reader import Reader
 from bert4keras_rwkv.weights.rules import export, filled
 from bert4keras_rwkv.weights.shards import every_problem
@@ -35,7 +35,7 @@ def is_gguf(path, start):
 def open_gguf(path, config=None):
     """The tensors of a GGUF file under their official names, lazily. Damage or another model is a `WeightsError`.
 
-    `metadata` has `types`, name -> GGML's type as stored, and `vocabulary`, {id: bytes} or None.
+    `metadata` has the `vocabulary`, {id: bytes} or None, and what `quantised.told` says.
     """
     reader = Reader(path)
     try:
@@ -71,7 +71,8 @@ def _opened(reader, values, stored):
     types = {
         name: stored[path].kind.name for path, rule in zip(paths, filled(rules), strict=True) for name in rule.names
     }
-    metadata = {"format": "gguf", "types": types, "vocabulary": read_tokens(values)}
+    sizes = (stored_size(path, stored[path].shape, stored[path].kind) for path in paths)
+    metadata = {"format": "gguf", **told(types, sizes), "vocabulary": read_tokens(values)}
     return Tensors(tensors.entries(), metadata, reader.close)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from bert4keras_rwkv.weights.derived import derived, vector
 from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.registry import Format
-from bert4keras_rwkv.weights.quantised import stored_size, stored_tensor
+from bert4keras_rwkv.weights.quantised import stored_size, stored_tensor, told
 from bert4keras_rwkv.weights.reader import Reader
 from bert4keras_rwkv.weights.tensors import Tensors
 
@@ -36,13 +36,12 @@ def is_rwkv_cpp(path, start):
 def open_rwkv_cpp(path, config=None):
     """The tensors of a file of rwkv.cpp under their official names, lazily. Damage is a `WeightsError`.
 
-    `metadata` has `types`: name in the file -> GGML's type as stored.
+    `metadata` has what `quantised.told` says, by the names in the file.
     """
     reader = Reader(path)
     try:
-        stored, types = _stored(reader)
-        entries = _official(stored)
-        return Tensors(entries, {"format": "rwkv_cpp", "types": types}, reader.close)
+        stored, said = _stored(reader)
+        return Tensors(_official(stored), {"format": "rwkv_cpp", **said}, reader.close)
     except (ValueError, IndexError, struct.error) as error:
         reader.close()
         if isinstance(error, WeightsError):
@@ -51,7 +50,7 @@ def open_rwkv_cpp(path, config=None):
 
 
 def _stored(reader):
-    """Name -> `Tensor` as it lies in the file, and name -> type."""
+    """Name -> `Tensor` as it lies in the file, and what `told` says of their types."""
     from gguf import GGMLQuantizationType
 
     magic, version, ids, width, layers, _ = struct.unpack("<4s5i", reader.read(24))
@@ -60,18 +59,19 @@ def _stored(reader):
             f"'{reader.path}' is a file of rwkv.cpp of version {version}. Versions 100 and 101 are read: convert the "
             "original `.pth` again with a newer rwkv.cpp, or load it here."
         )
-    stored, types = {}, {}
+    stored, types, sizes = {}, {}, []
     while reader.tell() < reader.size:
         name, shape, kind = _header(reader, version)
         if name in stored or len(stored) == MOST_TENSORS:
             raise reader.broken(f"it has '{name}' twice, or more than {MOST_TENSORS} tensors")
         stored[name] = stored_tensor(reader, name, reader.tell(), shape, GGMLQuantizationType[kind])
-        reader.seek(reader.tell() + stored_size(name, shape, GGMLQuantizationType[kind]))
         types[name] = kind
+        sizes.append(stored_size(name, shape, GGMLQuantizationType[kind]))
+        reader.seek(reader.tell() + sizes[-1])
     found = len({name.split(".")[1] for name in stored if name.startswith("blocks.")})
     if "emb.weight" not in stored or stored["emb.weight"].shape != (ids, width) or found != layers:
         raise reader.broken(f"it should have {ids} ids of width {width} and {layers} layers, and has {found} layers")
-    return stored, types
+    return stored, told(types, sizes)
 
 
 def _header(reader, version):

@@ -47,6 +47,17 @@ def random_blocks(rng, kind, rows, width):
     return raw % 60  # small exponents
 
 
+def test_what_it_says_of_its_types(tmp_path, rng):
+    """Which tensors are in blocks, and how many bytes all take as they lie there."""
+    arrays = official_weights("6", rng, **SIZES)
+    write_gguf(tmp_path / "a.gguf", arrays, config_for(arrays), "q4_1")
+    with open_weights(tmp_path / "a.gguf") as tensors:
+        said = tensors.metadata
+    matrices = [name for name, array in arrays.items() if name.endswith(".weight") and array.ndim == 2]
+    assert said["blocks"] == dict.fromkeys(matrices, "q4_1")
+    assert said["stored_bytes"] == sum(tensor.n_bytes for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_rescaling_is_undone(tmp_path, rng, same, dtype):
     """llama.cpp's converter divides by powers of two, so exactly. In float16 nothing here is below 2^-11, an eighth of
