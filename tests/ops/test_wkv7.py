@@ -165,6 +165,20 @@ def test_masks_and_resets(T, masked, resets, tuned, seed):
         assert error(got_state, state) < 5e-6
 
 
+def test_gradients_of_the_form_that_is_chosen(rng):
+    """Masks, resets and a tuned start state, through `wkv7` itself: 1e-5 of the float64 gradient."""
+    args = [*inputs(rng, 40), rng.standard_normal((H, N, N)).astype("float32")]
+    present, reset = rng.random((2, B, 40)) < np.array([0.8, 0.2])[:, None, None]
+    y, _ = numpy_wkv7.wkv7(*args[:7], present, reset, args[7])
+
+    def loss(*args):
+        y, state = wkv7(*args[:7], present, reset, args[7])
+        return ops.sum(ops.where(present[..., None, None], y * y, 0.0)) + ops.sum(state)
+
+    want = numpy_wkv7.wkv7_gradients(2 * y, np.ones_like(args[6]), *args[:7], present, reset, args[7])
+    assert max(map(error, gradients(loss, args, jit=True), want)) < 1e-5
+
+
 @pytest.mark.parametrize("cut", [1, 20, 32])
 def test_split_anywhere(cut, rng):
     """Two calls with the state passed on are one call. 1e-6: the chunks lie elsewhere."""
