@@ -1,1 +1,5 @@
-"""Keras layers: the residual block and, one version a file, its two mixers."""
+"""Keras layers: the residual block, one version a file its two mixers, and losses."""
+
+from bert4keras_rwkv.layers.losses import Loss, NextTokenLoss
+
+__all__ = ["Loss", "NextTokenLoss"]

@@ -21,9 +21,9 @@ class Initial(keras.initializers.Initializer):
         return keras.ops.convert_to_tensor(self.function(shape, generator).astype("float32"), dtype)
 
 
-def blank(shape, dtype=None):
+def blank(shape, dtype="float32"):
     """Zeros for a weight that is about to be read from a file: large ones take no memory until something is written."""
-    return adopt(aligned(shape, dtype_named(keras.backend.standardize_dtype(dtype)), np.zeros))
+    return adopt(aligned(shape, dtype_named(dtype), np.zeros))
 
 
 def given(array):

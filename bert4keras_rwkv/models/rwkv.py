@@ -12,6 +12,7 @@ from bert4keras_rwkv.generation.layer import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.reading import Reader
 from bert4keras_rwkv.models.texts import Prompts, token_ids
+from bert4keras_rwkv.models.training import training_model
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter
 from bert4keras_rwkv.weights.files import named
@@ -46,7 +47,7 @@ class RWKV:
         self.backbone, self.config = backbone, backbone.config
         self.tokenizer = tokenizer
         self.sampling = Sampling(top_p=0.85) if sampling is None else sampling
-        self.sequence_length, self.with_lm = sequence_length, with_lm
+        self.sequence_length, self.with_lm, self.packed = sequence_length, with_lm, packed
         self.model = _functional(backbone, sequence_length, with_lm, input_state, output_state, packed)
         self._reader = None
         self._programs = {}
@@ -221,6 +222,14 @@ class RWKV:
             input_seed,
             progress_print=progress_print,
         )
+
+    def training_model(self, loss=None):
+        """A Keras model `Input-Token` (B, T) [, `Answer-Mask`] [, `Reset`] -> scalar loss, on the same weights.
+
+        loss: a `layers.NextTokenLoss`, None for the default. Head and loss are computed piece by piece over time, so
+        that the logits of a batch are never kept; `RWKV.model` with a loss of Keras keeps them.
+        """
+        return training_model(self.backbone, self.sequence_length, self.packed, loss)
 
     def save_to_preset(self, folder):
         """Write config.json, model.weights.h5 and the vocabulary to a folder, whole or not at all."""

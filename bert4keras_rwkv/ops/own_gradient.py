@@ -40,7 +40,7 @@ def _tensorflow(value, both):
         result, gradients = both(*tensors)
         return result, lambda cotangent: _times(gradients, cotangent)
 
-    return function
+    return lambda *tensors: function(*map(tf.convert_to_tensor, tensors))  # a variable is not a tensor to it
 
 
 def _torch(value, both):
