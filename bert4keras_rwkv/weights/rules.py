@@ -142,6 +142,8 @@ def _filled(rule, tensors, dtype):
     entry = tensors.entry(rule.names[0])
     turned = rule.transform is TRANSPOSE
     array = aligned(entry.shape[::-1] if turned else entry.shape, dtype)
+    if turned and entry.columns is not None:  # it lies in the file as the variable wants it
+        entry, turned = transposed(entry), False
     for start, rows in entry.pieces():
         target = array.T if turned else array
         place(target[start : start + len(rows)] if entry.shape else target, rows)
