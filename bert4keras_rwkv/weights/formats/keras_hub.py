@@ -5,7 +5,7 @@ Its groups are named by class and number; the variables of a time mix are number
 
 import re
 
-from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, open_hdf5
+from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, holds
 from bert4keras_rwkv.weights.formats.keras_h5 import INDEX, stored
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.rules import Rule, export
@@ -30,10 +30,7 @@ def is_keras_hub(path, start):
     """Whether it is an HDF5 file, or an index of several, with the groups of an RWKV-7 of Keras Hub."""
     if path.name.endswith(INDEX) and start.lstrip().startswith(b"{"):
         return any(group.strip("/").startswith(f"{ROOT}{BLOCK}/") for group in weight_map(path, several=True))
-    if not start.startswith(MAGIC):
-        return False
-    with open_hdf5(path) as file:
-        return f"{ROOT}{BLOCK}/att" in file
+    return start.startswith(MAGIC) and holds(path, f"{ROOT}{BLOCK}/att")
 
 
 def open_keras_hub(path, config=None):
