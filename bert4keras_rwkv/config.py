@@ -223,8 +223,9 @@ def _sizes_4(shapes, version):
 
 def _sizes_5(shapes, version):
     """Heads, the variant, and which of its two names the bonus has."""
+    decay = tuple(shapes.get("blocks.0.att.time_decay", ()))
     return {
-        **_heads(shapes, shapes["blocks.0.att.time_decay"][0]),
+        **_heads(shapes, _shape(shapes, "blocks.0.att.time_decay", max(len(decay), 1))[0]),
         "variant": version,
         "exponential_bonus": "blocks.0.att.time_first" in shapes,
     }
@@ -243,7 +244,9 @@ def _sizes_7(shapes, version):
     """Heads and the four ranks. The value residual's is that of layer 1: in layer 0 it may be missing or a copy."""
     ranks = {key: _shape(shapes, f"blocks.0.att.{letter}1", 2)[1] for key, letter in RANKS_7.items() if letter != "v"}
     value = next((f"blocks.{i}.att.v1" for i in (1, 0) if f"blocks.{i}.att.v1" in shapes), None)
-    rank = _ranks_7(_shape(shapes, "emb.weight", 2)[1])["v_low_rank_dim"] if value is None else shapes[value][1]
+    rank = (
+        _ranks_7(_shape(shapes, "emb.weight", 2)[1])["v_low_rank_dim"] if value is None else _shape(shapes, value, 2)[1]
+    )
     return {**_heads(shapes, _shape(shapes, "blocks.0.att.r_k", 2)[0]), **ranks, "v_low_rank_dim": rank}
 
 

@@ -142,9 +142,28 @@ def text(content):
     return lambda path: path.write_text(content, encoding="utf-8")
 
 
+def without(version, name, instead=None):
+    """Weights of a version without one of them, or with another array in its place."""
+    weights = official_weights(version, np.random.default_rng(7), **SIZES)
+    del weights[name]
+    return weights if instead is None else weights | {name: instead}
+
+
 CONFIG_KEYS = {"model": "rwkv7", "vocab_size": 5, "hidden_size": 64, "num_hidden_layers": 1, "head_size": 64}
 FOUND = {
     "a layer far away.pth": (lambda path: write_pth(path, WEIGHTS | {"blocks.999998.x": np.ones(1)}), "most blocks"),
+    "no decay.pth": (
+        lambda path: write_pth(path, without("5.2", "blocks.0.att.time_decay")),
+        r"'blocks\.0\.att\.time_decay' should have 1 dimensions to tell the model's sizes. Received: it is missing",
+    ),
+    "a scalar decay.pth": (
+        lambda path: write_pth(path, without("5.2", "blocks.0.att.time_decay", np.ones(()))),
+        r"Received: shape \(\)",
+    ),
+    "a flat factor.pth": (
+        lambda path: write_pth(path, without("7", "blocks.1.att.v1", np.ones(4))),
+        r"'blocks\.1\.att\.v1' should have 2 dimensions",
+    ),
     "compressed zeros.pth": (zipped_zeros, "claims 104857600 bytes"),
     "offsets.safetensors": (
         lambda path: header(path, {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4]}}),
