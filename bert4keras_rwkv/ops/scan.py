@@ -70,7 +70,8 @@ def _emitted(step, carry, xs):
 
 def _scan_python(step, carry, xs):
     ys = []
-    for i in range(xs[0].shape[0]):
-        carry, y = step(carry, tuple(x[i] for x in xs))
+    # Not `x[i]`, whose gradient is as large as x, at every step.
+    for x in zip(*(ops.unstack(x) for x in xs), strict=True):
+        carry, y = step(carry, x)
         ys.append(y)
     return carry, ops.stack(ys)

@@ -63,7 +63,7 @@ def test_large_keys_stay_finite(rwkv, rng):
 
 
 def test_a_start_of_zeros_is_trainable(rwkv, rng):
-    """Numerator and denominator under a maximum of 0, at 0 as tuning begins: their gradient is there, in every layer."""
+    """Numerator and denominator of 0 under a maximum of 0, as tuning begins: every layer has their gradient."""
     ids = ops.convert_to_tensor(texts(rng, 1, 12))
     backbone, zero = rwkv.backbone, RWKVState.zeros(rwkv.config)
 
