@@ -61,6 +61,8 @@ def data_sets(file):
 
 def data_set(item, where):
     """One data set as a `Tensor`."""
+    if not isinstance(item, h5py.Dataset):
+        raise WeightsError(f"'{where}' in '{item.file.filename}' is neither a group nor a data set.")
     dtype = DTYPES["bfloat16"] if item.dtype == np.dtype("V2") else item.dtype
     if str(dtype) not in DTYPES or item.shape is None:
         raise WeightsError(f"'{where}' in '{item.file.filename}' has the dtype {dtype}, which no weight has.")

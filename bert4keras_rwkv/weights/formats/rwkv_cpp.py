@@ -26,6 +26,7 @@ MOST_TENSORS = 1 << 16
 MIXES = "rwkvag"
 # Decays that float32 rounded to 1 and to 0 lie beyond these: their exponents are lost, and any out there do as well.
 SLOWEST, FASTEST = 2.0**-25, 110.0
+TINY = 2.0**-160
 
 
 def is_rwkv_cpp(path, start):
@@ -151,18 +152,25 @@ def _heads(array, width):
 
 def _decay_4(array, width):
     """The log of -y: their decay is -exp of the official one."""
-    return np.log(np.maximum(-array.astype(np.float64), np.finfo(np.float32).tiny)).reshape(-1)
+    return np.log(np.maximum(-_within(array, -np.inf, 0), TINY)).reshape(-1)
 
 
 def _decay_5(array, width):
     """The log of -log y: their decay is the factor itself, exp(-exp) of the official one."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return _heads(np.log(np.clip(-np.log(array.astype(np.float64)), SLOWEST, FASTEST)), width)
+    exponents = -np.log(np.maximum(_within(array, 0, 1), TINY))
+    return _heads(np.log(np.clip(exponents, SLOWEST, FASTEST)), width)
 
 
 def _bonus_5(array, width):
     """The log: they store exp of `time_first`."""
-    return np.log(np.maximum(array.astype(np.float64), np.finfo(np.float32).tiny)).reshape(-1)
+    return np.log(np.maximum(_within(array, 0, np.inf), TINY)).reshape(-1)
+
+
+def _within(array, low, high):
+    """The array in float64, for logarithms, if all of it lies where exponentials do."""
+    if not ((array >= low) & (array <= high)).all():
+        raise WeightsError(f"A decay or bonus of an rwkv.cpp file lies from {low} to {high}, and one does not: damage.")
+    return array.astype(np.float64)
 
 
 FORMAT = Format("rwkv_cpp", "`.bin` of rwkv.cpp", ("4", "5", "6", "7"), is_rwkv_cpp, open_rwkv_cpp, suffix=".bin")

@@ -84,6 +84,15 @@ def test_what_is_missing_or_too_much_is_named(tmp_path, arrays):
     ]
 
 
+def test_what_is_no_data_set(tmp_path, arrays):
+    """HDF5 files may hold types by themselves."""
+    save(tmp_path / "a.weights.h5", arrays)
+    with h5py.File(tmp_path / "a.weights.h5", "a") as file:
+        file["layers/type"] = np.dtype("f4")
+    with pytest.raises(WeightsError, match=r"'layers/type' in .* is neither a group nor a data set"):
+        open_weights(tmp_path / "a.weights.h5")
+
+
 def test_shards(tmp_path, arrays, same):
     """Large models are saved in several files and an index, as Keras writes them."""
     save(tmp_path / "all.weights.h5", arrays)

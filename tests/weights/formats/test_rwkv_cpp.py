@@ -128,6 +128,30 @@ def test_decays_beyond_float32_stay_finite(rng):
     np.testing.assert_array_equal(factors.astype(np.float32), np.float32([1, 1, 0, 0]))
 
 
+@pytest.mark.parametrize(
+    ("version", "bad"),
+    [
+        ("4", np.nan),
+        ("4", 3),
+        ("5.2", np.nan),
+        ("5.2", 3),
+        ("5.2", -3),
+        ("5.0 time_first", np.nan),
+        ("5.0 time_first", -3),
+    ],
+)
+def test_what_is_no_exponential_is_damage(rng, version, bad):
+    """A decay of RWKV-4 is below 0, one of RWKV-5 a factor from 0 to 1, a bonus above 0."""
+    arrays = official_weights(version, rng)
+    content = file_of(version, arrays)
+    name = "blocks.1.att.time_first" if "first" in version else "blocks.1.att.time_decay"
+    stored = np.ascontiguousarray(converted(version, name, arrays[name]))
+    damaged = stored.copy()
+    damaged.reshape(-1)[0] = bad
+    with pytest.raises(WeightsError, match="lies from"):
+        opened(content.replace(stored.tobytes(), damaged.tobytes()))
+
+
 SMALL = official_weights("7", np.random.default_rng(1), heads=1, head_size=32, layers=1, ffn=32)
 WHOLE = file_of("7", SMALL, "Q8_0")
 NAME = 24 + 12 + 8  # where the first tensor's name begins
