@@ -16,6 +16,7 @@ from bert4keras_rwkv.weights.adapters import read_adapter
 from bert4keras_rwkv.weights.files import config_of, named, open_weights, opened
 from bert4keras_rwkv.weights.formats.registry import format_named, formats
 from bert4keras_rwkv.weights.merging import merged, unused_names
+from bert4keras_rwkv.weights.preset import NAMES, SAFETENSORS, WEIGHTS
 from bert4keras_rwkv.weights.rules import in_order, rules_of
 
 TOKENS = 64  # that `--check` reads; random ones go through every channel
@@ -89,6 +90,10 @@ def _format(target, name, dtype):
         raise ValueError(f"A {found.title} has the dtypes {', '.join(found.dtypes)}. Received: --dtype {dtype}.")
     if target.is_dir() if found.suffix else target.is_file():
         raise ValueError(f"'{target}' is a {'folder' if found.suffix else 'file'}. Give another name for DST.")
+    own = WEIGHTS if found.name == "preset" else SAFETENSORS
+    others = [name for name in NAMES if name != own and not found.suffix and (target / name).is_file()]
+    if others:  # which of the two the folder means would be anybody's guess
+        raise ValueError(f"'{target}' holds other weights, '{others[0]}'. Give another name for DST.")
     return found
 
 
@@ -118,8 +123,8 @@ class Comparison:
 
     def __str__(self):
         return (
-            f"largest difference of a logit {self.difference:.3g}, at {SHARE:.0%} of {TOKENS} positions at most "
-            f"{self.usual:.3g} (allowed: {self.bar:.3g}), the same likeliest token at {self.agreement:.1%}"
+            f"largest difference of a logit {self.difference:.3g}, at most {self.usual:.3g} at the positions that "
+            f"count (allowed: {self.bar:.3g}), the same likeliest token at {self.agreement:.1%} of {TOKENS}"
         )
 
 
