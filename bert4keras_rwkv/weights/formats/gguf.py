@@ -58,6 +58,11 @@ def _opened(reader, values, stored):
     def value(key, default):
         return values.get(key.format(arch=architecture), default)
 
+    parts = values.get(Keys.Split.LLM_KV_SPLIT_COUNT, 1)
+    if parts not in (0, 1):
+        raise WeightsError(
+            f"'{reader.path}' is one of {parts} parts of a GGUF file. Join them: llama-gguf-split --merge."
+        )
     _warn_about_epsilon(reader, value(Keys.Attention.LAYERNORM_EPS, USUAL_EPSILON))
     layers = layers_of(stored)
     fused = any(name.endswith("time_mix_lerp_fused.weight") for name in stored)

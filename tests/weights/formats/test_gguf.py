@@ -136,6 +136,7 @@ def test_missing_and_extra_tensors_are_named(tmp_path, rng):
         ({"head_size": 7}, "do not fit each other"),
         ({"head_size": 0}, "do not fit each other"),
         ({"rescale_every_n_layers": -1}, "every -1 of 2 layers"),
+        ({"split.count": 3}, "one of 3 parts of a GGUF file. Join them"),
     ],
 )
 def test_keys_that_cannot_be(tmp_path, rng, change, message):
@@ -143,7 +144,7 @@ def test_keys_that_cannot_be(tmp_path, rng, change, message):
     write_gguf(tmp_path / "a.gguf", arrays, config_for(arrays))
     writer = gguf.GGUFWriter(tmp_path / "b.gguf", "rwkv6")
     for name, value in {"head_size": 8, **change}.items():
-        key = {"head_size": "rwkv6.wkv.head_size"}.get(name, f"rwkv6.{name}")
+        key = {"head_size": "rwkv6.wkv.head_size", "split.count": name}.get(name, f"rwkv6.{name}")
         writer.add_int32(key, value)
     for name, (array, kind) in stored(tmp_path / "a.gguf").items():
         writer.add_tensor(name, array, raw_dtype=kind)
