@@ -1,7 +1,11 @@
 """What our layers have in common."""
 
+import contextlib
+
 import keras
 from keras import ops
+
+from bert4keras_rwkv.ops.token_shift import token_shift
 
 
 class Layer(keras.layers.Layer):
@@ -20,6 +24,15 @@ class Layer(keras.layers.Layer):
         """Add a trainable weight. Returns the variable, in the policy's variable dtype, never autocast."""
         return self.add_weight(shape=shape, name=name, initializer=initializer, autocast=False)
 
+    @contextlib.contextmanager
+    def extended(self):
+        """While it lasts the layer takes new variables and sublayers, though it is built (as in Keras' enable_lora)."""
+        self._tracker.unlock()
+        try:
+            yield
+        finally:
+            self._tracker.lock()
+
     def save_own_variables(self, store):
         for variable in self._own_variables():
             store[variable.name] = variable
@@ -30,6 +43,17 @@ class Layer(keras.layers.Layer):
 
     def _own_variables(self):
         return [*self._trainable_variables, *self._non_trainable_variables]
+
+
+def shifted(x, state, side):
+    """Each token's predecessor (B, T, D) and the last real token (B, D), for a mixer of this state."""
+    start = state.get("start", {})
+    return token_shift(x, state["x"], side["present"], side["reset"], start.get("x"), side["rows"])
+
+
+def recurrent(state, side):
+    """What a recurrence is told beside its inputs: state, present, reset, start."""
+    return state["wkv"], side["present"], side["reset"], state.get("start", {}).get("wkv")
 
 
 def cast_like(variable, x):

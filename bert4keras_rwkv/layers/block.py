@@ -12,7 +12,8 @@ class Block(Layer):
 
     A mixer is called with (x (B, T, D), its state, side) and returns (dx, its new state, side). `side` is a dict of
     what crosses layers: ids, present, reset (B, T) and rows (`ops.token_shift.shift_rows`), None where there is none,
-    and whatever a version adds.
+    and whatever a version adds. A mixer's state holds "x", its last input, and for the time mix "wkv"; where documents
+    begin within a text (`reset`) it may hold "start", the same two as they are there, zero without.
 
     scale: a power of two, by which the x that comes in is smaller than the model's (`rescale_layer`). What the mixers
     add is made smaller alike, before their last projection, and the norms get an epsilon that fits: all that lies

@@ -3,11 +3,10 @@
 import numpy as np
 from keras import ops
 
-from bert4keras_rwkv.layers.base import Layer, cast_like, dense, scaled, squared_relu
+from bert4keras_rwkv.layers.base import Layer, cast_like, dense, recurrent, scaled, shifted, squared_relu
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.initial import given, orthogonal
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
-from bert4keras_rwkv.ops.token_shift import token_shift
 from bert4keras_rwkv.ops.wkv4 import wkv4
 from bert4keras_rwkv.weights.rules import Rule
 from bert4keras_rwkv.weights.transforms import TRANSPOSE, VECTOR
@@ -36,12 +35,12 @@ class TimeMix(Layer):
             layer.build(shape)
 
     def call(self, x, state, side):
-        previous, last = token_shift(x, state["x"], side["present"], side["reset"], rows=side["rows"])
+        previous, last = shifted(x, state, side)
         r = self.receptance(mixed(x, previous, self.mix_r))
         k = self.key(mixed(x, previous, self.mix_k))
         v = self.value(mixed(x, previous, self.mix_v))
         w = -ops.exp(ops.cast(self.decay, state["wkv"].dtype))
-        y, wkv = wkv4(k, v, w, self.bonus, state["wkv"], side["present"], side["reset"], kernel=self.kernel)
+        y, wkv = wkv4(k, v, w, self.bonus, *recurrent(state, side), kernel=self.kernel)
         y = ops.sigmoid(r) * ops.cast(y, x.dtype)
         return self.output_projection(scaled(y, self.scale)), {"x": last, "wkv": wkv}, side
 
@@ -65,7 +64,7 @@ class ChannelMix(Layer):
         self.value.build((*shape[:-1], self.key.units))
 
     def call(self, x, state, side):
-        previous, last = token_shift(x, state["x"], side["present"], side["reset"], rows=side["rows"])
+        previous, last = shifted(x, state, side)
         k = self.key(mixed(x, previous, self.mix_k))
         r = self.receptance(mixed(x, previous, self.mix_r))
         return ops.sigmoid(r) * self.value(squared_relu(k, self.scale)), {"x": last}, side

@@ -6,13 +6,12 @@ Three variants were released. '5.0' has no gate; '5.0' and '5.1' have one decay 
 import numpy as np
 from keras import ops
 
-from bert4keras_rwkv.layers.base import Layer, dense, scaled
+from bert4keras_rwkv.layers.base import Layer, dense, recurrent, scaled, shifted
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
 from bert4keras_rwkv.layers.initial import given, orthogonal
 from bert4keras_rwkv.layers.rwkv4 import CHANNEL_MIX_RULES, ChannelMix, channel_mix_values, depth, mix_values, mixed
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
-from bert4keras_rwkv.ops.token_shift import token_shift
 from bert4keras_rwkv.ops.wkv5 import wkv5
 from bert4keras_rwkv.weights.rules import Rule
 from bert4keras_rwkv.weights.transforms import TRANSPOSE, VECTOR
@@ -55,14 +54,14 @@ class TimeMix(Layer):
         self.norm.build((*shape[:-1], self.heads, self.head_size))
 
     def call(self, x, state, side):
-        previous, last = token_shift(x, state["x"], side["present"], side["reset"], rows=side["rows"])
+        previous, last = shifted(x, state, side)
         r = self._heads(self.receptance(mixed(x, previous, self.mix_r)))
         k = self._heads(self.key(mixed(x, previous, self.mix_k)))
         v = self._heads(self.value(mixed(x, previous, self.mix_v)))
         w = -ops.exp(ops.cast(self.decay, state["wkv"].dtype))
         u = ops.cast(self.bonus, state["wkv"].dtype)
         u = ops.exp(u) if self.exponential_bonus else u
-        y, wkv = wkv5(r, w, k, v, u, state["wkv"], side["present"], side["reset"], kernel=self.kernel)
+        y, wkv = wkv5(r, w, k, v, u, *recurrent(state, side), kernel=self.kernel)
         y = ops.cast(self.norm(y), x.dtype)
         if self.gated:
             y = y * ops.silu(self.gate(mixed(x, previous, self.mix_g)))

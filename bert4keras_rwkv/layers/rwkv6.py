@@ -3,13 +3,12 @@
 import numpy as np
 from keras import ops
 
-from bert4keras_rwkv.layers.base import Layer, cast_like, dense, scaled, squared_relu
+from bert4keras_rwkv.layers.base import Layer, cast_like, dense, recurrent, scaled, shifted, squared_relu
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
 from bert4keras_rwkv.layers.initial import given, orthogonal, uniform
 from bert4keras_rwkv.layers.low_rank import LowRank
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
-from bert4keras_rwkv.ops.token_shift import token_shift
 from bert4keras_rwkv.ops.wkv6 import wkv6
 from bert4keras_rwkv.weights.rules import Rule
 from bert4keras_rwkv.weights.transforms import STACK, TRANSPOSE, VECTOR
@@ -53,15 +52,13 @@ class TimeMix(Layer):
         self.norm.build((*shape[:-1], self.heads, self.head_size))
 
     def call(self, x, state, side):
-        previous, last = token_shift(x, state["x"], side["present"], side["reset"], rows=side["rows"])
+        previous, last = shifted(x, state, side)
         change = previous - x
         mix = self.mix_low_rank(x + change * cast_like(self.mix_x, x))
         xw, xk, xv, xr, xg = (x + change * mix[:, :, i] for i in range(len(MIXED)))
         r, k, v = self._heads(self.receptance(xr)), self._heads(self.key(xk)), self._heads(self.value(xv))
         w = -ops.exp(ops.cast(self.decay, state["wkv"].dtype) + ops.cast(self.decay_low_rank(xw), state["wkv"].dtype))
-        y, wkv = wkv6(
-            r, self._heads(w), k, v, self.bonus, state["wkv"], side["present"], side["reset"], kernel=self.kernel
-        )
+        y, wkv = wkv6(r, self._heads(w), k, v, self.bonus, *recurrent(state, side), kernel=self.kernel)
         y = ops.cast(self.norm(y), x.dtype) * ops.silu(self.gate(xg))
         return self.output_projection(scaled(y, self.scale)), {"x": last, "wkv": wkv}, side
 
@@ -88,7 +85,7 @@ class ChannelMix(Layer):
         self.value.build((*shape[:-1], self.key.units))
 
     def call(self, x, state, side):
-        previous, last = token_shift(x, state["x"], side["present"], side["reset"], rows=side["rows"])
+        previous, last = shifted(x, state, side)
         change = previous - x
         k = self.key(x + change * cast_like(self.mix_k, x))
         r = self.receptance(x + change * cast_like(self.mix_r, x))

@@ -7,13 +7,12 @@ import math
 import numpy as np
 from keras import ops
 
-from bert4keras_rwkv.layers.base import Layer, cast_like, dense, scaled, squared_relu
+from bert4keras_rwkv.layers.base import Layer, cast_like, dense, recurrent, scaled, shifted, squared_relu
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
 from bert4keras_rwkv.layers.initial import given, orthogonal
 from bert4keras_rwkv.layers.low_rank import LowRank
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
-from bert4keras_rwkv.ops.token_shift import token_shift
 from bert4keras_rwkv.ops.wkv7 import wkv7
 from bert4keras_rwkv.weights.rules import Rule
 from bert4keras_rwkv.weights.transforms import STACK, TRANSPOSE, VECTOR
@@ -65,7 +64,7 @@ class TimeMix(Layer):
 
     def call(self, x, state, side):
         exact, heads = state["wkv"].dtype, self._heads
-        previous, last = token_shift(x, state["x"], side["present"], side["reset"], rows=side["rows"])
+        previous, last = shifted(x, state, side)
         change, mix = previous - x, cast_like(self.mix, x)
         xr, xw, xk, xv, xa, xg = (x + change * mix[i] for i in range(len(MIXED)))
         v, side = self._value(xv, side, exact)
@@ -74,7 +73,7 @@ class TimeMix(Layer):
         rate = heads(_gate(self.rate, self.rate_low_rank(xa), exact))
         kk = unit_length(k * heads(ops.cast(self.key_scale, exact)[None, None]))
         k = k * (1 + (rate - 1) * heads(ops.cast(self.key_rate, exact)[None, None]))
-        y, wkv = wkv7(r, w, k, v, -kk, kk * rate, state["wkv"], side["present"], side["reset"], kernel=self.kernel)
+        y, wkv = wkv7(r, w, k, v, -kk, kk * rate, *recurrent(state, side), kernel=self.kernel)
         own = ops.sum(r * k * ops.cast(self.bonus, exact), axis=-1, keepdims=True) * v
         y = self.norm(y) + ops.reshape(own, (*ops.shape(x)[:2], -1))
         y = ops.cast(y * ops.cast(self.gate_low_rank(xg), exact), x.dtype)
@@ -117,7 +116,7 @@ class ChannelMix(Layer):
         self.value.build((*shape[:-1], self.key.units))
 
     def call(self, x, state, side):
-        previous, last = token_shift(x, state["x"], side["present"], side["reset"], rows=side["rows"])
+        previous, last = shifted(x, state, side)
         k = self.key(x + (previous - x) * cast_like(self.mix_k, x))
         return self.value(squared_relu(k, self.scale)), {"x": last}, side
 

@@ -9,6 +9,7 @@ from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.layers import initial
 from bert4keras_rwkv.layers.base import Layer, dense
 from bert4keras_rwkv.layers.block import Block
+from bert4keras_rwkv.layers.start_state import StartState
 from bert4keras_rwkv.ops.backend import accumulation_dtype
 from bert4keras_rwkv.ops.token_shift import shift_rows
 from bert4keras_rwkv.state import RWKVState
@@ -36,6 +37,11 @@ def new_block(config, i, dtype, kernel="auto", blank=False, rescale_layer=0):
 def _scale(i, every):
     """By what x is multiplied where block i begins, if it is halved after every so many blocks."""
     return 0.5 ** (i // every) if every else 1.0
+
+
+def _with_start(state, start):
+    """The nested state of a layer that also knows how documents begin."""
+    return {mixer: {**here, "start": start[mixer]} for mixer, here in state.items()}
 
 
 def variable_at(layer, path):
@@ -116,6 +122,7 @@ class Backbone(Layer):
         self.ln0 = norm("ln0")
         self.blocks = [new_block(config, i, policy, kernel, blank, every) for i in range(config.num_hidden_layers)]
         self.ln_out = norm("ln_out", _scale(config.num_hidden_layers, every))
+        self.start_states = []  # a `StartState` a layer, once states are tuned
         self.head = dense(V, "head", initial.blank if blank else initial.orthogonal(0.5), policy)
 
     def build(self, *_):
@@ -138,8 +145,10 @@ class Backbone(Layer):
         """ids (B, T) int, the state of each layer (a list, see `unpack`), present and reset (B, T) bool or None.
 
         Returns the hidden states (B, T, D) before the final norm and the new states. Every token with `present`
-        False leaves the state as it was; where `reset` is true a document begins.
+        False leaves the state as it was; where `reset` is true a document begins, in the tuned state if there is one.
         """
+        if reset is not None and self.start_states:
+            state = [_with_start(here, start) for here, start in zip(state, self._tuned(), strict=True)]
         ids = ops.clip(ops.cast(ids, "int32"), 0, self.config.vocab_size - 1)
         side = side_values(ids, present, reset)
         x, new = self.ln0(self.embed(ids)), []
@@ -178,10 +187,27 @@ class Backbone(Layer):
         return wkv, shift[:, :, None]
 
     def start(self, batch):
-        """The nested state of each layer before the first token."""
+        """The nested state of each layer before the first token: the tuned one, else zero."""
+        if self.start_states:
+            return keras.tree.map_structure(lambda x: ops.broadcast_to(x, (batch, *x.shape[1:])), self._tuned())
         wkv, shift = RWKVState.shapes(self.config)
         wkv_dtype, dtype = self.state_dtypes
         return self.unpack(ops.zeros((batch, *wkv), wkv_dtype), ops.zeros((batch, *shift), dtype))
+
+    def tune_states(self, shift=False):
+        """Give every layer a `StartState`. shift: with weights for the last inputs, too."""
+        wkv, _ = RWKVState.shapes(self.config)
+        with self.extended():
+            for i in range(len(self.blocks)):
+                layer = StartState(
+                    wkv[1:], self.config.hidden_size, shift, name=f"start_state_{i}", dtype=self.dtype_policy
+                )
+                layer.build()
+                self.start_states.append(layer)
+
+    def _tuned(self):
+        """The nested tuned state of each layer, of one row."""
+        return [layer.values(self.compute_dtype) for layer in self.start_states]
 
     def call(self, ids, wkv=None, shift=None, reset=None):
         state = self.start(ops.shape(ids)[0]) if wkv is None else self.unpack(wkv, shift)

@@ -10,6 +10,7 @@ from bert4keras_rwkv.generation import loop
 from bert4keras_rwkv.generation.compile import compiled
 from bert4keras_rwkv.generation.layer import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.models import tuning
 from bert4keras_rwkv.models.reading import Reader
 from bert4keras_rwkv.models.texts import Prompts, token_ids
 from bert4keras_rwkv.models.training import training_model
@@ -231,6 +232,26 @@ class RWKV:
         """
         return training_model(self.backbone, self.sequence_length, self.packed, loss)
 
+    def enable_state_tuning(self, time_shift_tuning=False):
+        """Make the initial state of every layer a weight, zero at first, and freeze all others but those of LoRA.
+
+        The state is that of the recurrence, with time_shift_tuning also the two last inputs. Every text that is read or
+        trained on begins in it, unless a state is given. Call it before `compile`.
+        """
+        tuning.enable_state_tuning(self.backbone, time_shift_tuning)
+
+    def enable_state_tunig(self, time_shitf_tuning=False):
+        """`enable_state_tuning` as bert4keras3 spells it."""
+        self.enable_state_tuning(time_shitf_tuning)
+
+    def tuned_state(self):
+        """The tuned initial state: RWKVState of one row, to save, convert, average, or pass as `state`."""
+        return tuning.tuned_state(self.backbone)
+
+    def set_tuned_state(self, state):
+        """Let every text begin in `state`, an RWKVState of one row; `enable_state_tuning` must have been called."""
+        tuning.set_tuned_state(self.backbone, state)
+
     def save_to_preset(self, folder):
         """Write config.json, model.weights.h5 and the vocabulary to a folder, whole or not at all."""
         write_preset(folder, self.weights(), self.config, tokenizer=self.tokenizer)
@@ -298,7 +319,9 @@ class RWKV:
         """An RWKVState of this batch."""
         dtype = self.backbone.compute_dtype
         if state is None:
-            return RWKVState.zeros(self.config, batch, dtype)
+            if not self.backbone.start_states:
+                return RWKVState.zeros(self.config, batch, dtype)
+            state = self.tuned_state()
         if state.model not in (None, self.config.model):
             raise ValueError(f"This is a state of {state.model}, the model is {self.config.model}.")
         wanted = RWKVState.shapes(self.config)

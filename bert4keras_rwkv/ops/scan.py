@@ -35,8 +35,11 @@ def _scan_tensorflow(step, carry, xs):
     spec = _emitted(step, carry, xs)
     written = tf.TensorArray(spec.dtype, size=count, element_shape=spec.shape)
 
+    # Arrays to read from, for the gradient of `x[i]` is as large as x, at every step.
+    given = [tf.TensorArray(x.dtype, size=count, element_shape=x.shape[1:]).unstack(x) for x in xs]
+
     def body(i, carry, written):
-        new, y = step(carry, tuple(x[i] for x in xs))
+        new, y = step(carry, tuple(x.read(i) for x in given))
         return (
             i + 1,
             tf.nest.map_structure(lambda x, old: tf.ensure_shape(x, old.shape), new, carry),
