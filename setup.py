@@ -11,6 +11,7 @@ VERSION = re.search(r'^__version__ = "([^"]+)"$', (HERE / "bert4keras_rwkv/__ini
 TENSORFLOW = ["tensorflow-cpu>=2.21,<2.22"]
 TORCH = ["torch>=2.13,<3"]
 PILE = ["tokenizers>=0.20,<1"]  # the vocabulary of RWKV-4 models trained on the Pile
+DATA = ["google-crc32c>=1.5,<2", "pyrwkv-tokenizer>=0.9,<1"]  # TFRecord checksums and World tokens, both faster
 # Compared with by `make interop`. llama-cpp-python is compiled when it is installed.
 INTEROP = ["llama-cpp-python>=0.3.36,<0.4", "transformers>=5.23,<6"]
 DEV = [
@@ -49,9 +50,10 @@ setup(
         "tensorflow": TENSORFLOW,
         "torch": TORCH,
         "pile": PILE,
+        "data": DATA,
         "dev": DEV,
         "interop": INTEROP + TORCH,
-        "test": TENSORFLOW + TORCH + PILE + DEV,
+        "test": TENSORFLOW + TORCH + PILE + DATA + DEV,
     },
     entry_points={"console_scripts": ["bert4keras-rwkv = bert4keras_rwkv.cli:main"]},
     classifiers=[

@@ -1,0 +1,23 @@
+"""Training: data sets of documents, packed or padded into batches. Importing it loads no backend."""
+
+from bert4keras_rwkv.training.batches import BucketedBatches, PackedBatches, SampledBatches
+from bert4keras_rwkv.training.binidx import Binidx, write_binidx
+from bert4keras_rwkv.training.documents import Document, Joined
+from bert4keras_rwkv.training.pipeline import keras_dataset, record_dataset, tf_dataset
+from bert4keras_rwkv.training.records import RecordFile, read_records, write_records
+
+__all__ = [
+    "Binidx",
+    "BucketedBatches",
+    "Document",
+    "Joined",
+    "PackedBatches",
+    "RecordFile",
+    "SampledBatches",
+    "keras_dataset",
+    "read_records",
+    "record_dataset",
+    "tf_dataset",
+    "write_binidx",
+    "write_records",
+]
