@@ -3,6 +3,7 @@
 import importlib
 
 import keras
+import numpy as np
 from keras import ops
 
 from bert4keras_rwkv.config import RWKVConfig
@@ -47,8 +48,20 @@ def _with_start(state, start):
 def variable_at(layer, path):
     """The variable at an attribute path below a layer, 'blocks/3/time_mix/key/kernel' of a backbone."""
     for part in path.split("/"):
+        if part == "kernel" and getattr(layer, "lora_enabled", False):
+            part = "_kernel"  # what `kernel` gives then is no variable
         layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
     return layer
+
+
+class _Merged:
+    """A kernel with its LoRA added, computed when it is read."""
+
+    def __init__(self, layer):
+        self.layer, self.shape, self.dtype = layer, tuple(layer._kernel.shape), layer.variable_dtype
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(ops.convert_to_numpy(self.layer.kernel), dtype)
 
 
 def layer_state(wkv, shift, i):
@@ -135,6 +148,12 @@ class Backbone(Layer):
     def variable_at(self, path):
         """The variable at an attribute path, 'blocks/3/time_mix/key/kernel'."""
         return variable_at(self, path)
+
+    def value_at(self, path):
+        """What `variable_at` gives, for reading only: a kernel with its LoRA added, if it has one."""
+        owner, _, name = path.rpartition("/")
+        layer = variable_at(self, owner)
+        return _Merged(layer) if name == "kernel" and layer.lora_enabled else variable_at(self, path)
 
     @property
     def state_dtypes(self):

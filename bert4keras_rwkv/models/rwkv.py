@@ -10,7 +10,7 @@ from bert4keras_rwkv.generation import loop
 from bert4keras_rwkv.generation.compile import compiled
 from bert4keras_rwkv.generation.layer import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
-from bert4keras_rwkv.models import tuning
+from bert4keras_rwkv.models import lora, tuning
 from bert4keras_rwkv.models.reading import Reader
 from bert4keras_rwkv.models.texts import Prompts, token_ids
 from bert4keras_rwkv.models.training import training_model
@@ -239,10 +239,37 @@ class RWKV:
         trained on begins in it, unless a state is given. Call it before `compile`.
         """
         tuning.enable_state_tuning(self.backbone, time_shift_tuning)
+        self._forget_programs()
 
     def enable_state_tunig(self, time_shitf_tuning=False):
         """`enable_state_tuning` as bert4keras3 spells it."""
         self.enable_state_tuning(time_shitf_tuning)
+
+    def enable_lora(self, rank, alpha=None, targets=None):
+        """Give projections a LoRA each (Keras' own) and freeze all other weights, tuned states excepted.
+
+        alpha: None for rank. targets: names of sublayers, ('receptance', 'key', 'value', 'gate', 'output') or low-rank
+        ones such as 'decay_low_rank', or 'head'; None: all in the blocks. Call it before `compile`. Weights that are
+        saved or exported have the LoRA added; `save_adapter` keeps it apart.
+        """
+        lora.enable_lora(self.backbone, rank, alpha, targets)
+        self._forget_programs()
+
+    def save_adapter(self, path):
+        """Write what was tuned, LoRA and state, to a safetensors file; a LoRA alone to `.pth` or `.st` of others."""
+        lora.save_adapter(self.backbone, path)
+
+    def load_adapter(self, path, scale=1.0, alpha=ALPHA):
+        """Take over an adapter file, all or nothing, and go on tuning or writing with it.
+
+        scale: multiplies what a LoRA adds. alpha: of a foreign LoRA, whose file does not say it.
+        """
+        lora.load_adapter(self.backbone, path, scale, alpha)
+        self._forget_programs()
+
+    def merge_adapter(self, scale=1.0):
+        """Add the LoRA, times `scale`, to the weights and start it anew at zero, so that another can be stacked."""
+        lora.merge_adapter(self.backbone, scale)
 
     def tuned_state(self):
         """The tuned initial state: RWKVState of one row, to save, convert, average, or pass as `state`."""
@@ -287,7 +314,7 @@ class RWKV:
 
     def weights(self):
         """The weights as lazy `weights.Tensors` under official names, as `write_pth` and others take them."""
-        return export(rules_of(self.config), self.backbone.variable_at)
+        return export(rules_of(self.config), self.backbone.value_at)
 
     @classmethod
     def from_preset(cls, preset, **options):
@@ -298,6 +325,10 @@ class RWKV:
         from bert4keras_rwkv.models.build import build_transformer_model
 
         return build_transformer_model(checkpoint_path=named(preset), **options)
+
+    def _forget_programs(self):
+        """Compiled programs know the weights that there were."""
+        self._reader, self._programs = None, {}
 
     def _read(self):
         if self._reader is None:

@@ -7,7 +7,7 @@ from keras import ops
 
 from bert4keras_rwkv.layers import NextTokenLoss
 from bert4keras_rwkv.state import RWKVState
-from tests.models.small import VERSIONS, arrays, assert_close, small_model, texts
+from tests.models.small import LAWFUL, arrays, assert_close, small_model, texts
 
 
 def random_state(rwkv, rng, shift=True):
@@ -19,7 +19,7 @@ def random_state(rwkv, rng, shift=True):
     return RWKVState(wkv, last * shift, rwkv.config.model)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", LAWFUL)
 @pytest.mark.parametrize("shift", [False, True])
 def test_only_states_train_and_the_loss_falls(version, shift, rng):
     """Base weights are what they were, bit for bit; every part of the state has moved."""
@@ -38,7 +38,7 @@ def test_only_states_train_and_the_loss_falls(version, shift, rng):
     assert all(ops.convert_to_numpy(variable).any() for variable in model.trainable_variables)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", LAWFUL)
 def test_every_way_of_reading_begins_in_the_tuned_state(version, rng):
     """The tuned state is what the same state is when given: forward, the Keras model, writing, a cache model."""
     rwkv, ids = small_model(version, mask_output=[0], temperature=0.0), texts(rng, 2, 10)
@@ -58,7 +58,7 @@ def test_every_way_of_reading_begins_in_the_tuned_state(version, rng):
     assert_close(arrays(*rwkv.forward(ids, zero)), arrays(*small_model(version).forward(ids)), bar=1e-6)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", LAWFUL)
 def test_documents_begin_in_the_tuned_state(version, rng):
     """Packed documents are documents alone, each from the tuned state."""
     rwkv = small_model(version, packed=True)

@@ -1,0 +1,159 @@
+"""LoRA: only it trains, it is what it adds to the weights, and an adapter file brings it back exactly."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from bert4keras_rwkv.layers import NextTokenLoss
+from bert4keras_rwkv.models import build_transformer_model
+from bert4keras_rwkv.weights import WeightsError, write_pth, write_safetensors
+from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors
+from tests.models.small import LAWFUL, arrays, assert_close, small_model, texts
+
+PLAIN = ("receptance", "key", "value", "gate", "output")
+
+
+def tuned(rng, version="6", steps=3, **options):
+    """A model whose LoRA has trained a little."""
+    rwkv = small_model(version)
+    rwkv.enable_lora(2, **options)
+    return fitted(rwkv, rng, steps)
+
+
+def fitted(rwkv, rng, steps=3):
+    model = rwkv.training_model(NextTokenLoss(pad_token_id=None))
+    model.compile(keras.optimizers.Adam(0.02))
+    model.fit(texts(rng, 4, 12), epochs=steps, batch_size=4, shuffle=False, verbose=0)
+    return rwkv
+
+
+def bases(rwkv):
+    """The weights under LoRA as they are."""
+    return [ops.convert_to_numpy(variable) for variable in rwkv.backbone.non_trainable_variables]
+
+
+@pytest.mark.parametrize("version", LAWFUL)
+def test_only_lora_trains(version, rng):
+    """Two matrices for every projection of the blocks; all else stays, bit for bit, and the loss falls."""
+    rwkv, ids = small_model(version), texts(rng, 4, 12)
+    kernels = sum("block_" in v.path and v.path.endswith("/kernel") for v in rwkv.backbone.variables)
+    rwkv.enable_lora(2)
+    assert len(rwkv.backbone.trainable_variables) == 2 * kernels
+    before = bases(rwkv)
+    model = rwkv.training_model(NextTokenLoss(pad_token_id=None))
+    model.compile(keras.optimizers.Adam(0.02))
+    losses = model.fit(ids, epochs=4, batch_size=4, shuffle=False, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    for then, now in zip(before, bases(rwkv), strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_weights_with_lora_are_the_model(tmp_path, rng):
+    """A file written while LoRA is on gives the logits of the model with it."""
+    rwkv, ids = tuned(rng), texts(rng, 1, 9)
+    write_pth(tmp_path / "a.pth", rwkv.weights())
+    again = build_transformer_model(checkpoint_path=tmp_path / "a.pth")
+    assert_close(arrays(*again.forward(ids)), arrays(*rwkv.forward(ids)))
+    assert np.abs(arrays(*rwkv.forward(ids))[0] - arrays(*small_model().forward(ids))[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("order", ["lora first", "state first"])
+def test_together_with_state_tuning(order, rng):
+    """Either order of the two calls trains the same variables."""
+    rwkv = small_model()
+    calls = [lambda: rwkv.enable_lora(2, targets=PLAIN), lambda: rwkv.enable_state_tuning(time_shift_tuning=True)]
+    for call in calls if order == "lora first" else calls[::-1]:
+        call()
+    names = {variable.path.rpartition("/")[2] for variable in rwkv.backbone.trainable_variables}
+    assert names == {"lora_kernel_a", "lora_kernel_b", "wkv", "time_x", "channel_x"}
+    assert len(rwkv.backbone.trainable_variables) == 2 * (2 * 8 + 3)
+
+
+def test_adapter_there_and_back(tmp_path, rng):
+    """LoRA and state in one file: the same logits, the same variables that train, and they go on training alike."""
+    rwkv = small_model()
+    rwkv.enable_lora(2, alpha=4)
+    rwkv.enable_state_tuning(time_shift_tuning=True)
+    fitted(rwkv, rng)
+    rwkv.save_adapter(tmp_path / "a.safetensors")
+    again, ids = small_model(), texts(rng, 2, 9)
+    again.forward(ids)  # programs compiled before do not stay as they were
+    again.load_adapter(tmp_path / "a.safetensors")
+    assert_close(arrays(*again.forward(ids)), arrays(*rwkv.forward(ids)), bar=1e-6)
+    a, b = (sorted(v.path for v in model.backbone.trainable_variables) for model in (rwkv, again))
+    assert a == b
+    for model in (rwkv, again):
+        fitted(model, np.random.default_rng(3), 1)
+    assert_close(arrays(*again.forward(ids)), arrays(*rwkv.forward(ids)), bar=1e-5)
+
+
+def test_merge_scale_and_stack(tmp_path, rng):
+    """Merged, the model is what it was and LoRA is zero; twice half of an adapter is the adapter."""
+    rwkv, ids = tuned(rng, targets=PLAIN), texts(rng, 1, 9)
+    rwkv.save_adapter(tmp_path / "a.safetensors")
+    want = arrays(*rwkv.forward(ids))
+    rwkv.merge_adapter()
+    assert_close(arrays(*rwkv.forward(ids)), want)
+    stacked = small_model()
+    for _ in range(2):
+        stacked.load_adapter(tmp_path / "a.safetensors", scale=0.5)
+        stacked.merge_adapter()
+    assert_close(arrays(*stacked.forward(ids)), want)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".st"])
+def test_files_of_other_projects(tmp_path, suffix, rng):
+    """What we write as theirs is merged, and is loaded to go on with, as what it was: `.st` to float16."""
+    rwkv, ids = tuned(rng, alpha=8, targets=PLAIN), texts(rng, 1, 9)
+    want = arrays(*rwkv.forward(ids))
+    rwkv.save_adapter(tmp_path / f"a{suffix}")
+    merged, loaded = small_model(), small_model()
+    merged.merge_lora(tmp_path / f"a{suffix}")
+    loaded.load_adapter(tmp_path / f"a{suffix}")
+    for model in (merged, loaded):
+        assert_close(arrays(*model.forward(ids)), want, bar=1e-4 if suffix == ".pth" else 3e-3)
+    assert len(loaded.backbone.trainable_variables) == 2 * 2 * 8
+
+
+@pytest.mark.parametrize(
+    "misuse, message",
+    [
+        (lambda r, path: r.save_adapter(path), "Nothing is tuned"),
+        (lambda r, path: r.enable_lora(0), "`rank` is a positive"),
+        (lambda r, path: (r.enable_lora(2), r.enable_lora(2)), "LoRA is on already"),
+        (lambda r, path: r.enable_lora(2, targets=["keys"]), "decay_low_rank, gate, head, key"),
+        (lambda r, path: (r.enable_lora(2), r.save_adapter(path.with_suffix(".pth"))), "choose `targets`"),
+        (lambda r, path: small_model(num_hidden_layers=1).load_adapter(written(r, path)), "num_hidden_layers 2, not 1"),
+        (lambda r, path: (r.enable_lora(3), r.load_adapter(written(small_model(), path))), "another rank"),
+        (lambda r, path: r.load_adapter(pth(r, path)), "is no LoRA, PiSSA"),
+    ],
+)
+def test_misuse_is_told(misuse, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        misuse(small_model(), tmp_path / "a.safetensors")
+
+
+def written(rwkv, path):
+    """The adapter file of a LoRA that has not trained."""
+    rwkv.enable_lora(2)
+    rwkv.save_adapter(path)
+    return path
+
+
+def pth(rwkv, path):
+    """A model file."""
+    write_pth(path.with_suffix(".pth"), rwkv.weights())
+    return path.with_suffix(".pth")
+
+
+def test_nothing_is_loaded_of_a_file_that_does_not_fit(tmp_path, rng):
+    """A LoRA with one wrong shape changes no variable and switches nothing on."""
+    path = written(small_model(), tmp_path / "a.safetensors")
+    with open_safetensors(path) as tensors:
+        arrays = {**tensors, "blocks/1/time_mix/key/lora_b": np.zeros((2, 3), "float32")}
+        write_safetensors(tmp_path / "b.safetensors", arrays, metadata=tensors.metadata)
+    rwkv = small_model()
+    with pytest.raises(WeightsError, match=r"'blocks/1/time_mix/key' is \(16, 16\), its LoRA"):
+        rwkv.load_adapter(tmp_path / "b.safetensors")
+    assert len(rwkv.backbone.trainable_variables) == len(small_model().backbone.trainable_variables)
