@@ -7,6 +7,7 @@ from bert4keras_rwkv import __version__
 MODEL = "finch-jargon"  # the one that ships with the package
 BACKENDS = ("jax", "tensorflow", "torch")
 DTYPES = ("float32", "bfloat16", "float16")
+DATA_FORMS = ("jsonl", "text", "tfrecord", "binidx")
 
 # The fields of `Sampling`, with the defaults of `RWKV.generate`.
 SAMPLING = {
@@ -33,7 +34,7 @@ def parser():
     )
     whole.add_argument("--version", action="version", version=f"bert4keras_rwkv {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_generate, _info, _convert):
+    for add in (_generate, _info, _convert, _data):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show where an error came from")
     return whole
@@ -116,6 +117,26 @@ def _convert(commands):
     command.add_argument(
         "--check", action="store_true", help="run both on random tokens, block by block, and compare the logits"
     )
+    return command
+
+
+def _data(commands):
+    """`data`: a data set in another form."""
+    command = commands.add_parser(
+        "data",
+        help="write texts or token ids as a data set for training",
+        description='Convert between JSON lines (.jsonl: {"text": ...} or {"messages": [...]}), plain text (.txt), '
+        "TFRecord (.tfrecord) and binidx (.bin with .idx). DST appears only when it is whole.",
+    )
+    command.add_argument("source", metavar="SRC", help="a file, or a folder with files of one form")
+    command.add_argument("target", metavar="DST", help="what to write; its suffix says the form")
+    command.add_argument(
+        "--tokenizer", metavar="FILE", help="between text and ids: a vocabulary file, a preset, or `world`"
+    )
+    command.add_argument("--from", dest="format", choices=DATA_FORMS, help="the form of SRC (default: by its suffix)")
+    command.add_argument("--to", choices=DATA_FORMS, help="the form of DST (default: by its suffix)")
+    command.add_argument("--separator", metavar="LINE", help="of plain text: the line that stands between documents")
+    command.add_argument("--workers", type=int, metavar="N", help="processes that encode (default: one a core)")
     return command
 
 

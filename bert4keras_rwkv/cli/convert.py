@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from bert4keras_rwkv.cli.arguments import UsageError
+from bert4keras_rwkv.cli.bar import Bar
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER, find_tokenizer
 from bert4keras_rwkv.weights.adapters import read_adapter
@@ -180,20 +180,3 @@ def _epsilons(config):
 def _coarsest(dtypes):
     """The key of `BARS` for weights of these dtypes."""
     return next((kind for kind in ("bfloat16", "float16") if kind in dtypes), "float32")
-
-
-class Bar:
-    """A progress bar on stderr when it is a terminal; called with (done, total)."""
-
-    def __init__(self, label, unit):
-        self._bar = tqdm(desc=label, unit=unit, disable=None, leave=False)
-
-    def __call__(self, done, total):
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self._bar.close()
