@@ -1,5 +1,7 @@
-"""The RWKV-6 recurrence alone as a worker, forward and backward. The backend is KERAS_BACKEND."""
+"""A recurrence alone as a worker, forward and backward; its argument is the version. The backend is KERAS_BACKEND."""
 
+import importlib
+import sys
 import time
 
 import numpy as np
@@ -9,18 +11,34 @@ from .worker import serve
 B, T, H, N = 4, 1024, 12, 64
 
 
-def inputs():
-    """r, w, k, v, u, state with a log decay between about -0.002 and -2."""
+def inputs(version):
+    """The inputs of RWKV-6 or 7. The log of the decay is between about -0.002 and -2; at most -0.6 for 7."""
     random = np.random.default_rng(0)
     r, k, v, decay = (random.standard_normal((B, T, H, N), "float32") for _ in range(4))
-    return (
-        r,
-        -np.exp(1.5 * decay - 3.0),
-        k,
-        v,
-        random.standard_normal((H, N), "float32"),
-        np.zeros((B, H, N, N), "float32"),
-    )
+    state = np.zeros((B, H, N, N), "float32")
+    w = -np.exp(1.5 * decay - 3.0)
+    if version == "6":
+        return r, w, k, v, random.standard_normal((H, N), "float32"), state
+    unit = random.standard_normal((B, T, H, N), "float32")
+    unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
+    rate = random.random((B, T, H, N), "float32")
+    return r, np.maximum(w, -0.6), k, v, -unit, unit * rate, state
+
+
+def as_written(r, w, k, v, u, state):
+    """RWKV-6's equation, term by term as the paper has it: one outer product a token, used twice."""
+    from keras import ops
+
+    from bert4keras_rwkv.ops.scan import scan
+
+    def step(S, x):
+        r, w, k, v = x
+        new = k[..., :, None] * v[..., None, :]
+        y = ops.einsum("bhk,bhkv->bhv", r, S + u[..., None] * new)
+        return ops.exp(w)[..., None] * S + new, y
+
+    state, y = scan(step, state, tuple(ops.moveaxis(x, 1, 0) for x in (r, w, k, v)))
+    return ops.moveaxis(y, 0, 1), state
 
 
 def jax_forms(form):
@@ -69,17 +87,20 @@ def torch_forms(form):
 
 
 class Recurrence:
-    """Commands `loop_forward`, `loop_both`, `chunked_forward`, `chunked_both` (both: forward and backward)."""
+    """Commands `loop_forward`, `loop_both`, `chunked_forward`, `chunked_both` (both: forward and backward), and for
+    RWKV-6 `written_forward`, `written_both`.
+    """
 
-    def __init__(self):
+    def __init__(self, version):
         import keras
 
-        from bert4keras_rwkv.ops.wkv6 import wkv6
-
+        wkv = getattr(importlib.import_module(f"bert4keras_rwkv.ops.wkv{version}"), f"wkv{version}")
+        chunked = getattr(importlib.import_module(f"bert4keras_rwkv.ops.wkv{version}"), f"wkv{version}_chunked")
         forms = {"jax": jax_forms, "tensorflow": tensorflow_forms, "torch": torch_forms}[keras.backend.backend()]
-        self.arrays = [keras.ops.convert_to_tensor(a) for a in inputs()]
-        for name, kernel in (("loop", "loop"), ("chunked", "ops")):
-            forward, both = forms(lambda *a, kernel=kernel: wkv6(*a, kernel=kernel))
+        self.arrays = [keras.ops.convert_to_tensor(a) for a in inputs(version)]
+        named = {"loop": lambda *a: wkv(*a, kernel="loop"), "chunked": chunked}
+        for name, form in {**named, **({"written": as_written} if version == "6" else {})}.items():
+            forward, both = forms(form)
             setattr(self, f"{name}_forward", lambda f=forward: self.clock(f))
             setattr(self, f"{name}_both", lambda f=both: self.clock(f))
             self.clock(forward)
@@ -92,4 +113,4 @@ class Recurrence:
 
 
 if __name__ == "__main__":
-    serve(Recurrence)
+    serve(lambda: Recurrence(sys.argv[1]))

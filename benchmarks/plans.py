@@ -4,9 +4,10 @@ import sys
 
 from . import peer_sampling, peer_wkv
 from .checkpoints import Size, checkpoint
+from .conversion import conversion
 from .rounds import Worker, interleave
 
-GROUPS = ["model", "wkv", "sampling"]
+GROUPS = ["model", "wkv", "sampling", "convert"]
 PROMPT, DECODE = 512, 32
 
 
@@ -22,6 +23,8 @@ def measure(options):
         yield "wkv", wkv(options)
     if "sampling" in options.only:
         yield "sampling", sampling(options)
+    if "convert" in options.only:
+        yield "convert", conversion(options, say)
 
 
 def model_workers(size, options):
@@ -84,9 +87,11 @@ def check(workers):
 def wkv(options):
     """The recurrence alone on every backend."""
     commands = ["chunked_forward", "loop_forward", "chunked_both", "loop_both"]
+    asked = [("6", backend, commands) for backend in ("tensorflow", "torch")] + [("7", "jax", commands)]
+    asked.insert(0, ("6", "jax", [*commands, "written_both"]))
     workers = [
-        Worker(f"wkv6 {backend}", "peer_wkv", [], {"KERAS_BACKEND": backend}, commands)
-        for backend in ("jax", "tensorflow", "torch")
+        Worker(f"wkv{version} {backend}", "peer_wkv", [version], {"KERAS_BACKEND": backend}, wanted)
+        for version, backend, wanted in asked
     ]
     series = interleave("wkv", workers, options.rounds, options.wait, say)
     for worker in workers:

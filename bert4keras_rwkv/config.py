@@ -178,7 +178,8 @@ def weights_version(names):
     if "ln_x.weight" not in attention:
         return "4"
     decay = names["blocks.0.att.time_decay"] if "time_decay" in attention else ()
-    if len(decay) == 2 and decay[1] > 1:
+    every_channel = tuple(names["emb.weight"][-1:])  # as many heads as channels: heads of one
+    if len(decay) == 2 and (decay[1] > 1 or tuple(decay[:1]) == every_channel):
         return "5.2"
     return "5.1" if "gate.weight" in attention else "5.0"
 

@@ -117,7 +117,7 @@ def test_sizes_of_every_version(version, sizes, rng):
     if version != "4":
         assert (said["num_attention_heads"], said["attention_head_size"]) == (heads, head_size)
     own = {
-        "5": {"exponential_bonus": version.endswith("time_first")},
+        "5": {"exponential_bonus": version.endswith("time_first"), "variant": version[:3]},
         "6": {"decomposer_size": 1, "time_decay_size": 3},
         "7": {"decay_low_rank_dim": 1, "a_low_rank_dim": 3, "gate_low_rank_dim": 5}
         | ({"v_low_rank_dim": 2} if layers > 1 else {}),
