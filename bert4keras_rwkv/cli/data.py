@@ -11,7 +11,7 @@ from bert4keras_rwkv.training.convert import TEXTS, convert, files_of, kind_of
 from bert4keras_rwkv.weights.files import named
 
 WORLD = "world"
-SMALL = 8 << 20  # bytes that are encoded sooner than other processes have started
+SMALL = 64 << 20  # bytes that are encoded sooner than other processes have started
 
 
 def run(arguments):

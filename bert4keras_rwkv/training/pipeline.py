@@ -13,16 +13,26 @@ from bert4keras_rwkv.training.records import TEXT as TEXT_FEATURE
 from bert4keras_rwkv.training.records import RecordFile
 
 
-def keras_dataset(batches, start=0, workers=1):
+def keras_dataset(batches, start=0):
     """`Batches` as a `keras.utils.PyDataset` without end, from batch `start` on, in order.
 
-    `fit(dataset, steps_per_epoch=len(batches), shuffle=False)`. To go on after an interruption, `start` is how many
-    batches were trained: `int(model.optimizer.iterations)`, or `batches.number_of(state)`; `dataset.start` may also be
-    set by a callback before the first batch.
+    `fit(dataset, steps_per_epoch=len(batches), shuffle=False)`. To go on after an interruption give the callback
+    `data_position(dataset)`, or as `start` the number of batches trained, or `batches.number_of(state)`.
     """
     from bert4keras_rwkv.training.py_dataset import BatchDataset
 
-    return BatchDataset(batches, start, workers=workers)
+    return BatchDataset(batches, start)
+
+
+def data_position(dataset):
+    """A callback for `fit(keras_dataset(...))` that goes on with the data of the epoch that training goes on with.
+
+    For `initial_epoch` and for Keras' BackupAndRestore, which stands before it in `callbacks`. The `steps_per_epoch`
+    must be those of the run that was interrupted. Like Keras, it repeats an epoch of which only a part was trained.
+    """
+    from bert4keras_rwkv.training.py_dataset import DataPosition
+
+    return DataPosition(dataset)
 
 
 def tf_dataset(batches, start=0):
@@ -54,7 +64,7 @@ def record_dataset(
     cut. None: the longest row's own length, for which JAX and XLA compile anew whenever it is new. side: of the
     padding. shuffle: records in the buffer that the next is drawn from, 0 keeps the order. answer_mask: with
     `Answer-Mask`, from the feature `answer`, 1 everywhere in a record without. The records are read and checked once
-    before.
+    before. A shuffled order cannot be entered in the middle; `BucketedBatches` of `RecordFile`s can.
 
     Raises:
         ImportError: no TensorFlow.

@@ -4,10 +4,13 @@ import keras
 
 
 class BatchDataset(keras.utils.PyDataset):
-    """`Batches` without end, from batch `start` on. One that has an end would be shuffled by `fit`."""
+    """`Batches` without end, from batch `start` on, in order.
 
-    def __init__(self, batches, start=0, **kwargs):
-        super().__init__(**kwargs)
+    It has no end because `fit` shuffles one that has, and no workers because they begin anew in each epoch.
+    """
+
+    def __init__(self, batches, start=0):
+        super().__init__()
         self.batches, self.start = batches, start
 
     @property
@@ -16,3 +19,19 @@ class BatchDataset(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         return (self.batches.batch(self.start + index),)
+
+
+class DataPosition(keras.callbacks.Callback):
+    """Begins a `BatchDataset` where the epoch that `fit` begins with needs it."""
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.dataset, self._start, self._began = dataset, dataset.start, False
+
+    def on_train_begin(self, logs=None):
+        self._began = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if not self._began:  # later epochs go on by themselves
+            self.dataset.start = self._start + epoch * self.params["steps"]
+        self._began = True

@@ -7,6 +7,7 @@ from bert4keras_rwkv.training import (
     BucketedBatches,
     Document,
     PackedBatches,
+    data_position,
     keras_dataset,
     record_dataset,
     tf_dataset,
@@ -153,3 +154,41 @@ def test_training_goes_on_with_the_data_that_come_next(documents, models):
         return [weight.tobytes() for weight in model.get_weights()]
 
     assert ends((0, 6)) == ends((0, 2), (2, 4)) != ends((0, 2), (0, 4))
+
+
+class Stopped(Exception):
+    """Stands for what ends a process."""
+
+
+def test_backup_and_restore_finds_the_data(documents, models, tmp_path):
+    """A run that is stopped in its third epoch and started again ends where an uninterrupted one ends, to the bit."""
+    import keras
+
+    batches, model = PackedBatches(documents, 7, 2), models[True]
+    variables = model.variables + model.optimizer.variables
+    begin = [variable.numpy().copy() for variable in variables]
+
+    def start_again():
+        for variable, value in zip(variables, begin, strict=True):
+            variable.assign(value)
+
+    def stop(epoch, logs):
+        if epoch == 2:
+            raise Stopped
+
+    def fit(*callbacks):
+        dataset = keras_dataset(batches)
+        callbacks = [*callbacks, data_position(dataset)]
+        model.fit(dataset, epochs=4, steps_per_epoch=1, verbose=0, shuffle=False, callbacks=callbacks)
+        return [weight.tobytes() for weight in model.get_weights()]
+
+    start_again()
+    whole = fit()
+    start_again()
+    with pytest.raises(Stopped):
+        fit(
+            keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+            keras.callbacks.LambdaCallback(on_epoch_begin=stop),
+        )
+    start_again()
+    assert fit(keras.callbacks.BackupAndRestore(tmp_path / "backup")) == whole
