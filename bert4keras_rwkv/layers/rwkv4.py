@@ -13,7 +13,7 @@ from bert4keras_rwkv.weights.transforms import TRANSPOSE, VECTOR
 
 
 def mixed(x, previous, mix):
-    """The share `mix` (D,) of each token x (B, T, D), the rest of its predecessor. RWKV-6 has it the other way."""
+    """The share `mix` (D,) of each token x (B, T, D), the rest of its predecessor. RWKV-6 swaps the two."""
     return previous + (x - previous) * cast_like(mix, x)
 
 
@@ -65,9 +65,12 @@ class ChannelMix(Layer):
 
     def call(self, x, state, side):
         previous, last = shifted(x, state, side)
-        k = self.key(mixed(x, previous, self.mix_k))
-        r = self.receptance(mixed(x, previous, self.mix_r))
+        k = self.key(self._mixed(x, previous, self.mix_k))
+        r = self.receptance(self._mixed(x, previous, self.mix_r))
         return ops.sigmoid(r) * self.value(squared_relu(k, self.scale)), {"x": last}, side
+
+    def _mixed(self, x, previous, mix):
+        return mixed(x, previous, mix)
 
 
 def depth(config, index):

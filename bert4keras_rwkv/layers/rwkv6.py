@@ -3,11 +3,13 @@
 import numpy as np
 from keras import ops
 
-from bert4keras_rwkv.layers.base import Layer, cast_like, dense, recurrent, scaled, shifted, squared_relu
+from bert4keras_rwkv.layers.base import Layer, cast_like, dense, recurrent, scaled, shifted
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
 from bert4keras_rwkv.layers.initial import given, orthogonal, uniform
 from bert4keras_rwkv.layers.low_rank import LowRank
+from bert4keras_rwkv.layers.rwkv4 import ChannelMix as EarlierChannelMix
+from bert4keras_rwkv.layers.rwkv4 import mixed
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.ops.wkv6 import wkv6
 from bert4keras_rwkv.weights.rules import Rule
@@ -66,30 +68,11 @@ class TimeMix(Layer):
         return ops.reshape(x, (*ops.shape(x)[:2], self.heads, self.head_size))
 
 
-class ChannelMix(Layer):
-    """value(relu(key)^2), gated by the receptance."""
+class ChannelMix(EarlierChannelMix):
+    """RWKV-4's, but its mixing vectors are the share of the predecessor."""
 
-    def __init__(self, config, index, initial, **kwargs):
-        super().__init__(**kwargs)
-        c, policy = config, self.dtype_policy
-        self.initial = initial
-        self.key = dense(c.intermediate_size, "key", initial["key"], policy)
-        self.value = dense(c.hidden_size, "value", initial["value"], policy)
-        self.receptance = dense(c.hidden_size, "receptance", initial["receptance"], policy)
-
-    def build(self, shape):
-        self.mix_k = self.add("mix_k", (shape[-1],), self.initial["mix_k"])
-        self.mix_r = self.add("mix_r", (shape[-1],), self.initial["mix_r"])
-        self.key.build(shape)
-        self.receptance.build(shape)
-        self.value.build((*shape[:-1], self.key.units))
-
-    def call(self, x, state, side):
-        previous, last = shifted(x, state, side)
-        change = previous - x
-        k = self.key(x + change * cast_like(self.mix_k, x))
-        r = self.receptance(x + change * cast_like(self.mix_r, x))
-        return ops.sigmoid(r) * self.value(squared_relu(k, self.scale)), {"x": last}, side
+    def _mixed(self, x, previous, mix):
+        return mixed(previous, x, mix)
 
 
 def initial_values(config, index):
