@@ -3,6 +3,7 @@
 from bert4keras_rwkv.training.batches import BucketedBatches, PackedBatches, SampledBatches
 from bert4keras_rwkv.training.binidx import Binidx, write_binidx
 from bert4keras_rwkv.training.documents import Document, Joined
+from bert4keras_rwkv.training.encoding import encode_documents
 from bert4keras_rwkv.training.pipeline import data_position, keras_dataset, record_dataset, tf_dataset
 from bert4keras_rwkv.training.records import RecordFile, read_records, write_records
 
@@ -15,6 +16,7 @@ __all__ = [
     "RecordFile",
     "SampledBatches",
     "data_position",
+    "encode_documents",
     "keras_dataset",
     "read_records",
     "record_dataset",

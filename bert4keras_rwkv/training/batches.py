@@ -7,7 +7,7 @@ anything. `pipeline.py` hands batches to `fit`.
 import numpy as np
 
 from bert4keras_rwkv.training.binidx import magic_prime, sample_start
-from bert4keras_rwkv.training.documents import answer_of, checked, document, place_of, sizes_of
+from bert4keras_rwkv.training.documents import answer_of, checked, document, indexed, place_of, sizes_of
 from bert4keras_rwkv.training.packing import Stream, bucket_of, check_side, checked_lengths, padded
 
 IDS, RESET, ANSWER = "Input-Token", "Reset", "Answer-Mask"  # inputs of `RWKV.training_model`
@@ -78,8 +78,9 @@ class PackedBatches(Batches):
 
     Every token of every document is in one row of an epoch, once; only behind the last one is there padding.
 
-    documents: a sequence of `Document`s or of ids, as `RecordFile`, `Binidx` or a list. length: tokens of a row.
-    seed: orders the documents anew in each epoch; None keeps their order. end_token: put behind each, None for none.
+    documents: `Document`s or sequences of ids, as `RecordFile`, `Binidx` or any iterable, which is kept. length:
+    tokens of a row. seed: orders the documents anew in each epoch; None keeps their order. end_token: put behind each,
+    None for none.
     carry: row b of a batch goes on where row b of the batch before ended, for training that carries the state; else
     row b goes on where row b - 1 ended. answer_mask: with `Answer-Mask`. vocab_size: larger ids are refused.
 
@@ -99,7 +100,8 @@ class PackedBatches(Batches):
         vocab_size=None,
         pad_token_id=0,
     ):
-        self.documents, self.length, self.batch_size, self.seed = documents, length, batch_size, seed
+        self.documents = documents = indexed(documents)
+        self.length, self.batch_size, self.seed = length, batch_size, seed
         self.end_token, self.carry, self.answer_mask = end_token, carry, answer_mask
         self.vocab_size, self.pad_token_id = vocab_size, pad_token_id
         _check_positive(length=length, batch_size=batch_size)
@@ -175,7 +177,8 @@ class BucketedBatches(Batches):
         vocab_size=None,
         pad_token_id=0,
     ):
-        self.documents, self.lengths, self.batch_size = documents, checked_lengths(lengths), batch_size
+        self.documents = documents = indexed(documents)
+        self.lengths, self.batch_size = checked_lengths(lengths), batch_size
         self.seed, self.side, self.answer_mask = seed, side, answer_mask
         self.end_token, self.vocab_size, self.pad_token_id = end_token, vocab_size, pad_token_id
         _check_positive(batch_size=batch_size)

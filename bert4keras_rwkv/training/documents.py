@@ -29,6 +29,11 @@ def document(value):
     return Document(ids.astype(np.int32))
 
 
+def indexed(documents):
+    """Documents that can be asked for by number: a sequence as it is, the items of another iterable as a list."""
+    return documents if hasattr(documents, "__getitem__") else list(documents)
+
+
 def answer_of(one):
     """The answer mask (T,) of a `Document`, ones where it has none."""
     return np.ones(len(one.ids), np.int32) if one.answer is None else one.answer

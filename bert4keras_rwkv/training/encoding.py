@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import signal
 import tempfile
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +15,7 @@ import numpy as np
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.tokenizers.base import utf8
 from bert4keras_rwkv.training.documents import Document
-from bert4keras_rwkv.training.sources import parts_of
+from bert4keras_rwkv.training.sources import from_iterable, parts_of
 
 CHUNK_ITEMS, CHUNK_BYTES = 512, 1 << 20  # what a process is given at once
 PROBE = (
@@ -50,6 +51,11 @@ def encoded(items, tokenizer, workers=1):
             yield from waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def encode_documents(values, tokenizer, workers=1):
+    """The `Document`s of texts, conversations, {"text": ...} or a mixture, from any iterable; empty ones left out."""
+    return [one for _, one in encoded(from_iterable(values), tokenizer, workers) if len(one.ids)]
 
 
 def bulk_encoder(tokenizer):
@@ -109,8 +115,9 @@ def _chunks(items):
 
 
 def _begin(tokenizer):
-    """In a worker: what `_encode_there` uses."""
+    """In a worker: what `_encode_there` uses. Ctrl-C is the other process' business."""
     global _encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _encoder = bulk_encoder(tokenizer)
 
 

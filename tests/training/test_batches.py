@@ -146,6 +146,12 @@ def test_joined_parts_are_one_data_set(documents):
     assert rows_of(whole)[IDS].tobytes() == rows_of(parts)[IDS].tobytes()
 
 
+def test_any_iterable_is_a_data_set(documents):
+    """It is read once and kept."""
+    for make in (lambda d: PackedBatches(d, 7, 2), lambda d: BucketedBatches(d, 31, 2)):
+        assert rows_of(make(documents))[IDS].tobytes() == rows_of(make(iter(documents)))[IDS].tobytes()
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
-from bert4keras_rwkv.training.encoding import bulk_encoder, encoded
+from bert4keras_rwkv.training.encoding import bulk_encoder, encode_documents, encoded
 from bert4keras_rwkv.training.sources import from_iterable
 
 pytestmark = pytest.mark.backend_free
@@ -40,6 +40,12 @@ def test_documents_are_what_the_tokenizer_gives(tokenizer, texts, workers):
     assert [place for place, _ in got] == [f"Document {i}" for i in range(len(texts))]
     assert [one.ids.tolist() for _, one in got] == tokenizer.encode(texts)
     assert all(one.answer is None and one.ids.dtype == np.int32 for _, one in got)
+
+
+def test_any_iterable_is_encoded(tokenizer):
+    """Texts and parsed lines together, without the empty ones."""
+    got = encode_documents(iter(["hello", "", {"text": " the"}]), tokenizer)
+    assert [one.ids.tolist() for one in got] == tokenizer.encode(["hello", " the"])
 
 
 def test_the_rust_tokenizer_agrees(tokenizer, texts):

@@ -117,7 +117,7 @@ def models():
     """Small models that train, by `packed`; they compile once for all tests."""
     from keras import optimizers
 
-    found = {packed: small_model(packed=packed).training_model() for packed in (False, True)}
+    found = {packed: small_model(packed=packed, num_hidden_layers=1).training_model() for packed in (False, True)}
     for model in found.values():
         model.compile(optimizers.Adam(1e-2))
         model.optimizer.build(model.trainable_variables)
