@@ -136,7 +136,9 @@ def _data(commands):
     command.add_argument("--from", dest="format", choices=DATA_FORMS, help="the form of SRC (default: by its suffix)")
     command.add_argument("--to", choices=DATA_FORMS, help="the form of DST (default: by its suffix)")
     command.add_argument("--separator", metavar="LINE", help="of plain text: the line that stands between documents")
-    command.add_argument("--workers", type=int, metavar="N", help="processes that encode (default: one a core)")
+    command.add_argument(
+        "--workers", type=int, metavar="N", help="processes that encode (default: one a core, 1 below 64 MB)"
+    )
     return command
 
 
