@@ -6,6 +6,7 @@ at a time has logits, and its part of the gradients is computed while they are t
 
 from keras import ops
 
+from bert4keras_rwkv.ops.backend import accumulation_dtype
 from bert4keras_rwkv.ops.own_gradient import with_gradients
 from bert4keras_rwkv.ops.scan import scan
 
@@ -18,7 +19,8 @@ def chunked_cross_entropy(hidden, kernel, labels, weights, chunk_len=128, kernel
     kernel_trains: whether kernel gets a gradient; without, it is zero and a third of the work is saved.
     Returns a float32 scalar (float64 for float64 inputs), differentiable in hidden and kernel.
     """
-    dtype = "float64" if hidden.dtype == "float64" else "float32"
+    dtype = accumulation_dtype(hidden.dtype)
+    weights = ops.cast(weights, dtype)
 
     def value(hidden, kernel, labels, weights):
         def step(total, x):

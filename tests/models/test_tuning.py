@@ -1,5 +1,7 @@
 """State tuning: only the initial state trains, on every backend, and every way of reading begins in it."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,20 @@ from keras import ops
 
 from bert4keras_rwkv.layers import NextTokenLoss
 from bert4keras_rwkv.state import RWKVState
+from tests.gradients import BACKEND
 from tests.models.small import LAWFUL, arrays, assert_close, small_model, texts
+
+
+@contextlib.contextmanager
+def double_precision():
+    """JAX computes in float64 only when told."""
+    if BACKEND != "jax":
+        yield
+        return
+    import jax
+
+    with jax.enable_x64(True):
+        yield
 
 
 def random_state(rwkv, rng, shift=True):
@@ -69,6 +84,52 @@ def test_documents_begin_in_the_tuned_state(version, rng):
     got = rwkv.model.predict([ids, reset], verbose=0)
     want = [ops.convert_to_numpy(rwkv.forward(part[None])[0]) for part in np.split(ids[0], [9, 10])]
     assert_close([got], [np.concatenate(want, 1)])
+
+
+def slopes_of_states(model, ids):
+    """d loss / d each trainable variable, as NumPy, on whichever backend runs."""
+    if BACKEND == "jax":
+        import jax
+
+        def loss(values):
+            return model.stateless_call(values, [v.value for v in model.non_trainable_variables], [ids])[0]
+
+        found = jax.grad(loss)([v.value for v in model.trainable_variables])
+    elif BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            loss = model([ids])
+        found = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    else:
+        model([ids]).backward()
+        found = [v.value.grad for v in model.trainable_variables]
+    return [ops.convert_to_numpy(g) for g in found]
+
+
+@pytest.mark.parametrize("version", LAWFUL)
+def test_gradients_are_slopes(version, rng):
+    """Of every state along a random direction: 1e-6 of central differences in float64 on TensorFlow. On the others some
+    operations of Keras give float32 for float64 (a mean, on torch a product), so differences are wide: 1e-2.
+    """
+    width, bar = (1e-5, 1e-6) if BACKEND == "tensorflow" else (1e-2, 1e-2)
+    with double_precision():
+        rwkv, ids = small_model(version, dtype="float64"), texts(rng, 2, 9)
+        rwkv.enable_state_tuning(time_shift_tuning=True)
+        rwkv.set_tuned_state(random_state(rwkv, rng))
+        model = rwkv.training_model(NextTokenLoss(pad_token_id=None, dtype="float64"))
+
+        def value():
+            return float(ops.convert_to_numpy(model([ids])))
+
+        for variable, slope in zip(model.trainable_variables, slopes_of_states(model, ids), strict=True):
+            middle, direction = ops.convert_to_numpy(variable).copy(), rng.standard_normal(slope.shape)
+            around = []
+            for h in (width, -width):
+                variable.assign(middle + h * direction)
+                around.append(value())
+            variable.assign(middle)
+            assert (around[0] - around[1]) / (2 * width) == pytest.approx(np.sum(slope * direction), rel=bar, abs=1e-9)
 
 
 def test_state_there_and_back(rng):
