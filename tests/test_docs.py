@@ -12,7 +12,7 @@ pytestmark = pytest.mark.backend_free
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ["README.md", "README.zh-CN.md"]
-DOCUMENTS = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/formats.md"]
+DOCUMENTS = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/formats.md", "docs/training.md"]
 CHECKPOINT = "RWKV-x060-World-1B6.pth"
 
 
@@ -32,17 +32,25 @@ def test_python_in_the_readme_runs(tmp_path):
     (shipped,) = (ROOT / "bert4keras_rwkv" / "presets").glob("*/config.json")
     code = python_in("README.md")
     assert code.count(f'"{CHECKPOINT}"') == 1
-    code = code.replace(f'"{CHECKPOINT}"', repr(str(shipped.parent)))
+    run(code.replace(f'"{CHECKPOINT}"', repr(str(shipped.parent))), tmp_path)
+    assert (tmp_path / "my_model" / "config.json").exists()
+
+
+def test_python_about_training_runs(tmp_path):
+    run(python_in("docs/training.md"), tmp_path)
+
+
+def run(code, folder):
+    """Run a program in a folder of its own."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "my_model" / "config.json").exists()
 
 
 def test_both_readmes_show_the_same_code():
@@ -57,7 +65,7 @@ def test_links_lead_to_files(document):
     assert not missing
 
 
-@pytest.mark.parametrize("readme", [*READMES, "docs/formats.md"])
+@pytest.mark.parametrize("readme", [*READMES, "docs/formats.md", "docs/training.md"])
 def test_commands_in_the_readme_exist(readme):
     """Every `make` target and every option of the command line that the text shows."""
     text = (ROOT / readme).read_text("utf-8")
