@@ -133,6 +133,11 @@ def build_transformer_model(
 def load_weights(backbone, tensors, progress=None):
     """Fill a built backbone from a mapping of official names, all or nothing (see `weights.rules.assign`)."""
     rules = rules_of(backbone.config)
+    if any(name.endswith(".att.time_state") for name in tensors):
+        logger.warning(
+            "The file holds a tuned initial state too. It is not used by itself: `RWKV.load_state(file)` gives it, to "
+            "pass as `state`, or to `set_tuned_state` after `enable_state_tuning`."
+        )
     variables = {rule.path: backbone.variable_at(rule.path) for rule in filled(rules)}
     assign(rules, tensors, variables, progress, adopt)
 

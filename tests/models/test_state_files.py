@@ -6,7 +6,7 @@ from keras import ops
 
 from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.state import RWKVState
-from bert4keras_rwkv.weights import write_pth
+from bert4keras_rwkv.weights import open_weights, write_pth
 from tests.models.small import LAWFUL, arrays, small_model, texts
 
 
@@ -36,15 +36,14 @@ def test_a_tuned_state_of_rwkv_lm(answered, oracles):
 
 
 @pytest.mark.oracle
-def test_the_same_state_merged_into_the_model(answered, oracles, tmp_path):
-    """A model file with the state among its weights loads as the model, and its state as the state."""
-    from bert4keras_rwkv.weights import open_weights
-
+def test_the_same_state_merged_into_the_model(answered, oracles, tmp_path, caplog):
+    """A model file with the state among its weights loads as the model, which is said, and its state as the state."""
     version, _, answers = answered
     model, state = oracles / f"reference/reference_{version}.pth", oracles / f"state/state_{version}.pth"
     with open_weights(model) as weights, open_weights(state) as tuned:
         write_pth(tmp_path / "merged.pth", dict(weights) | dict(tuned))
     rwkv = build_transformer_model(checkpoint_path=tmp_path / "merged.pth")
+    assert "holds a tuned initial state" in caplog.text
     logits = logits_from(rwkv, answers, rwkv.load_state(tmp_path / "merged.pth"))
     assert np.abs(logits - answers["logits"]).max() < 1e-4 * np.abs(answers["logits"]).max()
 
