@@ -24,7 +24,7 @@ class TokenLoss(keras.layers.Layer):
         present = None if backbone.pad_token_id is None else ops.not_equal(ids, backbone.pad_token_id)
         hidden, _ = backbone.read(ids, backbone.start(ops.shape(ids)[0]), present, reset)
         head = backbone.head
-        kernel, trains = ops.convert_to_tensor(head.kernel), bool(head.trainable_variables)
+        kernel, trains = _kernel(head), bool(head.trainable_variables)
         loss = self.loss.of_hidden(ids, backbone.ln_out(hidden), kernel, answer, reset, kernel_trains=trains)
         self.add_loss(loss)
         return loss
@@ -42,6 +42,13 @@ class TokenLoss(keras.layers.Layer):
         if not parts["backbone"].built:
             parts["backbone"].build()
         return cls(**{**config, **parts})
+
+
+def _kernel(dense):
+    """The kernel (inputs, outputs) that a projection multiplies by, as a tensor; a quantised one says it of itself."""
+    if dense.quantization_mode is None:
+        return ops.convert_to_tensor(dense.kernel)
+    return dense(ops.eye(dense.kernel.shape[0], dtype=dense.compute_dtype))
 
 
 def training_model(backbone: Backbone, sequence_length=None, packed=False, loss=None):

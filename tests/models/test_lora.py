@@ -58,6 +58,24 @@ def test_weights_with_lora_are_the_model(tmp_path, rng):
     assert np.abs(arrays(*rwkv.forward(ids))[0] - arrays(*small_model().forward(ids))[0]).max() > 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+def test_on_a_quantised_base(rng):
+    """Keras' int8 under LoRA: the training loss is that of `forward`, it falls, and the base stays."""
+    rwkv, ids = small_model(), texts(rng, 2, 12)
+    rwkv.model.quantize("int8")
+    rwkv.enable_lora(2)
+    model = rwkv.training_model(NextTokenLoss(pad_token_id=None))
+    logits = ops.convert_to_numpy(rwkv.forward(ids)[0]).astype("float64")[:, :-1]
+    cost = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, ids[:, 1:, None], -1)[..., 0]
+    assert float(ops.convert_to_numpy(model([ids]))) == pytest.approx(cost.mean(), rel=1e-2)  # int8 activations
+    before = bases(rwkv)
+    model.compile(keras.optimizers.Adam(0.02))
+    losses = model.fit(ids, epochs=4, batch_size=2, shuffle=False, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    for then, now in zip(before, bases(rwkv), strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
 @pytest.mark.parametrize("order", ["lora first", "state first"])
 def test_together_with_state_tuning(order, rng):
     """Either order of the two calls trains the same variables."""
