@@ -11,7 +11,7 @@ import numpy as np
 from bert4keras_rwkv.cli.arguments import UsageError
 from bert4keras_rwkv.cli.bar import Bar
 from bert4keras_rwkv.config import RWKVConfig
-from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER, find_tokenizer
+from bert4keras_rwkv.tokenizers import find_tokenizer
 from bert4keras_rwkv.weights.adapters import read_adapter
 from bert4keras_rwkv.weights.files import config_of, named, open_weights, opened
 from bert4keras_rwkv.weights.formats.registry import format_named, formats
@@ -53,7 +53,8 @@ def run(arguments):
     with tensors:
         config = config_of(source, tensors)
         ordered = in_order(rules_of(config), merge(tensors, config))
-        tokenizer = _tokenizer(source, known, tensors, config)
+        held = tensors.metadata.get("vocabulary") if known.vocabulary else None
+        tokenizer = find_tokenizer(source, config.vocab_size, held)
         if tokenizer is None and written.vocabulary:
             print(f"No tokenizer was found for {source}: {target} is written without one.", file=sys.stderr)
         with Bar(target.name, "tensor") as progress:
@@ -95,12 +96,6 @@ def _format(target, name, dtype):
     if others:  # which of the two the folder means would be anybody's guess
         raise ValueError(f"'{target}' holds other weights, '{others[0]}'. Give another name for DST.")
     return found
-
-
-def _tokenizer(source, known, tensors, config):
-    """The tokenizer that a file holds, else the one beside it; None without either."""
-    held = tensors.metadata.get("vocabulary") if known.vocabulary else None
-    return RWKV_TOKENIZER.from_entries(held) if held else find_tokenizer(source, config.vocab_size)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ class Layer(keras.layers.Layer):
     """A layer whose arguments keep their dtype and whose weights are stored under their names.
 
     Keras would cast every float argument to the compute dtype, the float32 recurrent state too; here each layer casts
-    what it computes with. Weights are read with `weight`, which casts them to what they meet.
+    what it computes with. Weights are read with `cast_like`, which casts them to what they meet.
     """
 
     scale = 1.0  # of what a mixer gives, see `layers.block.Block`

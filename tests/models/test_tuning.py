@@ -9,6 +9,7 @@ from keras import ops
 
 from bert4keras_rwkv.layers import NextTokenLoss
 from bert4keras_rwkv.state import RWKVState
+from bert4keras_rwkv.weights import open_weights
 from tests.gradients import BACKEND
 from tests.models.small import LAWFUL, arrays, assert_close, small_model, texts
 
@@ -130,6 +131,15 @@ def test_gradients_are_slopes(version, rng):
                 around.append(value())
             variable.assign(middle)
             assert (around[0] - around[1]) / (2 * width) == pytest.approx(np.sum(slope * direction), rel=bar, abs=1e-9)
+
+
+def test_weights_saved_by_keras_are_read_without_the_state(tmp_path, rng):
+    rwkv = small_model()
+    rwkv.enable_state_tuning()
+    rwkv.model.save_weights(tmp_path / "a.weights.h5")
+    with open_weights(tmp_path / "a.weights.h5", rwkv.config) as tensors:
+        for name, array in rwkv.weights().items():
+            np.testing.assert_array_equal(tensors[name], array)
 
 
 def test_state_there_and_back(rng):

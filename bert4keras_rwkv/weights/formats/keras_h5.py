@@ -23,6 +23,7 @@ from bert4keras_rwkv.weights.whole import whole_file, whole_folder
 from bert4keras_rwkv.weights.write import cast, report
 
 ROOT = "layers/backbone"
+TUNED = f"{ROOT}/start_states/"  # of a model whose state was tuned; it has files of its own
 INDEX = ".weights.json"  # how Keras' index of shards ends
 OWN_NORM = "norm"  # our HeadNorm has the names that Keras' LayerNormalization numbers
 NUMBERED = {"kernel": "0", "bias": "1", "gamma": "0", "beta": "1", "embeddings": "0"}
@@ -105,7 +106,8 @@ def _official(found, config, path):
         raise WeightsError(f"'{path}' holds {len(found)} arrays, which cannot be {config.num_hidden_layers} layers.")
     rules = rules_of(config)
     wanted = {h5_path(rule.path) for rule in filled(rules)}
-    missing, extra = sorted(wanted - set(found)), sorted(set(found) - wanted)
+    ours = {name for name in found if not name.startswith(TUNED)}
+    missing, extra = sorted(wanted - ours), sorted(ours - wanted)
     if missing or extra:
         lines = [f"nothing at '{name}'" for name in missing] + [f"no rule for '{name}'" for name in extra]
         raise WeightsError(
