@@ -14,6 +14,7 @@ PILE = ["tokenizers>=0.20,<1"]  # the vocabulary of RWKV-4 models trained on the
 DATA = ["google-crc32c>=1.5,<2", "pyrwkv-tokenizer>=0.9,<1"]  # TFRecord checksums and World tokens, both faster
 # Compared with by `make interop`. llama-cpp-python is compiled when it is installed.
 INTEROP = ["llama-cpp-python>=0.3.36,<0.4", "transformers>=5.23,<6"]
+NOTEBOOKS = ["ipykernel>=7,<8", "jupytext>=1.16,<2", "matplotlib>=3.9,<4", "nbclient>=0.10,<1"]
 DEV = [
     "hypothesis>=6.100,<7",
     "matplotlib>=3.9,<4",
@@ -53,7 +54,8 @@ setup(
         "data": DATA,
         "dev": DEV,
         "interop": INTEROP + TORCH,
-        "test": TENSORFLOW + TORCH + PILE + DATA + DEV,
+        "notebooks": NOTEBOOKS + TENSORFLOW,
+        "test": TENSORFLOW + TORCH + PILE + DATA + NOTEBOOKS + DEV,
     },
     entry_points={"console_scripts": ["bert4keras-rwkv = bert4keras_rwkv.cli:main"]},
     classifiers=[
