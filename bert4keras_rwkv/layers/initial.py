@@ -36,17 +36,26 @@ def uniform(bound):
     return Initial(lambda shape, generator: generator.uniform(-bound, bound, shape))
 
 
-def orthogonal(gain=1.0):
-    """A kernel (inputs, outputs) with orthonormal rows or columns, times gain * sqrt(max(1, outputs / inputs)).
-
-    The rule of RWKV-LM for its projections.
-    """
+def orthonormal(gain=1.0):
+    """A kernel (inputs, outputs) with orthonormal rows or columns, times gain."""
 
     def values(shape, generator):
         inputs, outputs = shape
         tall = generator.standard_normal((max(shape), min(shape)), "float32")
         q, r = np.linalg.qr(tall)
         q = q * np.sign(np.diag(r))
-        return gain * max(outputs / inputs, 1) ** 0.5 * (q if inputs >= outputs else q.T)
+        return gain * (q if inputs >= outputs else q.T)
+
+    return Initial(values)
+
+
+def orthogonal(gain=1.0):
+    """`orthonormal`, times sqrt(outputs / inputs) for a kernel that widens: RWKV-LM's rule for heads, and up to its
+    first RWKV-5 for every projection.
+    """
+
+    def values(shape, generator):
+        inputs, outputs = shape
+        return max(outputs / inputs, 1) ** 0.5 * orthonormal(gain).function(shape, generator)
 
     return Initial(values)

@@ -90,7 +90,7 @@ def mix_values(config, index):
 
 
 def channel_mix_values(config, index):
-    """The initializers of a channel mix, RWKV-5's too."""
+    """The initializers of a channel mix, RWKV-5.0's and 5.1's too."""
     keep = mix_values(config, index)["mix_k"]
     return {"mix_k": keep, "mix_r": keep, "key": orthogonal(), "value": "zeros", "receptance": "zeros"}
 
@@ -98,6 +98,7 @@ def channel_mix_values(config, index):
 def initial_values(config, index):
     """Initializers of one block as its authors start training (RWKV-LM, RWKV-v4neo/src/model.py).
 
+    The embedding is that of later versions, uniform within 1e-4; there its bound is the learning rate.
     Returns {'time_mix' | 'channel_mix': name -> initializer}.
     """
     later, _ = depth(config, index)

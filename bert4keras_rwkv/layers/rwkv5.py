@@ -9,7 +9,7 @@ from keras import ops
 from bert4keras_rwkv.layers.base import Layer, dense, recurrent, scaled, shifted
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
-from bert4keras_rwkv.layers.initial import given, orthogonal
+from bert4keras_rwkv.layers.initial import given, orthogonal, orthonormal
 from bert4keras_rwkv.layers.rwkv4 import CHANNEL_MIX_RULES, ChannelMix, channel_mix_values, depth, mix_values, mixed
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.ops.wkv5 import wkv5
@@ -82,7 +82,7 @@ def initial_values(config, index):
     n = np.arange(np.prod(shape)).reshape(shape)
     along = n / max(n.size - 1, 1)
     bonus = later * (1 - along) + (0.1 * ((n + 1) % 3 - 1) if per_channel else 0)
-    mixes = mix_values(config, index)
+    mixes, channel = mix_values(config, index), channel_mix_values(config, index)
     small = orthogonal(0.1) if per_channel else orthogonal()
     return {
         "time_mix": {
@@ -98,7 +98,7 @@ def initial_values(config, index):
             "norm/gamma": given(((1 + index) / c.num_hidden_layers) ** 0.7),
             "norm/beta": "zeros",
         },
-        "channel_mix": channel_mix_values(config, index),
+        "channel_mix": {**channel, "key": orthonormal()} if per_channel else channel,
     }
 
 

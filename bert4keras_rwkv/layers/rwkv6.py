@@ -6,7 +6,7 @@ from keras import ops
 from bert4keras_rwkv.layers.base import Layer, cast_like, dense, recurrent, scaled, shifted
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
-from bert4keras_rwkv.layers.initial import given, orthogonal, uniform
+from bert4keras_rwkv.layers.initial import given, orthonormal, uniform
 from bert4keras_rwkv.layers.low_rank import LowRank
 from bert4keras_rwkv.layers.rwkv4 import ChannelMix as EarlierChannelMix
 from bert4keras_rwkv.layers.rwkv4 import mixed
@@ -103,10 +103,10 @@ def initial_values(config, index):
             "bonus": given(
                 (later * (1 - along) + 0.1 * ((n + 1) % 3 - 1)).reshape(c.num_attention_heads, c.attention_head_size)
             ),
-            "receptance": orthogonal(),
-            "key": orthogonal(0.1),
-            "value": orthogonal(),
-            "gate": orthogonal(0.1),
+            "receptance": orthonormal(),
+            "key": orthonormal(0.1),
+            "value": orthonormal(),
+            "gate": orthonormal(0.1),
             "output": "zeros",
             "norm/gamma": given(np.full(attention, ((1 + index) / c.num_hidden_layers) ** 0.7)),
             "norm/beta": "zeros",
@@ -114,7 +114,7 @@ def initial_values(config, index):
         "channel_mix": {
             "mix_k": given(keep),
             "mix_r": given(keep),
-            "key": orthogonal(),
+            "key": orthonormal(),
             "value": "zeros",
             "receptance": "zeros",
         },

@@ -10,7 +10,7 @@ from keras import ops
 from bert4keras_rwkv.layers.base import Layer, cast_like, dense, recurrent, scaled, shifted, squared_relu
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
-from bert4keras_rwkv.layers.initial import given, orthogonal
+from bert4keras_rwkv.layers.initial import given, orthonormal
 from bert4keras_rwkv.layers.low_rank import LowRank
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.ops.wkv7 import wkv7
@@ -141,8 +141,7 @@ def initial_values(config, index):
         "value": c.v_low_rank_dim,
         "gate": c.gate_low_rank_dim,
     }
-    # `orthogonal` has a gain of its own for kernels that widen, which the authors do not have here.
-    low_ranks = {f"{name}_low_rank/b": orthogonal(0.1 * (rank / (H * N)) ** 0.5) for name, rank in ranks.items()}
+    low_ranks = {f"{name}_low_rank/b": orthonormal(0.1 * max(rank / (H * N), 1) ** 0.5) for name, rank in ranks.items()}
     return {
         "time_mix": {
             "mix": given(np.stack([1 - channel ** (powers[m] * fade) for m in MIXED])),
@@ -154,16 +153,16 @@ def initial_values(config, index):
             "bonus": given(-0.04),
             **{f"{name}_low_rank/a": "zeros" for name in ranks},
             **low_ranks,
-            "receptance": orthogonal(),
-            "key": orthogonal(0.1),
-            "value": orthogonal(),
+            "receptance": orthonormal(),
+            "key": orthonormal(0.1),
+            "value": orthonormal(),
             "output": "zeros",
             "norm/gamma": given(((1 + index) / c.num_hidden_layers) ** 0.7),
             "norm/beta": "zeros",
         },
         "channel_mix": {
             "mix_k": given(1 - channel ** (fade**4)),
-            "key": orthogonal(min(1, D / c.intermediate_size) ** 0.5),
+            "key": orthonormal(),
             "value": "zeros",
         },
     }
