@@ -21,6 +21,7 @@ import keras
 
 from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
+from bert4keras_rwkv.training import authors_optimizer, warm_up_cosine
 from bert4keras_rwkv.weights.rules import filled, rules_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,26 +85,15 @@ def windows(stream, length):
     return np.stack([stream[i * length : (i + 1) * length + 1] for i in range(count)])
 
 
-def schedule(peak, steps):
-    """Up in a straight line over the first twentieth, then down a cosine to a fiftieth."""
-    warm_up = max(steps // 20, 1)
-    return keras.optimizers.schedules.CosineDecay(
-        peak * 0.01, steps - warm_up, alpha=0.02, warmup_target=peak, warmup_steps=warm_up
-    )
-
-
 def train(RWKV, args):
     """Fit `RWKV.model`; returns Keras' history: loss every REPORT_EVERY steps, val_loss every VALIDATE_EVERY times."""
     documents = RWKV.tokenizer.encode(texts(DATA / "train.jsonl"))
     held_out = RWKV.tokenizer.encode(texts(DATA / "held_out.jsonl"))
     rows = windows(np.concatenate([[END, *document] for document in held_out]), args.length)
     rows = rows[: len(rows) // args.batch * args.batch]
-    optimizer = keras.optimizers.AdamW(
-        schedule(args.learning_rate, args.steps), weight_decay=args.weight_decay, beta_2=0.99, global_clipnorm=1.0
-    )
-    # As the authors do: matrices decay, vectors (norms, token-shift mixes, decays) do not.
-    vectors = [v for v in RWKV.model.trainable_variables if len(v.shape) < 2 or v.name in ("bias", "bonus")]
-    optimizer.exclude_from_weight_decay(vectors)
+    # Up in a straight line over the first twentieth, then down a cosine to a fiftieth.
+    schedule = warm_up_cosine(args.learning_rate, args.steps, max(args.steps // 20, 1), args.learning_rate / 50)
+    optimizer = authors_optimizer(RWKV, schedule, args.weight_decay)
     RWKV.model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return RWKV.model.fit(
         Windows(documents, args.length, args.batch, args.seed),
