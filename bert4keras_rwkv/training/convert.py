@@ -1,6 +1,7 @@
 """Data sets from one form into another: JSONL, plain text, TFRecord, binidx."""
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from bert4keras_rwkv.training.binidx import Binidx, binidx_paths, write_binidx
@@ -80,20 +81,14 @@ def convert(source, target, tokenizer=None, to=None, format=None, separator=None
     kind, wanted = kind_of(source, format), kind_of(target, to)
     if tokenizer is None and (kind in TEXTS) != (wanted in TEXTS):
         raise ValueError(f"From {kind} to {wanted} needs a tokenizer: --tokenizer FILE, or `world` for World models.")
-    report, files = Report(), files_of(source, kind)
-    if kind in TEXTS:
-        total = sum(file.stat().st_size for file in files)
-        items = _followed(_items(files, kind, separator), total, progress)
-        if wanted in TEXTS:
-            _write_texts(target, wanted, _texts(items, report), separator)
-            return report
-        documents = encoded(items, tokenizer, workers)
-    else:
-        data = Joined(map(RecordFile if kind == "tfrecord" else Binidx, files))
-        documents = _checked(data, tokenizer, progress)
-        if wanted in TEXTS:
-            _write_texts(target, wanted, _decoded(documents, tokenizer, report), separator)
-            return report
+    report = Report()
+    if kind in TEXTS and wanted in TEXTS:
+        _write_texts(target, wanted, _texts(_items(source, kind, separator, progress), report), separator)
+        return report
+    documents = read_documents(source, tokenizer, kind, separator, workers, progress)
+    if wanted in TEXTS:
+        _write_texts(target, wanted, _decoded(documents, tokenizer, report), separator)
+        return report
     documents = (one for _, one in _counted(documents, report, marks=wanted == "tfrecord"))
     if wanted == "tfrecord":
         write_records(target, documents)
@@ -103,15 +98,28 @@ def convert(source, target, tokenizer=None, to=None, format=None, separator=None
     return report
 
 
-def _items(files, kind, separator):
-    for file in files:
-        yield from read_jsonl(file) if kind == "jsonl" else read_text(file, separator)
+def read_documents(source, tokenizer=None, format=None, separator=None, workers=1, progress=None):
+    """Yield (place, `Document`) for each document of a data set of any form, in order; those without tokens, too.
+
+    tokenizer: encodes texts; of ids it says which there are. The other arguments are those of `convert`.
+
+    Raises:
+        ValueError: damaged data, text without a tokenizer, or an id that it does not have: where.
+    """
+    kind = kind_of(source, format)
+    if kind not in TEXTS:
+        parts = map(RecordFile if kind == "tfrecord" else Binidx, files_of(source, kind))
+        return _checked(Joined(parts), tokenizer, progress)
+    if tokenizer is None:
+        raise ValueError(f"Text becomes ids by a tokenizer, and none was given for '{source}'.")
+    return encoded(_items(source, kind, separator, progress), tokenizer, workers)
 
 
-def _followed(items, total, progress):
-    """Items on their way, their bytes told."""
-    done = 0
-    for item in items:
+def _items(source, kind, separator, progress):
+    """The items of a data set of texts, their bytes told as they go."""
+    files = files_of(source, kind)
+    total, done = sum(file.stat().st_size for file in files), 0
+    for item in chain.from_iterable(read_jsonl(f) if kind == "jsonl" else read_text(f, separator) for f in files):
         yield item
         done += item.size
         if progress is not None:
