@@ -59,14 +59,11 @@ class RWKVState:
         states = list(states)
         if not states:
             raise ValueError("Expected at least one state to stack. Received: none.")
-        models = {s.model for s in states} - {None}
-        kinds = {(tuple(s.wkv.shape[1:]), tuple(s.shift.shape[1:])) for s in states}
-        if len(models) > 1 or len(kinds) > 1:
-            raise ValueError(f"States of one model stack. Received: models {sorted(models)}, shapes {sorted(kinds)}.")
+        model = _one_model(states)
         from keras import ops
 
         wkv, shift = (ops.concatenate([getattr(s, name) for s in states], axis=0) for name in ("wkv", "shift"))
-        return cls(wkv, shift, models.pop() if models else None)
+        return cls(wkv, shift, model)
 
     def unstack(self):
         """A list of states of one row each."""
@@ -76,11 +73,34 @@ class RWKVState:
         """A state whose rows are each repeated `copies` times, one after the other."""
         return self[[i for i in range(self.batch) for _ in range(copies)]]
 
+    @classmethod
+    def average(cls, states, weights=None):
+        """The weighted mean of states of one model and batch, as NumPy arrays.
+
+        weights: one for each state, not negative, divided by their sum; None: all the same. Of RWKV-4 the sums that
+        the state stands for are averaged, numerator e^maximum and denominator e^maximum; the maximum only keeps them
+        from overflowing, so the answer has the largest that counts. A state of weight 0 leaves no trace.
+        """
+        states = [state.numpy() for state in states]
+        weights = _shares(weights, len(states))
+        model = _one_model(states)
+        batches = sorted({state.batch for state in states})
+        if len(batches) > 1:
+            raise ValueError(f"States of one batch are averaged. Received: batches of {batches}. Take rows of them.")
+        counted = [(state, share) for state, share in zip(states, weights, strict=True) if share > 0]
+        states, weights = zip(*counted, strict=True)
+        wkv = _mean if states[0].wkv.ndim == 5 else _mean_of_quotients
+        return cls(wkv([s.wkv for s in states], weights), _mean([s.shift for s in states], weights), model)
+
+    def interpolate(self, other, share):
+        """The state `share` of the way to another: this one at 0, the other at 1."""
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"`share` is how far to go to the other state, in [0, 1]. Received: share={share}.")
+        return RWKVState.average([self, other], [1.0 - share, share])
+
     def numpy(self):
         """The same state as NumPy arrays."""
-        from keras import ops
-
-        return dataclasses.replace(self, wkv=ops.convert_to_numpy(self.wkv), shift=ops.convert_to_numpy(self.shift))
+        return dataclasses.replace(self, wkv=_numpy(self.wkv), shift=_numpy(self.shift))
 
     def save(self, path):
         """Write a safetensors file, whole or not at all: `wkv`, `shift`, and in its metadata the model's version and
@@ -126,6 +146,49 @@ class RWKVState:
     @classmethod
     def tree_unflatten(cls, model, arrays):
         return cls(*arrays, model)
+
+
+def _one_model(states):
+    """The model whose states these are, None when none says it. A ValueError if they are of several."""
+    models = {s.model for s in states} - {None}
+    kinds = {(tuple(s.wkv.shape[1:]), tuple(s.shift.shape[1:])) for s in states}
+    if len(models) > 1 or len(kinds) > 1:
+        raise ValueError(f"States of one model are joined. Received: models {sorted(models)}, shapes {sorted(kinds)}.")
+    return models.pop() if models else None
+
+
+def _shares(weights, count):
+    """Weights of `count` states as shares of 1."""
+    given = np.ones(count) if weights is None else np.asarray(weights, "float64")
+    if count == 0 or given.shape != (count,) or not np.isfinite(given).all() or (given < 0).any() or not given.any():
+        raise ValueError(
+            "An average is of at least one state, with a weight for each, none negative and not all 0. Received: "
+            f"{count} states, weights {None if weights is None else given.tolist()}."
+        )
+    return given / given.sum()
+
+
+def _mean(arrays, weights):
+    """The mean of arrays of one shape, summed in float64, in the dtype of the first."""
+    return sum(weight * array.astype("float64") for array, weight in zip(arrays, weights, strict=True)).astype(
+        arrays[0].dtype
+    )
+
+
+def _mean_of_quotients(arrays, weights):
+    """The mean of RWKV-4's (B, n, 3, D): sums times e^-maximum, and that maximum."""
+    highest = np.max([array[:, :, 2:] for array in arrays], axis=0)
+    sums = [array[:, :, :2] * np.exp(array[:, :, 2:].astype("float64") - highest) for array in arrays]
+    return np.concatenate([_mean(sums, weights).astype(highest.dtype), highest], axis=2)
+
+
+def _numpy(array):
+    """An array of any library as NumPy's."""
+    if isinstance(array, np.ndarray):
+        return array
+    from keras import ops
+
+    return ops.convert_to_numpy(array)
 
 
 def _rows(array, index):

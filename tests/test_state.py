@@ -1,10 +1,14 @@
 """A state can be cut, joined, stored and read again without a change."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from keras import ops
 
+from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.state import RWKVState
+from tests.models.small import SIZES, VERSIONS
 
 
 @pytest.fixture
@@ -72,3 +76,76 @@ def test_states_of_two_models_do_not_stack(state):
     other = RWKVState(state.wkv, state.shift, "rwkv7")
     with pytest.raises(ValueError, match="one model"):
         RWKVState.stack([state, other])
+
+
+@pytest.fixture(params=["rwkv6", "rwkv4"])
+def three(request, rng):
+    """Three states of one model; RWKV-4's with maxima far apart, at which e^maximum alone overflows."""
+    shape = (2, 2, 2, 8, 8) if request.param == "rwkv6" else (2, 2, 3, 16)
+    states = []
+    for _ in range(3):
+        wkv = rng.standard_normal(shape).astype("float32")
+        if request.param == "rwkv4":
+            wkv[:, :, 1], wkv[:, :, 2] = np.abs(wkv[:, :, 1]), rng.uniform(799, 802, shape[:2] + shape[3:])
+        states.append(RWKVState(wkv, rng.standard_normal((2, 4, 1, 16)).astype("float32"), request.param))
+    return states
+
+
+def sums(state):
+    """What is averaged, in float64: matrices, or RWKV-4's numerator and denominator, times e^-800."""
+    wkv = state.wkv.astype("float64")
+    return wkv if wkv.ndim == 5 else wkv[:, :, :2] * np.exp(wkv[:, :, 2:] - 800)
+
+
+def test_an_average_is_that_of_the_sums(three):
+    """3e-5 for RWKV-4: a float32 maximum of 800 has steps of 6e-5, and stands in an exponent."""
+    weights = (1.0, 2.0, 5.0)
+    got = RWKVState.average(three, weights)
+    for part in (sums, lambda state: state.shift):
+        want = sum(w / 8 * part(state) for w, state in zip(weights, three, strict=True))
+        np.testing.assert_allclose(part(got), want, rtol=3e-5, atol=1e-6)
+
+
+def test_averages_that_are_no_average(three):
+    """Of one state, of a state and others that do not count, and the ends of a way: the state itself, bit for bit."""
+    a, b, c = three
+    same(RWKVState.average([a]), a)
+    same(RWKVState.average([b, a, c], [0, 3, 0]), a)
+    same(a.interpolate(b, 0), a)
+    same(a.interpolate(b, 1), b)
+    np.testing.assert_allclose(RWKVState.average([a, a, a]).wkv, a.wkv, rtol=2e-7)
+
+
+def test_the_order_of_an_average_does_not_matter(three):
+    """2e-7: the last bit of a float32."""
+    a, b, c = three
+    one, other = RWKVState.average([a, b, c], [1, 2, 3]), RWKVState.average([c, a, b], [3, 1, 2])
+    np.testing.assert_allclose(one.wkv, other.wkv, rtol=2e-7, atol=1e-9)
+    np.testing.assert_allclose(a.interpolate(b, 0.25).wkv, b.interpolate(a, 0.75).wkv, rtol=2e-7, atol=1e-9)
+
+
+def test_a_text_not_begun_counts_as_nothing():
+    """RWKV-4's zero state has a maximum of -1e30; half of another's sums are left."""
+    config = RWKVConfig.from_dict({**SIZES, **VERSIONS["4"]})
+    zero = RWKVState.zeros(config)
+    wkv = np.ones_like(zero.wkv)
+    half = zero.interpolate(RWKVState(wkv, zero.shift, "rwkv4"), 0.5)
+    np.testing.assert_array_equal(half.wkv[:, :, :2], 0.5)
+    np.testing.assert_array_equal(half.wkv[:, :, 2], 1.0)
+    same(RWKVState.average([zero, zero]), zero)
+
+
+@pytest.mark.parametrize(
+    "misuse, message",
+    [
+        (lambda a: RWKVState.average([]), "at least one state"),
+        (lambda a: RWKVState.average([a, a], [1]), "a weight for each"),
+        (lambda a: RWKVState.average([a, a], [-1, 2]), "none negative"),
+        (lambda a: RWKVState.average([a, a[0]]), "batches of"),
+        (lambda a: a.interpolate(a, 1.5), "in \\[0, 1\\]"),
+        (lambda a: a.interpolate(dataclasses.replace(a, model="rwkv7"), 0.5), "one model"),
+    ],
+)
+def test_an_average_that_cannot_be(state, misuse, message):
+    with pytest.raises(ValueError, match=message):
+        misuse(state)
