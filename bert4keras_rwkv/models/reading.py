@@ -1,11 +1,14 @@
 """Reading tokens piece by piece, with compiled programs of few shapes."""
 
+from itertools import count
+
 import numpy as np
 from keras import ops
 
 from bert4keras_rwkv.generation.compile import compiled, wants_fixed_shapes
 
 SMALLEST = 16  # tokens; a shorter rest is padded to this, where shapes are compiled
+LOGITS = 1 << 25  # how many there are at once when tokens are scored: 128 MB
 
 
 class Reader:
@@ -30,11 +33,19 @@ class Reader:
             hidden, wkv, shift = absorb(ids, wkv, shift, present, None)
             return backbone.logits(hidden), wkv, shift
 
+        def scores(ids, targets, wkv, shift, present):
+            logits, wkv, shift = all_logits(ids, wkv, shift, present)
+            own = ops.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+            likeliest = ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), targets)
+            return own - ops.logsumexp(logits, axis=-1), likeliest, wkv, shift
+
         variables = backbone.variables
         self._all = compiled(all_logits, variables)
         self._absorb = compiled(absorb, variables)
         self._step = compiled(last_logits, variables)
         self._head = compiled(backbone.logits, variables)
+        self._scores = compiled(scores, variables)
+        self._vocab_size = backbone.config.vocab_size
         self._width, self._dtype = backbone.config.hidden_size, backbone.compute_dtype
 
     def logits(self, ids, wkv, shift, present=None, chunk=256):
@@ -53,6 +64,23 @@ class Reader:
         for piece, mask, _ in _pieces(ids, present, chunk):
             hidden, wkv, shift = self._absorb(piece, wkv, shift, mask, hidden)
         return self._head(hidden), wkv, shift
+
+    def scores(self, ids, targets, wkv, shift, present=None, chunk=256):
+        """ids, targets (B, T) -> log-probability of each target (B, T), whether it is the likeliest, wkv, shift.
+
+        The first two are NumPy arrays. However long the text, there are at most `LOGITS` logits at a time, or those of
+        one token of each row.
+        """
+        chunk, parts = min(chunk, _power_of_two(LOGITS // (len(ids) * self._vocab_size))), []
+        for start, (piece, mask, length) in zip(count(0, chunk), _pieces(ids, present, chunk)):
+            wanted = np.zeros_like(piece)
+            wanted[:, :length] = targets[:, start : start + length]
+            *part, wkv, shift = self._scores(piece, wanted, wkv, shift, mask)
+            parts.append((*part, length))
+        values, likeliest = (
+            np.concatenate([ops.convert_to_numpy(part[i])[:, : part[-1]] for part in parts], axis=1) for i in (0, 1)
+        )
+        return values, likeliest, wkv, shift
 
 
 def _pieces(ids, present, chunk):
@@ -76,3 +104,8 @@ def _padded(length, chunk):
     while size < length:
         size *= 2
     return min(size, chunk)
+
+
+def _power_of_two(number):
+    """The largest power of two that is not above `number`, 1 below that."""
+    return 1 << max(number, 1).bit_length() - 1

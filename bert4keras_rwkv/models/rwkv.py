@@ -12,6 +12,7 @@ from bert4keras_rwkv.generation.layer import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models import lora, tuning
 from bert4keras_rwkv.models.reading import Reader
+from bert4keras_rwkv.models.segments import segment_trainer
 from bert4keras_rwkv.models.texts import Prompts, token_ids
 from bert4keras_rwkv.models.training import training_model
 from bert4keras_rwkv.state import RWKVState
@@ -74,11 +75,28 @@ class RWKV:
         As `forward`, but returns (logits (B, V) float32, RWKVState). chunk_len: how many tokens are read at once. The
         logits of a row without a real token mean nothing.
         """
-        if chunk_len < 1:
-            raise ValueError(f"`chunk_len` is how many tokens are read at once, at least 1. Received: {chunk_len}.")
+        check_chunk(chunk_len)
         ids, state, present = self._inputs(ids, state, present)
         logits, wkv, shift = self._read().last_logits(ids, state.wkv, state.shift, present, chunk_len)
         return logits, RWKVState(wkv, shift, self.config.model)
+
+    def score(self, ids, targets, state=None, present=None, chunk_len=256):
+        """Read tokens; how likely given tokens are after each, without keeping logits.
+
+        ids, state, present: as for `forward`. targets (B, T) int: `targets[:, t]` is asked for when `ids[:, t]` has
+        been read; of a whole text they are `ids[:, 1:]` after `ids[:, :-1]`. chunk_len: tokens read at once, at most.
+        Returns (log-probabilities in nats (B, T) float32, whether no token is likelier (B, T) bool, RWKVState), the
+        first two as NumPy arrays, 0 and False where `present` is False. Any split of a text gives the same to rounding.
+        """
+        check_chunk(chunk_len)
+        ids, state, present = self._inputs(ids, state, present)
+        targets = token_ids(targets, self.config.vocab_size)
+        if targets.shape != ids.shape:
+            raise ValueError(f"`targets` has the shape of `ids`, {ids.shape}. Received: {targets.shape}.")
+        values, likeliest, wkv, shift = self._read().scores(ids, targets, state.wkv, state.shift, present, chunk_len)
+        if present is not None:
+            values, likeliest = np.where(present, values, np.zeros_like(values)), likeliest & present
+        return values, likeliest, RWKVState(wkv, shift, self.config.model)
 
     def generate(
         self,
@@ -256,13 +274,16 @@ class RWKV:
         self._forget_programs()
 
     def save_adapter(self, path):
-        """Write what was tuned, LoRA and state, to a safetensors file; a LoRA alone to `.pth` or `.st` of others."""
+        """Write what was tuned, LoRA, state and other weights that train, to a safetensors file; a LoRA alone to `.pth`
+        or `.st` of others.
+        """
         lora.save_adapter(self.backbone, path)
 
     def load_adapter(self, path, scale=1.0, alpha=ALPHA):
         """Take over an adapter file, all or nothing, and go on tuning or writing with it.
 
-        scale: multiplies what a LoRA adds. alpha: of a foreign LoRA, whose file does not say it.
+        scale: multiplies what a LoRA adds. alpha: of a foreign LoRA, whose file does not say it. With a list of files,
+        and a scale for each, what the LoRAs add is added up, and tuned states are averaged with the scales as weights.
         """
         lora.load_adapter(self.backbone, path, scale, alpha)
         self._forget_programs()
@@ -313,7 +334,12 @@ class RWKV:
         merge_into(rules_of(self.config), self.backbone.variable_at, read_adapter(path), alpha, first)
 
     def weights(self):
-        """The weights as lazy `weights.Tensors` under official names, as `write_pth` and others take them."""
+        """The weights as lazy `weights.Tensors` under official names, as `write_pth` and others take them.
+
+        A model that Keras quantised has none to give, which is a ValueError.
+        """
+        if any(layer.quantization_mode is not None for layer in self.backbone._flatten_layers()):
+            raise ValueError("The weights of a quantised model are rounded. Write those it had before `quantize`.")
         return export(rules_of(self.config), self.backbone.value_at)
 
     @classmethod
@@ -431,6 +457,12 @@ class RWKV:
 
     def _pack_program(self, plan, ends):
         return self.backbone.pack, ()
+
+
+def check_chunk(chunk_len):
+    """A ValueError for what cannot be a number of tokens read at once."""
+    if chunk_len < 1:
+        raise ValueError(f"`chunk_len` is how many tokens are read at once, at least 1. Received: {chunk_len}.")
 
 
 def seeds(seed, batch):
