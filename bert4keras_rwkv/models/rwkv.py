@@ -12,7 +12,6 @@ from bert4keras_rwkv.generation.layer import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models import lora, tuning
 from bert4keras_rwkv.models.reading import Reader
-from bert4keras_rwkv.models.segments import segment_trainer
 from bert4keras_rwkv.models.texts import Prompts, token_ids
 from bert4keras_rwkv.models.training import training_model
 from bert4keras_rwkv.state import RWKVState
