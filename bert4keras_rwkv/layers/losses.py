@@ -63,19 +63,29 @@ class NextTokenLoss(Loss):
 
     def compute_loss(self, inputs, mask=None):
         ids, *answer, logits = inputs
-        weights = token_weights(ids, self.pad_token_id, *answer)
-        cost = ops.sparse_categorical_crossentropy(_following(ids), ops.cast(logits, "float32"), from_logits=True)
+        labels, weights = next_tokens(ids, self.pad_token_id, *answer)
+        cost = ops.sparse_categorical_crossentropy(labels, ops.cast(logits, "float32"), from_logits=True)
         return mean(ops.sum(ops.where(weights > 0, weights * cost, 0.0)), weights)
 
-    def of_hidden(self, ids, hidden, kernel, answer=None, reset=None, kernel_trains=True):
-        """The loss from normed hidden states (B, T, D) and the head's kernel (D, V), without keeping logits."""
-        weights = token_weights(ids, self.pad_token_id, answer, reset)
-        total = chunked_cross_entropy(hidden, kernel, _following(ids), weights, self.chunk_len, kernel_trains)
+    def of_hidden(self, ids, hidden, kernel, answer=None, reset=None, kernel_trains=True, count_hits=False):
+        """The loss from normed hidden states (B, T, D) and the head's kernel (D, V), without keeping logits.
+
+        count_hits: a pair, the loss and how many of the tokens that count are the likeliest.
+        """
+        labels, weights = next_tokens(ids, self.pad_token_id, answer, reset)
+        total = chunked_cross_entropy(hidden, kernel, labels, weights, self.chunk_len, kernel_trains, count_hits)
+        if count_hits:
+            return mean(total[0], weights), ops.stop_gradient(total[1])
         return mean(total, weights)
 
     def get_config(self):
         own = {"chunk_len": self.chunk_len, "answer_mask": self.answer_mask, "pad_token_id": self.pad_token_id}
         return {**super().get_config(), **own}
+
+
+def next_tokens(ids, pad_token_id, answer=None, reset=None):
+    """What is to be predicted at each position, (B, T) int32, and whether it counts, (B, T) float32, 1 or 0."""
+    return _following(ids), token_weights(ids, pad_token_id, answer, reset)
 
 
 def token_weights(ids, pad_token_id, answer=None, reset=None):

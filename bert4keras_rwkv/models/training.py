@@ -3,8 +3,10 @@
 import keras
 from keras import ops
 
-from bert4keras_rwkv.layers.losses import NextTokenLoss
+from bert4keras_rwkv.layers.losses import NextTokenLoss, next_tokens
 from bert4keras_rwkv.models.backbone import Backbone
+
+IDS, ANSWER, RESET = "Input-Token", "Answer-Mask", "Reset"  # the inputs
 
 
 @keras.saving.register_keras_serializable("bert4keras_rwkv")
@@ -12,11 +14,12 @@ class TokenLoss(keras.layers.Layer):
     """The loss of a backbone's predictions; its weights are the backbone's.
 
     Called with (ids (B, T) [, answer (B, T)] [, reset (B, T)]); returns the scalar, which is also added to the losses.
+    accuracy: returns a pair, the scalar and how many of the tokens that count are the likeliest.
     """
 
-    def __init__(self, backbone, loss, **kwargs):
+    def __init__(self, backbone, loss, accuracy=False, **kwargs):
         super().__init__(**{"dtype": backbone.dtype_policy, **kwargs})
-        self.backbone, self.loss = backbone, loss
+        self.backbone, self.loss, self.accuracy = backbone, loss, accuracy
         self.built = True
 
     def call(self, ids, answer=None, reset=None):
@@ -24,17 +27,18 @@ class TokenLoss(keras.layers.Layer):
         present = None if backbone.pad_token_id is None else ops.not_equal(ids, backbone.pad_token_id)
         hidden, _ = backbone.read(ids, backbone.start(ops.shape(ids)[0]), present, reset)
         head = backbone.head
-        kernel, trains = _kernel(head), bool(head.trainable_variables)
-        loss = self.loss.of_hidden(ids, backbone.ln_out(hidden), kernel, answer, reset, kernel_trains=trains)
-        self.add_loss(loss)
-        return loss
+        kernel, trains = head_kernel(head), bool(head.trainable_variables)
+        output = self.loss.of_hidden(ids, backbone.ln_out(hidden), kernel, answer, reset, trains, self.accuracy)
+        self.add_loss(output[0] if self.accuracy else output)
+        return output
 
     def compute_output_spec(self, ids, answer=None, reset=None):
-        return keras.KerasTensor((), self.backbone.state_dtypes[0])
+        outputs = tuple(keras.KerasTensor((), self.backbone.state_dtypes[0]) for _ in range(1 + self.accuracy))
+        return outputs if self.accuracy else outputs[0]
 
     def get_config(self):
         parts = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("backbone", "loss")}
-        return {**super().get_config(), **parts}
+        return {**super().get_config(), **parts, "accuracy": self.accuracy}
 
     @classmethod
     def from_config(cls, config):
@@ -44,19 +48,51 @@ class TokenLoss(keras.layers.Layer):
         return cls(**{**config, **parts})
 
 
-def _kernel(dense):
+@keras.saving.register_keras_serializable("bert4keras_rwkv")
+class TrainingModel(keras.Model):
+    """A functional model around a `TokenLoss`, whose metrics count by token.
+
+    Metrics get labels (B, T), a vector of the mean loss [and the number of hits], and the weights of the labels (B, T):
+    those of `training.metrics` know what to make of it.
+    """
+
+    def compile(self, optimizer="rmsprop", metrics=None, weighted_metrics=None, **options):
+        """`keras.Model.compile`. All metrics are weighted: what does not count in the loss counts nowhere."""
+        weighted = [*(metrics or ()), *(weighted_metrics or ())]
+        super().compile(optimizer, weighted_metrics=weighted or None, **options)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        labels, weights = self._counted(x)
+        return super().compute_metrics(x, labels, ops.stack(keras.tree.flatten(y_pred)), weights)
+
+    def _counted(self, x):
+        """Labels and weights of the inputs, which come by name or in their order."""
+        given, loss = self._named(x), self.get_layer("token_loss").loss
+        return next_tokens(given[IDS], loss.pad_token_id, given.get(ANSWER), given.get(RESET))
+
+    def _named(self, x):
+        names = [tensor.name for tensor in self.inputs]
+        return x if isinstance(x, dict) else dict(zip(names, keras.tree.flatten(x), strict=True))
+
+
+def head_kernel(dense):
     """The kernel (inputs, outputs) that a projection multiplies by, as a tensor; a quantised one says it of itself."""
     if dense.quantization_mode is None:
         return ops.convert_to_tensor(dense.kernel)
     return dense(ops.eye(dense.kernel.shape[0], dtype=dense.compute_dtype))
 
 
-def training_model(backbone: Backbone, sequence_length=None, packed=False, loss=None):
+def training_model(backbone: Backbone, sequence_length=None, packed=False, loss=None, accuracy=False):
     """A functional Keras model `Input-Token` [, `Answer-Mask`] [, `Reset`] -> the scalar loss, to `compile` and `fit`.
 
     loss: a NextTokenLoss, None for one with the backbone's pad id. packed: with `Reset` (B, T), 1 where a document
-    begins.
+    begins. accuracy: a second output counts the hits, for the metric `TokenAccuracy`.
     """
+    return loss_model(TrainingModel, TokenLoss, backbone, sequence_length, packed, loss, accuracy=accuracy)
+
+
+def loss_model(model, layer, backbone, sequence_length, packed, loss, **options):
+    """A functional model of class `model` around a `layer(backbone, loss, **options)`; the rest as `training_model`."""
     if loss is None:
         loss = NextTokenLoss(pad_token_id=backbone.pad_token_id, name="next_token_loss")
     if not isinstance(loss, NextTokenLoss):
@@ -64,12 +100,11 @@ def training_model(backbone: Backbone, sequence_length=None, packed=False, loss=
             "`training_model` takes a NextTokenLoss. A loss of your own goes behind `RWKV.model`, see layers.Loss. "
             f"Received: {type(loss).__name__}."
         )
-    inputs = {"ids": keras.Input((sequence_length,), dtype="int32", name="Input-Token")}
+    inputs = {"ids": keras.Input((sequence_length,), dtype="int32", name=IDS)}
     if loss.answer_mask:
-        inputs["answer"] = keras.Input((sequence_length,), dtype="int32", name="Answer-Mask")
+        inputs["answer"] = keras.Input((sequence_length,), dtype="int32", name=ANSWER)
     if packed:
-        inputs["reset"] = keras.Input((sequence_length,), dtype="int32", name="Reset")
-    ids, *_ = tensors = list(inputs.values())
-    layer = TokenLoss(backbone, loss, name="token_loss")
-    output = layer(ids, **{name: x for name, x in inputs.items() if name != "ids"})
-    return keras.Model(tensors, output, name=f"{backbone.config.model}_training")
+        inputs["reset"] = keras.Input((sequence_length,), dtype="int32", name=RESET)
+    tensors, ids = list(inputs.values()), inputs.pop("ids")
+    output = layer(backbone, loss, name="token_loss", **options)(ids, **inputs)
+    return model(tensors, output, name=f"{backbone.config.model}_training")

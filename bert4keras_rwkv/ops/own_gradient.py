@@ -12,8 +12,9 @@ from . import backend
 def with_gradients(value, both):
     """A function of tensors whose gradients are those that `both` gives.
 
-    value(*tensors) -> a scalar. both(*tensors) -> (the same scalar, a gradient for each tensor, None for one that has
-    none, such as ids). What runs where no gradient is asked for is `value`; TensorFlow cannot know, and runs `both`.
+    value(*tensors) -> a scalar, or a vector whose first entry has gradients and the others none. both(*tensors) -> (the
+    same, a gradient for each tensor, None for one that has none, such as ids). What runs where no gradient is asked for
+    is `value`; TensorFlow cannot know, and runs `both`.
     """
     makers = {"jax": _jax, "tensorflow": _tensorflow, "torch": _torch}
     return makers[backend.name()](value, both) if backend.name() in makers else value
@@ -21,7 +22,8 @@ def with_gradients(value, both):
 
 def _times(gradients, cotangent):
     """The chain rule; each gradient keeps its dtype."""
-    return tuple(None if g is None else g * ops.cast(cotangent, g.dtype) for g in gradients)
+    first = ops.reshape(cotangent, (-1,))[0]
+    return tuple(None if g is None else g * ops.cast(first, g.dtype) for g in gradients)
 
 
 def _jax(value, both):
