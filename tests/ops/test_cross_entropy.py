@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from bert4keras_rwkv.ops.cross_entropy import chunked_cross_entropy
+from bert4keras_rwkv.ops.cross_entropy import chunked_cross_entropy, chunked_divergence
 from tests.gradients import compile_on, gradients
 
 B, T, D, V = 2, 11, 5, 13
@@ -69,3 +69,38 @@ def test_no_token_counts(rng):
 
     assert float(ops.convert_to_numpy(loss(hidden))) == 0
     assert not gradients(loss, (hidden,))[0].any()
+
+
+def apart(hidden, wanted, kernel, weights):
+    """The divergence and its gradient in hidden, in float64, term by term."""
+    p, q = (np.exp(np.asarray(x, "float64") @ kernel.astype("float64")) for x in (wanted, hidden))
+    p, q = (x / x.sum(-1, keepdims=True) for x in (p, q))
+    slope = weights[..., None].astype("float64") * (q - p)
+    return (weights * (p * np.log(p / q)).sum(-1)).sum(), slope @ kernel.T.astype("float64")
+
+
+@pytest.mark.parametrize("chunk_len", [4, 64])
+def test_divergence_and_its_gradient(chunk_len, rng):
+    """1e-6 of float64, as above. The teacher gets no gradient."""
+    hidden, kernel, _, weights = inputs(rng)
+    wanted = rng.standard_normal((B, T, D)).astype("float32")
+    want, slope = apart(hidden, wanted, kernel, weights)
+
+    def loss(hidden):
+        return 3.0 * chunked_divergence(hidden, wanted, kernel, weights, chunk_len)
+
+    np.testing.assert_allclose(ops.convert_to_numpy(compile_on(loss)(hidden)), 3 * want, rtol=3e-6)
+    np.testing.assert_allclose(gradients(loss, (hidden,), True)[0], 3 * slope, atol=3e-6 * np.abs(slope).max())
+
+
+def test_no_divergence_from_itself(rng):
+    """Zero, of value and gradient, also where logits are far apart; and where the weight is 0, of infinite ones too."""
+    hidden, kernel, _, weights = inputs(rng)
+    hidden, wanted = 100 * hidden, 100 * hidden
+    wanted[weights == 0] = 1e38
+
+    def loss(hidden):
+        return chunked_divergence(hidden, wanted, kernel, weights, 4)
+
+    assert float(ops.convert_to_numpy(loss(hidden))) == pytest.approx(0, abs=1e-5)
+    assert np.abs(gradients(loss, (hidden,))[0]).max() < 1e-5
