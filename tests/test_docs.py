@@ -12,7 +12,9 @@ pytestmark = pytest.mark.backend_free
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ["README.md", "README.zh-CN.md"]
+GUIDES = ["docs/evaluation.md"]  # each in both languages
 DOCUMENTS = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/formats.md", "docs/training.md"]
+DOCUMENTS += [path for guide in GUIDES for path in (guide, guide.replace("docs/", "docs/zh/"))]
 CHECKPOINT = "RWKV-x060-World-1B6.pth"
 
 
@@ -40,6 +42,17 @@ def test_python_about_training_runs(tmp_path):
     run(python_in("docs/training.md"), tmp_path)
 
 
+@pytest.mark.parametrize("guide", GUIDES)
+def test_python_in_a_guide_runs(guide, tmp_path):
+    run(python_in(guide), tmp_path)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_both_languages_show_the_same_code(guide):
+    english, chinese = (without_comments_and_texts(python_in(d)) for d in (guide, guide.replace("docs/", "docs/zh/")))
+    assert english == chinese
+
+
 def run(code, folder):
     """Run a program in a folder of its own."""
     done = subprocess.run(
@@ -65,7 +78,7 @@ def test_links_lead_to_files(document):
     assert not missing
 
 
-@pytest.mark.parametrize("readme", [*READMES, "docs/formats.md", "docs/training.md"])
+@pytest.mark.parametrize("readme", [*READMES, "docs/formats.md", "docs/training.md", *GUIDES])
 def test_commands_in_the_readme_exist(readme):
     """Every `make` target and every option of the command line that the text shows."""
     text = (ROOT / readme).read_text("utf-8")
