@@ -1,17 +1,21 @@
 """`Batches` as Keras takes them."""
 
 import keras
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
 
-class BatchDataset(keras.utils.PyDataset):
+class BatchDataset(keras.utils.PyDataset, DataAdapter):
     """`Batches` without end, from batch `start` on, in order.
 
-    It has no end because `fit` shuffles one that has, and no workers because they begin anew in each epoch.
+    It has no end because `fit` shuffles one that has, and no workers because they begin anew in each epoch. It is its
+    own adapter, which `fit` allows, because that of Keras refuses to begin an epoch after one that was cut short.
     """
 
     def __init__(self, batches, start=0):
         super().__init__()
         self.batches, self.start = batches, start
+        self._adapter = PyDatasetAdapter(self)
 
     @property
     def num_batches(self):
@@ -19,6 +23,18 @@ class BatchDataset(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         return (self.batches.batch(self.start + index),)
+
+    def get_numpy_iterator(self):
+        return self._adapter.get_numpy_iterator()
+
+    def get_jax_iterator(self):
+        return self._adapter.get_jax_iterator()
+
+    def get_tf_dataset(self):
+        return self._adapter.get_tf_dataset()
+
+    def get_torch_dataloader(self):
+        return self._adapter.get_torch_dataloader()
 
 
 class DataPosition(keras.callbacks.Callback):
