@@ -19,6 +19,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
 
+from bert4keras_rwkv.evaluation import evaluate_text
 from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.training import authors_optimizer, warm_up_cosine
@@ -105,23 +106,6 @@ def train(RWKV, args):
     ).history
 
 
-def bits_per_byte(RWKV, documents, chunk=256):
-    """What the model needs for held-out documents, each read whole after an end token, its own end included."""
-    nats, size = 0.0, 0
-    for text in documents:
-        ids = [END, *RWKV.tokenizer.encode(text), END]
-        state, count = None, len(ids) - 1
-        for start in range(0, count, chunk):
-            known = min(chunk, count - start)
-            part = np.zeros((2, 1, chunk), "int32")
-            part[:, 0, :known] = ids[start : start + known], ids[start + 1 : start + 1 + known]
-            logits, state = RWKV.forward(part[0], state, np.arange(chunk)[None] < known)
-            loss = keras.losses.sparse_categorical_crossentropy(part[1], logits, from_logits=True)
-            nats += float(keras.ops.sum(loss[:, :known]))
-        size += len(text.encode())
-    return nats / np.log(2) / size
-
-
 def plot(curve, path):
     """The loss curve as a PNG. curve: what `main` keeps of the training."""
     import matplotlib
@@ -169,7 +153,7 @@ def export(RWKV, curve):
     for variable, trained in zip(half.model.variables, RWKV.model.variables, strict=True):
         variable.assign(trained)
     half.save_to_preset(OUT)
-    bits = bits_per_byte(type(RWKV).from_preset(OUT), texts(DATA / "held_out.jsonl"))
+    bits = evaluate_text(type(RWKV).from_preset(OUT), texts(DATA / "held_out.jsonl")).bits_per_byte
     text = README.format(
         name=OUT.name,
         layers=SIZES["num_hidden_layers"],

@@ -21,6 +21,7 @@ FLOORS = [
     {"layers", "generation"},
     {"models"},
     {"training"},
+    {"evaluation"},
     {"session"},
     {"server"},
     {"cli"},
@@ -164,7 +165,7 @@ def loaded_by(*arguments):
     return json.loads(done.stderr.splitlines()[-1]), done.stdout
 
 
-@pytest.mark.parametrize("name", ["", ".config", ".tokenizers", ".weights", ".cli"])
+@pytest.mark.parametrize("name", ["", ".config", ".tokenizers", ".weights", ".evaluation", ".cli"])
 def test_import_loads_no_backend_and_prints_nothing(name):
     loaded, printed = loaded_by(f"import bert4keras_rwkv{name}")
     assert loaded == [] and printed == ""
