@@ -6,8 +6,9 @@ from . import peer_sampling, peer_wkv
 from .checkpoints import Size, checkpoint
 from .conversion import conversion
 from .rounds import Worker, interleave
+from .training import training
 
-GROUPS = ["model", "wkv", "sampling", "convert"]
+GROUPS = ["model", "wkv", "sampling", "convert", "train"]
 PROMPT, DECODE = 512, 32
 
 
@@ -25,6 +26,8 @@ def measure(options):
         yield "sampling", sampling(options)
     if "convert" in options.only:
         yield "convert", conversion(options, say)
+    for version in ("7", "6") if "train" in options.only else []:
+        yield f"train rwkv{version}", training(version, options, say)
 
 
 def model_workers(size, options):

@@ -2,57 +2,10 @@
 
 from statistics import median
 
+from . import training
+from .tables import Group, milliseconds, spread, table
+
 FLOAT_BYTES = 4
-
-
-class Group:
-    """The series of one group, by worker and command."""
-
-    def __init__(self, group):
-        self.facts, self.starts, self.command = group.get("facts", {}), group.get("starts", {}), group["command"]
-        self.series = {(s["label"], s["command"]): s for s in group["series"]}
-
-    def labels(self, command):
-        return [label for label, other in self.series if other == command]
-
-    def commands(self, word):
-        """The commands that begin with `word`."""
-        return list(dict.fromkeys(command for _, command in self.series if command.split()[0] == word))
-
-    def seconds(self, label, command):
-        return self.series[label, command]["seconds"]
-
-    def rates(self, label, command):
-        """Tokens (or repetitions) a second, round by round."""
-        count = int((command.split() + ["1"])[1])
-        return [count / seconds for seconds in self.seconds(label, command)]
-
-    def times_faster(self, label, other, command, other_command=None):
-        """How many times faster than `other`: the median over rounds of the quotient within a round."""
-        pairs = zip(self.seconds(other, other_command or command), self.seconds(label, command), strict=True)
-        return median(a / b for a, b in pairs)
-
-    def rounds(self):
-        return max(len(s["seconds"]) for s in self.series.values())
-
-    def foreign(self):
-        """The median share of the processors that other programs used."""
-        return median(share for s in self.series.values() for share in s["foreign"])
-
-
-def spread(values, digits=0):
-    """'median (least to most)'."""
-    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def milliseconds(values):
-    return spread([1e3 * value for value in values], 1)
-
-
-def table(head, rows):
-    """A Markdown table; the first column to the left, the others to the right."""
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
 def limits(group):
@@ -264,6 +217,8 @@ def targets(groups):
                     continue
                 faster = group.times_faster("wkv6 jax", "wkv6 jax", "chunked_both", loop)
                 yield "RWKV-6 recurrence, forward and backward", f"6 x {means}", f"{faster:.1f} x", faster >= 6
+        if name.startswith("train"):
+            yield from training.targets(name, group)
         if name == "sampling":
             for kind in ("peaked", "flat"):
                 drawn = group.seconds("jax", f"top_p_{kind}")
@@ -313,6 +268,7 @@ programs used this share of the processors meanwhile (median; 100% is one proces
         parts.append(wkv_page(groups["wkv"]))
     if "sampling" in groups:
         parts.append(sampling_page(groups["sampling"]))
+    parts += [training.page(name, group) for name, group in groups.items() if name.startswith("train")]
     if "convert" in groups:
         parts.append(conversion_page(groups["convert"]))
     return "\n".join(parts)

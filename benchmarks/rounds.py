@@ -21,13 +21,13 @@ def processor_seconds():
 
 
 class Worker:
-    """A worker process and the commands it is asked in each round."""
+    """A worker process and the commands it is asked in each round. python: the interpreter that it runs in."""
 
-    def __init__(self, label, module, arguments=(), environment=None, commands=()):
+    def __init__(self, label, module, arguments=(), environment=None, commands=(), python=sys.executable):
         self.label, self.commands = label, list(commands)
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)],
+            [str(python), "-m", f"benchmarks.{module}", *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if not os.environ.get("BENCH_VERBOSE") else None,
