@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -53,12 +54,12 @@ def evaluate_text(
 ):
     """Let a model read documents and say how well it predicted them: a `TextScore`.
 
-    documents: any iterable of `Document`s, ids, or texts as `encode_documents` takes them (str, {"text": ...},
-    conversations, of which only answers count). Each is read whole, with nothing before it but an end token, so that
-    its first token counts, too. after_end: whether that token is read; None: unless texts begin in a `state` or a tuned
-    one, which stand for what came before; then first tokens do not count. with_end: whether the end token behind a
-    document counts, too; it has no bytes. state: RWKVState of one row in which each begins. batch_size, chunk_len,
-    progress: see `score_passages`.
+    documents: any iterable of `Document`s, (place, `Document`) as `read_documents` yields them, ids, or texts as
+    `encode_documents` takes them (str, {"text": ...}, conversations, of which only answers count). Each is read whole,
+    with nothing before it but an end token, so that its first token counts, too. after_end: whether that token is read;
+    None: unless texts begin in a `state` or a tuned one, which stand for what came before; then first tokens do not
+    count. with_end: whether the end token behind a document counts, too; it has no bytes. state: RWKVState of one row
+    in which each begins. batch_size, chunk_len, progress: see `score_passages`.
 
     Raises:
         ValueError: an id that the model does not have, text that cannot be encoded, no token to count, or a model that
@@ -122,15 +123,19 @@ class _ByteCount:
 
 
 def _documents(values, tokenizer):
-    """(place, `Document`) for each; texts are encoded."""
-    for number, value in enumerate(values):
-        if _is_text(value):
-            ((_, one),) = encoded(from_iterable([value]), needed(tokenizer))
-            yield f"Document {number}", one
-        elif isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Document):
-            yield value
+    """(place, `Document`) for each; texts that follow each other are encoded together."""
+    for text, group in groupby(enumerate(values), lambda pair: _is_text(pair[1])):
+        if text:
+            items = (item._replace(place=f"Document {i}") for i, value in group for item in from_iterable([value]))
+            yield from encoded(items, needed(tokenizer))
         else:
-            yield f"Document {number}", document(value)
+            yield from (_placed(value, f"Document {i}") for i, value in group)
+
+
+def _placed(value, place):
+    """(place, `Document`) of ids, or of such a pair itself."""
+    placed = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Document)
+    return value if placed else (place, document(value))
 
 
 def _is_text(value):

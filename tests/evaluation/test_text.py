@@ -95,7 +95,7 @@ def test_ids_without_a_tokenizer_have_no_bytes(rwkv, monkeypatch):
         ([[1, 2], [1, 260]], "Document 1: id 260 at position 1"),
         ([("a.bin, item 3", Document(np.array([-1])))], "a.bin, item 3: id -1"),
         ([[]], "no token to predict in 0 documents"),
-        (["a\ud800"], "surrogate"),
+        (["a", [1], "b\ud800"], "Document 2 cannot be encoded: .*surrogate"),
         ([np.zeros((2, 2), int)], "one sequence"),
     ],
 )
