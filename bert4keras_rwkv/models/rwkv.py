@@ -12,6 +12,7 @@ from bert4keras_rwkv.generation.layer import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models import lora, tuning
 from bert4keras_rwkv.models.reading import Reader
+from bert4keras_rwkv.models.segments import segment_trainer
 from bert4keras_rwkv.models.texts import Prompts, token_ids
 from bert4keras_rwkv.models.training import training_model
 from bert4keras_rwkv.state import RWKVState
@@ -241,13 +242,29 @@ class RWKV:
             progress_print=progress_print,
         )
 
-    def training_model(self, loss=None):
+    def training_model(self, loss=None, accuracy=False):
         """A Keras model `Input-Token` (B, T) [, `Answer-Mask`] [, `Reset`] -> scalar loss, on the same weights.
 
         loss: a `layers.NextTokenLoss`, None for the default. Head and loss are computed piece by piece over time, so
-        that the logits of a batch are never kept; `RWKV.model` with a loss of Keras keeps them.
+        that the logits of a batch are never kept; `RWKV.model` with a loss of Keras keeps them. accuracy: with a second
+        output for the metric `TokenAccuracy`, the number of tokens guessed right.
         """
-        return training_model(self.backbone, self.sequence_length, self.packed, loss)
+        return training_model(self.backbone, self.sequence_length, self.packed, loss, accuracy)
+
+    def segment_trainer(self, batch_size, loss=None, accuracy=False):
+        """A Keras model `Input-Token`, `Reset` [, `Answer-Mask`], each (batch_size, T), -> the loss of one segment.
+
+        For texts longer than memory allows: row b of a batch goes on where row b of the batch before ended, as in
+        `PackedBatches(..., carry=True)`. Each row's state is carried from step to step, in evaluation apart from
+        training; the gradient ends where a segment does. `Reset` begins a document, in the tuned state if there is one.
+        The losses of all segments are those of one long pass. `reset_states()` lets all rows begin anew.
+        loss, accuracy: as for `training_model`. The model was built with packed=True. This is truncated
+        back-propagation through time, and a model, not a callback: the step that computes the gradient computes the
+        state, and nothing is read twice.
+        """
+        if not self.packed:
+            raise ValueError("`segment_trainer` needs the input `Reset` and no pad masking: build with packed=True.")
+        return segment_trainer(self.backbone, batch_size, self.sequence_length, loss, accuracy)
 
     def enable_state_tuning(self, time_shift_tuning=False):
         """Make the initial state of every layer a weight, zero at first, and freeze all others but those of LoRA.
