@@ -34,7 +34,7 @@ class SegmentLoss(TokenLoss):
         if ids.shape[0] not in (None, self.batch_size):
             raise ValueError(f"This model carries the states of {self.batch_size} rows. Received: {ids.shape[0]} rows.")
         backbone, carry = self.backbone, self.trained if training else self.evaluated
-        wkv, shift, token, begins = (ops.convert_to_tensor(variable) for variable in carry)
+        wkv, shift, token, begins = (ops.copy(variable) for variable in carry)  # PyTorch assigns in place
         ids, reset = ops.cast(ids, "int32"), ops.cast(ops.not_equal(reset, 0), "int32")
         nothing_read = ops.cast(ops.equal(token, NONE), "int32")
         # One token later: a row reads the last token of before and all but the last of now.

@@ -253,7 +253,12 @@ def test_an_epoch_that_another_callback_ends_is_not_whole(model, restart, tmp_pa
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"every": 0}, "`every` is"), ({"every": 2}, "data must be found again"), ({"keep": 0}, "`keep` is")],
+    [
+        ({"every": 0}, "`every` is"),
+        ({"every": 2}, "data must be found again"),
+        ({"data": [1]}, "`data` is what `keras_dataset"),
+        ({"keep": 0}, "`keep` is"),
+    ],
 )
 def test_options(options, says):
     with pytest.raises(ValueError, match=says):
@@ -264,6 +269,18 @@ def test_the_steps_of_an_epoch_must_be_known(model):
     data = keras_dataset(PackedBatches(DOCUMENTS, 5, 2))
     with pytest.raises(ValueError, match="steps_per_epoch=len"):
         model.fit(data, verbose=0, callbacks=[TrainingCheckpoint("a", 1, data)])
+
+
+def test_a_lone_callback_is_not_run_late(model, restart, tmp_path):
+    """Where Keras would run it late, on JAX, that is an error; elsewhere it works."""
+    from bert4keras_rwkv.ops import backend
+
+    restart()
+    data = keras_dataset(PackedBatches(DOCUMENTS, 5, 2))
+    callback = TrainingCheckpoint(tmp_path, 3, data)
+    with pytest.raises(ValueError, match="Put it into a list") if backend.name() == "jax" else contextlib.nullcontext():
+        model.fit(data, steps_per_epoch=4, verbose=0, callbacks=callback)
+    assert (backend.name() == "jax") == (not tmp_path.exists() or not list(tmp_path.iterdir()))
 
 
 @on_one_backend

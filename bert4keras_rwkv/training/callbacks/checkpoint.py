@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from bert4keras_rwkv.ops.global_random import global_random_state, set_global_random_state
+from bert4keras_rwkv.training.py_dataset import BatchDataset
 from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors, write_safetensors
 from bert4keras_rwkv.weights.tensors import Tensor, Tensors, dtype_named
@@ -55,6 +56,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                 "To go on in the middle of an epoch the data must be found again: give `data`, the dataset of `fit`, "
                 f"or take every='epoch'. Received: every={every!r}, data=None."
             )
+        if data is not None and not isinstance(data, BatchDataset):
+            raise ValueError(f"`data` is what `keras_dataset` gives. Received: {type(data).__name__}.")
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
             raise ValueError(f"`keep` is how many checkpoints stay, at least 1. Received: keep={keep!r}.")
         self.folder, self.every, self.data, self.keep = Path(folder), every, data, keep
