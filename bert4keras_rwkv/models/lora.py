@@ -4,18 +4,19 @@ W + alpha / rank * A B for a kernel W (inputs, outputs), A (inputs, rank), B (ra
 """
 
 import json
+import os
+from dataclasses import dataclass, field
 
 import numpy as np
 from keras import ops
 
 from bert4keras_rwkv.models.tuning import enable_state_tuning, freeze, set_tuned_state, tuned_state
 from bert4keras_rwkv.state import RWKVState
-from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter, save_lora
+from bert4keras_rwkv.weights.adapters import ALPHA, OWN, WHOLE, read_adapter, save_lora
 from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors, write_safetensors
 from bert4keras_rwkv.weights.rules import filled, rules_of
 
-FORMAT = "bert4keras_rwkv.adapter"
 LORA_FILES = (".pth", ".st")  # RWKV-PEFT's and web-rwkv's; everything else is our own
 
 
@@ -42,14 +43,22 @@ def adapted(backbone):
 
 def merge_adapter(backbone, scale=1.0):
     """Add every LoRA, times `scale`, to the weights and start it anew at zero: at scale 1 the model stays as it was."""
-    for layer in adapted(backbone).values():
+    layers = adapted(backbone)
+    rounded = [path for path, layer in layers.items() if layer.quantization_mode is not None]
+    if rounded:
+        raise ValueError(
+            f"'{rounded[0]}' is quantised, and most of a LoRA would be rounded away in it. Save the adapter, load it "
+            "on the model before quantising, and merge it there."
+        )
+    for layer in layers.values():
         change = ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b) * (scale * layer.lora_alpha / layer.lora_rank)
         layer._kernel.assign(layer._kernel + ops.cast(change, layer._kernel.dtype))
         layer.lora_kernel_b.assign(np.zeros(layer.lora_kernel_b.shape, "float32"))
 
 
 def save_adapter(backbone, path):
-    """Write LoRA weights and the tuned state to a safetensors file of our own, exactly; whole or not at all.
+    """Write LoRA weights, the tuned state, and every other weight that trains, to a safetensors file of our own,
+    exactly; whole or not at all.
 
     A path that ends in `.pth` or `.st` gets the LoRA alone, as RWKV-PEFT or web-rwkv have it.
     """
@@ -57,7 +66,7 @@ def save_adapter(backbone, path):
     if str(path).endswith(LORA_FILES):
         save_lora(path, _pairs(backbone, layers), _alpha(layers))
         return
-    tensors = {}
+    tensors = {f"{WHOLE}{name}": ops.convert_to_numpy(variable) for name, variable in _others(backbone).items()}
     for name, layer in layers.items():
         for part in "ab":
             tensors[f"{name}/lora_{part}"] = ops.convert_to_numpy(getattr(layer, f"lora_kernel_{part}"))
@@ -70,45 +79,170 @@ def save_adapter(backbone, path):
     said = {"config": backbone.config.to_dict(), "shift": shift}
     if layers:
         said |= {"alpha": _alpha(layers), "rank": next(iter(layers.values())).lora_rank}
-    write_safetensors(path, tensors, metadata={"format": FORMAT, "version": "1", "adapter": json.dumps(said)})
+    write_safetensors(path, tensors, metadata={"format": OWN, "version": "1", "adapter": json.dumps(said)})
 
 
 def load_adapter(backbone, path, scale=1.0, alpha=ALPHA):
-    """Take over an adapter: our own file, or a LoRA of RWKV-PEFT or web-rwkv. All or nothing.
+    """Take over an adapter: our own file, or a LoRA of RWKV-PEFT or web-rwkv; or several at once. All or nothing.
 
-    LoRA and state tuning are switched on where the file has them; where they are on already they must fit. scale:
-    multiplies what the LoRA adds. alpha: of a foreign LoRA, whose file does not say it.
+    LoRA and state tuning are switched on where the file has them; where they are on already they must fit, but a LoRA
+    of zero, as `merge_adapter` leaves it, gives way. scale: multiplies what the LoRA adds. alpha: of a foreign LoRA,
+    whose file does not say it.
+    path may be a list, scale then one for each: what each LoRA adds, times its scale, is added up, in one LoRA whose
+    rank is the sum of theirs; tuned states are averaged with the scales as weights.
     """
-    if str(path).endswith(LORA_FILES):
-        pairs, state = _foreign(backbone, path), None
-        said = {"alpha": alpha}
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    scales = list(scale) if np.ndim(scale) else [scale] * len(paths)
+    if not paths or len(scales) != len(paths):
+        raise ValueError(
+            f"A scale for each of at least one adapter. Received: {len(paths)} files, {len(scales)} scales."
+        )
+    kernels, files = _kernels(backbone), [_read(backbone, one, alpha) for one in paths]
+    for one, file in zip(paths, files, strict=True):
+        _refuse(one, backbone, _problems(backbone, kernels, file))
+    file = files[0]
+    if len(files) > 1:
+        file, scale = _together(files, scales, " and ".join(map(str, paths))), 1.0
     else:
-        pairs, state, said = _own(backbone, path)
-    kernels, here = _kernels(backbone), adapted(backbone)
-    problems = [f"no projection '{name}'" for name in pairs if name not in kernels]
-    for name, (a, b) in pairs.items():
-        shape = () if name not in kernels else tuple(kernels[name]._kernel.shape)
+        (scale,) = scales
+    here = adapted(backbone)
+    if file.pairs and here and not any(ops.convert_to_numpy(layer.lora_kernel_b).any() for layer in here.values()):
+        for layer in here.values():
+            _drop_lora(layer)
+        here = {}
+    if (
+        here
+        and file.pairs
+        and (set(here) != set(file.pairs) or {one.lora_rank for one in here.values()} != {file.rank})
+    ):
+        _refuse(path, backbone, ["LoRA is on for other projections or another rank; `merge_adapter` makes room"])
+    _take_over(backbone, kernels, file, scale, new=bool(file.pairs) and not here)
+
+
+@dataclass(frozen=True)
+class _File:
+    """What an adapter file holds. pairs: path of a projection -> (A, B) as our layers have them. state: RWKVState, with
+    shift whether its last inputs were tuned, or None. others: path of a weight -> array.
+    """
+
+    pairs: dict
+    alpha: float
+    state: RWKVState | None = None
+    shift: bool = False
+    others: dict = field(default_factory=dict)
+
+    @property
+    def ranks(self):
+        return {a.shape[-1] for a, _ in self.pairs.values()}
+
+    @property
+    def rank(self):
+        return next(iter(self.ranks), 0)
+
+
+def _read(backbone, path, alpha):
+    """The `_File` at a path."""
+    return _foreign(backbone, path, alpha) if str(path).endswith(LORA_FILES) else _own(backbone, path)
+
+
+def _problems(backbone, kernels, file):
+    """What speaks against loading a file, in lines."""
+    problems = [f"no projection '{name}'" for name in file.pairs if name not in kernels]
+    for name, (a, b) in file.pairs.items():
+        shape = () if name not in kernels else _shape(kernels[name])
         if shape and (a.shape[:-1] != shape[:-1] or b.shape[1:] != shape[-1:] or a.shape[-1] != b.shape[0]):
             problems.append(f"'{name}' is {shape}, its LoRA {a.shape} and {b.shape}")
-    ranks = {a.shape[-1] for a, _ in pairs.values()}
-    if len(ranks) > 1:
-        problems.append(f"its ranks are {sorted(ranks)}; they should be one")
-    if here and pairs and (set(here) != set(pairs) or {layer.lora_rank for layer in here.values()} != ranks):
-        problems.append("LoRA is on for other projections or another rank")
+    if len(file.ranks) > 1:
+        problems.append(f"its ranks are {sorted(file.ranks)}; they should be one")
+    if (
+        file.state is not None
+        and file.state.shift.any()
+        and backbone.start_states
+        and not backbone.start_states[0].shift
+    ):
+        problems.append("its state has last inputs, and state tuning is on without: time_shift_tuning=True")
+    known = _weights(backbone) if file.others else {}
+    for name, array in file.others.items():
+        shape = tuple(known[name].shape) if name in known else None
+        if shape != array.shape:
+            problems.append(f"'{name}' is {array.shape} there, and here {shape or 'quantised or absent'}")
+    return problems
+
+
+def _refuse(path, backbone, problems):
     if problems:
         raise WeightsError(f"'{path}' does not fit this {backbone.config.model}:\n  " + "\n  ".join(problems[:20]))
-    if pairs and not here:
-        for name in pairs:
-            kernels[name].enable_lora(*ranks, lora_alpha=said["alpha"])
+
+
+def _together(files, scales, names):
+    """Several `_File`s as one: LoRAs side by side, states averaged."""
+    if any(file.others for file in files):
+        raise WeightsError(f"Whole weights cannot be added up. One of {names} holds some: load it by itself.")
+    pairs, ranked = {}, [(file, scale) for file, scale in zip(files, scales, strict=True) if file.pairs]
+    for name in dict.fromkeys(name for file, _ in ranked for name in file.pairs):
+        a, b = next(file.pairs[name] for file, _ in ranked if name in file.pairs)
+        none = a[..., :0], b[:0]
+        sides = [
+            _widened(*file.pairs.get(name, none), file.rank, scale * file.alpha / file.rank) for file, scale in ranked
+        ]
+        pairs[name] = np.concatenate([a for a, _ in sides], -1), np.concatenate([b for _, b in sides], 0)
+    states = [(file.state, scale) for file, scale in zip(files, scales, strict=True) if file.state is not None]
+    state = RWKVState.average(*zip(*states, strict=True)) if states else None
+    return _File(pairs, float(sum(file.rank for file, _ in ranked)), state, any(file.shift for file in files))
+
+
+def _widened(a, b, rank, scale):
+    """A and B * scale, filled up with zeros to a rank."""
+    more = rank - a.shape[-1]
+    a = np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, more)])
+    return a, np.pad(b * np.float32(scale), ((0, more), (0, 0)))
+
+
+def _take_over(backbone, kernels, file, scale, new):
+    """Switch on what a `_File` needs and assign what it holds. new: LoRA is off."""
+    if new:
+        for name in file.pairs:
+            kernels[name].enable_lora(file.rank, lora_alpha=file.alpha)
+    if new or file.others:
         freeze(backbone)
-    for name, (a, b) in pairs.items():
+    for name, (a, b) in file.pairs.items():
         layer = kernels[name]
         layer.lora_kernel_a.assign(a)
-        layer.lora_kernel_b.assign(b * (scale * said["alpha"] / layer.lora_alpha))
-    if state is not None:
+        layer.lora_kernel_b.assign(b * (scale * file.alpha / layer.lora_alpha))
+    if file.state is not None:
         if not backbone.start_states:
-            enable_state_tuning(backbone, said["shift"])
-        set_tuned_state(backbone, state)
+            enable_state_tuning(backbone, file.shift)
+        set_tuned_state(backbone, file.state)
+    for name, array in file.others.items():
+        variable = backbone.variable_at(name)
+        variable.assign(array)
+        variable.trainable = True
+
+
+def _drop_lora(layer):
+    """Take a LoRA off a projection; what it added is lost. Keras has no way to."""
+    for name in ("lora_kernel_a", "lora_kernel_b"):
+        layer._untrack_variable(getattr(layer, name))
+        setattr(layer, name, None)
+    layer.lora_enabled, layer.lora_rank, layer.lora_alpha = False, None, None
+
+
+def _weights(backbone):
+    """Path -> variable of every weight of the model that is not quantised; none of LoRA or a tuned state."""
+    found = {rule.path: backbone.variable_at(rule.path) for rule in filled(rules_of(backbone.config))}
+    return {path: variable for path, variable in found.items() if "float" in str(getattr(variable, "dtype", ""))}
+
+
+def _others(backbone):
+    """Path -> variable of the weights that train beside LoRA and states; none while nothing is frozen."""
+    known = _weights(backbone)
+    trained = {path: variable for path, variable in known.items() if getattr(variable, "trainable", False)}
+    return {} if len(trained) == len(known) else trained
+
+
+def _shape(layer):
+    """The shape of a projection's kernel; a quantised one may be stored in another."""
+    return tuple((layer._kernel if layer.quantization_mode is None else layer.kernel).shape)
 
 
 def _kernels(backbone):
@@ -157,21 +291,22 @@ def _pairs(backbone, layers):
     }
 
 
-def _foreign(backbone, path):
-    """Path of a projection -> (A, B) as our layers have them, from another project's file."""
+def _foreign(backbone, path, alpha):
+    """The `_File` in another project's file."""
     adapter = read_adapter(path)
     if adapter.kind != "lora" or adapter.copies:
         raise WeightsError(
             f"'{path}' is more than a LoRA, or another kind of adapter. `merge_lora` adds it to the weights for good."
         )
     paths = {name: where for where, name in _official(backbone).items()}
-    return {paths.get(name, name): tuple(part.read().T for part in parts) for name, parts in adapter.parts.items()}
+    pairs = {paths.get(name, name): tuple(part.read().T for part in parts) for name, parts in adapter.parts.items()}
+    return _File(pairs, alpha)
 
 
 def _own(backbone, path):
-    """The pairs by path, the state or None, and what the file says of itself."""
+    """The `_File` in a file of `save_adapter`."""
     with open_safetensors(path) as tensors:
-        if tensors.metadata.get("format") != FORMAT:
+        if tensors.metadata.get("format") != OWN:
             raise WeightsError(
                 f"'{path}' is no adapter file of `save_adapter`. Foreign LoRAs end in {' or '.join(LORA_FILES)}."
             )
@@ -186,4 +321,5 @@ def _own(backbone, path):
         state = None
         if "start/wkv" in tensors:
             state = RWKVState(tensors["start/wkv"], tensors["start/shift"], backbone.config.model)
-    return pairs, state, said
+        others = {name.removeprefix(WHOLE): tensors[name] for name in tensors if name.startswith(WHOLE)}
+    return _File(pairs, said.get("alpha", 1.0), state, said["shift"], others)

@@ -11,6 +11,7 @@ and whole tensors under their own names (RWKV-PEFT's `train_parts`), which repla
 github.com/JL-er/RWKV-PEFT, merge/; github.com/cryscan/web-rwkv.
 """
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from bert4keras_rwkv.weights.tensors import Tensors, as_tensors, transposed
 
 PART = re.compile(r"(.+)\.(lora_A|lora_B|lora\.0|lora\.1|disha|init_lora_A|init_lora_B)")
 ALPHA = 32  # RWKV-PEFT's default
+OWN = "bert4keras_rwkv.adapter"  # how the files of `RWKV.save_adapter` name themselves
+WHOLE = "weights/"  # in them, before the path of a weight that was tuned itself
 STATE = ".att.time_state"  # a tuned initial state; no tensor of the model, see `weights.states`
 TITLES = {"lora": "LoRA or PiSSA", "initial": "what a PiSSA began with", "bone": "DiSHA (Bone)", "bat": "Bat"}
 
@@ -104,6 +107,8 @@ def save_lora(path, pairs, alpha=None):
 
 def adapter_sizes(tensors, path):
     """What `info` says of opened tensors, as plain values; None if they hold no adapter."""
+    if tensors.metadata.get("format") == OWN:
+        return _own_sizes(tensors)
     if not any(map(PART.fullmatch, tensors)):
         return None
     adapter = adapter_of(tensors, path)
@@ -116,6 +121,24 @@ def adapter_sizes(tensors, path):
         "matrices": len(adapter.parts),
         "whole_tensors": len(adapter.copies),
         "dtype": str(next(iter(adapter.parts.values()))[0].dtype),
+    }
+
+
+def _own_sizes(tensors):
+    """`adapter_sizes` of a file of `RWKV.save_adapter`."""
+    said = json.loads(tensors.metadata["adapter"])
+    matrices = [name for name in tensors if name.endswith("/lora_a")]
+    state = "start/wkv" in tensors
+    parts = [("LoRA", matrices), ("state, with last inputs" if said["shift"] else "state", state)]
+    return {
+        "kind": "adapter",
+        "adapter": " and ".join(name for name, there in parts if there) or "whole weights",
+        "model": said["config"]["model"],
+        "layers": said["config"]["num_hidden_layers"],
+        "ranks": sorted({tensors.shapes[name][-1] for name in matrices}),
+        "matrices": len(matrices),
+        "whole_tensors": sum(name.startswith(WHOLE) for name in tensors),
+        "dtype": str(next(iter(tensors.dtypes.values()))),
     }
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from bert4keras_rwkv.cli import main
 from bert4keras_rwkv.state import RWKVState
-from bert4keras_rwkv.weights import write_pth
-from bert4keras_rwkv.weights.adapters import save_lora
+from bert4keras_rwkv.weights import write_pth, write_safetensors
+from bert4keras_rwkv.weights.adapters import OWN, save_lora
 from bert4keras_rwkv.weights.states import write_state
 
 pytestmark = pytest.mark.backend_free
@@ -36,6 +36,22 @@ def test_an_adapter(tmp_path, capsys):
     assert main(["info", str(tmp_path / "a.pth")]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["adapter", "LoRA", "or", "PiSSA"] in lines and ["ranks", "4"] in lines and ["matrices", "2"] in lines
+
+
+def test_our_own_adapter(tmp_path, capsys):
+    """What `RWKV.save_adapter` wrote is no model."""
+    tensors = {
+        "blocks/0/time_mix/key/lora_a": (16, 4),
+        "blocks/0/time_mix/key/lora_b": (4, 16),
+        "start/wkv": (1, 2, 3, 16),
+    }
+    said = {"config": {"model": "rwkv4", "num_hidden_layers": 2}, "shift": True}
+    arrays = {name: np.ones(shape, "float32") for name, shape in tensors.items()}
+    write_safetensors(tmp_path / "a.safetensors", arrays, metadata={"format": OWN, "adapter": json.dumps(said)})
+    assert main(["info", str(tmp_path / "a.safetensors")]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["adapter", "LoRA", "and", "state,", "with", "last", "inputs"] in lines
+    assert ["ranks", "4"] in lines and ["matrices", "1"] in lines and ["model", "rwkv4"] in lines
 
 
 def test_a_model_with_a_state_in_it_is_a_model(model, capsys, tmp_path):
