@@ -12,6 +12,7 @@ TENSORFLOW = ["tensorflow-cpu>=2.21,<2.22"]
 TORCH = ["torch>=2.13,<3"]
 PILE = ["tokenizers>=0.20,<1"]  # the vocabulary of RWKV-4 models trained on the Pile
 DATA = ["google-crc32c>=1.5,<2", "pyrwkv-tokenizer>=0.9,<1"]  # TFRecord checksums and World tokens, both faster
+EVAL = ["lm_eval>=0.4.13,<0.5"]  # its tasks, of which ours can be the model: 0.5 GB
 # Compared with by `make interop`. llama-cpp-python is compiled when it is installed.
 INTEROP = ["llama-cpp-python>=0.3.36,<0.4", "transformers>=5.23,<6"]
 NOTEBOOKS = ["ipykernel>=7,<8", "jupytext>=1.16,<2", "matplotlib>=3.9,<4", "nbclient>=0.10,<1"]
@@ -53,7 +54,8 @@ setup(
         "pile": PILE,
         "data": DATA,
         "dev": DEV,
-        "interop": INTEROP + TORCH,
+        "eval": EVAL,
+        "interop": INTEROP + EVAL + TORCH,
         "notebooks": NOTEBOOKS + TENSORFLOW,
         "test": TENSORFLOW + TORCH + PILE + DATA + NOTEBOOKS + DEV,
     },
