@@ -12,6 +12,7 @@ TENSORFLOW = ["tensorflow-cpu>=2.21,<2.22"]
 TORCH = ["torch>=2.13,<3"]
 PILE = ["tokenizers>=0.20,<1"]  # the vocabulary of RWKV-4 models trained on the Pile
 DATA = ["google-crc32c>=1.5,<2", "pyrwkv-tokenizer>=0.9,<1"]  # TFRecord checksums and World tokens, both faster
+GRAIN = ["grain>=0.2.15,<0.3"]  # data sets that Keras takes
 EVAL = ["lm_eval>=0.4.13,<0.5"]  # its tasks, of which ours can be the model: 0.5 GB
 # Compared with by `make interop`. llama-cpp-python is compiled when it is installed.
 INTEROP = ["llama-cpp-python>=0.3.36,<0.4", "transformers>=5.23,<6"]
@@ -54,10 +55,11 @@ setup(
         "pile": PILE,
         "data": DATA,
         "dev": DEV,
+        "grain": GRAIN,
         "eval": EVAL,
         "interop": INTEROP + EVAL + TORCH,
         "notebooks": NOTEBOOKS + TENSORFLOW,
-        "test": TENSORFLOW + TORCH + PILE + DATA + NOTEBOOKS + DEV,
+        "test": TENSORFLOW + TORCH + PILE + DATA + GRAIN + NOTEBOOKS + DEV,
     },
     entry_points={"console_scripts": ["bert4keras-rwkv = bert4keras_rwkv.cli:main"]},
     classifiers=[
