@@ -7,6 +7,7 @@ from bert4keras_rwkv import __version__
 MODEL = "finch-jargon"  # the one that ships with the package
 BACKENDS = ("jax", "tensorflow", "torch")
 DTYPES = ("float32", "bfloat16", "float16")
+TRAINING_DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 DATA_FORMS = ("jsonl", "text", "tfrecord", "binidx")
 
 # The fields of `Sampling`, with the defaults of `RWKV.generate`.
@@ -21,6 +22,31 @@ SAMPLING = {
     "penalty_decay": (float, 1.0, "how those counts fade at each token"),
 }
 
+# The fields of `Plan`, with what suits small models.
+TRAINING = {
+    "steps": (int, 1000, "how many batches to train on"),
+    "batch_size": (int, 8, "rows of a batch"),
+    "length": (int, 512, "tokens of a row"),
+    "learning_rate": (float, 6e-4, "its peak, after the warm-up; it ends at a sixtieth"),
+    "weight_decay": (float, 0.1, "of the matrices"),
+    "warm_up": (int, 10, "steps in which the learning rate rises"),
+    "report_every": (int, 50, "steps between two looks at the losses"),
+    "seed": (int, 0, "of the random weights and of the order of the documents"),
+}
+
+# The fields of `Tuning` that are numbers.
+TUNING = {
+    "rank": (int, 8, "of the LoRA"),
+    "alpha": (float, None, "of the LoRA, which adds alpha / rank times its product (default: the rank)"),
+    "steps": (int, None, "how many batches to train on (default: 200, unless --epochs is given)"),
+    "epochs": (int, None, "how often to go through the data, instead of --steps"),
+    "batch_size": (int, 8, "rows of a batch"),
+    "length": (int, 256, "tokens of a row"),
+    "learning_rate": (float, None, "its peak (default: what suited the shipped model, see docs/tuning.md)"),
+    "seed": (int, 0, "of the LoRA, the order of the documents, and texts that the model writes"),
+}
+TUNING_MODES = ("state", "lora", "state+lora", "prompt")
+
 
 class UsageError(ValueError):
     """An argument with a value that cannot be, found after argparse was content."""
@@ -34,7 +60,7 @@ def parser():
     )
     whole.add_argument("--version", action="version", version=f"bert4keras_rwkv {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_generate, _info, _convert, _data):
+    for add in (_generate, _info, _convert, _data, _train, _evaluate, _tune, _state):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show where an error came from")
     return whole
@@ -57,6 +83,8 @@ def _generate(commands):
     command.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
     command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     command.add_argument("--echo", action="store_true", help="write the prompt first")
+    command.add_argument("--state", metavar="FILE", help="a state to begin in, as `tune` and other programs write")
+    command.add_argument("--adapter", metavar="FILE", help="a LoRA, with a state or without, as `tune` writes")
     drawing = command.add_argument_group("how the next token is drawn")
     for name, (kind, default, text) in SAMPLING.items():
         shown = "" if default is None else f" (default: {default})"
@@ -71,12 +99,7 @@ def _generate(commands):
     drawing.add_argument("--penalty-free", type=int, nargs="+", default=(), metavar="ID", help="ids that add no count")
     drawing.add_argument("--mask-output", type=int, nargs="+", default=(), metavar="ID", help="ids never written")
     drawing.add_argument("--temperature-after", action="store_true", help="apply it after top-k and top-p")
-    running = command.add_argument_group("how it runs")
-    running.add_argument(
-        "--backend", dest="engine", choices=BACKENDS, help="what Keras runs on (default: KERAS_BACKEND, else jax)"
-    )
-    running.add_argument("--dtype", choices=DTYPES, help="what is computed with (default: what suits the device)")
-    running.add_argument("--kernel", default="auto", metavar="K", help="form of the recurrence (default: %(default)s)")
+    _running(command)
     return command
 
 
@@ -139,6 +162,152 @@ def _data(commands):
     command.add_argument(
         "--workers", type=int, metavar="N", help="processes that encode (default: one a core, 1 below 64 MB)"
     )
+    return command
+
+
+def _train(commands):
+    """`train`: from a configuration and data to a preset folder."""
+    command = commands.add_parser(
+        "train",
+        help="train a model from scratch, or train one on",
+        description="Train a model as the RWKV authors do and write it to a preset folder. Started again after it was "
+        "stopped, it goes on from its last checkpoint. Losses are told on stderr and in FOLDER/training/losses.csv.",
+    )
+    command.add_argument("config", metavar="CONFIG", help="a config JSON for random weights; else a model to train on")
+    command.add_argument("data", metavar="DATA", help="what to train on: a file, or a folder with files of one form")
+    command.add_argument("--out", required=True, metavar="FOLDER", help="the preset folder to write")
+    command.add_argument(
+        "--tokenizer", metavar="FILE", help="a vocabulary file, a preset, or `world` (default: that of the model)"
+    )
+    command.add_argument("--held-out", metavar="FILE", help="data that is not trained on, to look at the loss of")
+    command.add_argument("--from", dest="format", choices=DATA_FORMS, help="the form of DATA (default: by its suffix)")
+    command.add_argument("--separator", metavar="LINE", help="of plain text: the line that stands between documents")
+    plan = command.add_argument_group("how it is trained")
+    for name, (kind, default, text) in TRAINING.items():
+        plan.add_argument(_flag(name), type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
+    running = command.add_argument_group("how it runs")
+    running.add_argument(
+        "--backend", dest="engine", choices=BACKENDS, help="what Keras runs on (default: KERAS_BACKEND, else jax)"
+    )
+    running.add_argument(
+        "--dtype", choices=TRAINING_DTYPES, default="float32", help="what is computed with (default: %(default)s)"
+    )
+    running.add_argument(
+        "--remat", action="store_true", help="compute blocks twice instead of keeping what they compute"
+    )
+    running.add_argument(
+        "--save-every", type=int, default=200, metavar="N", help="steps between checkpoints (default: %(default)s)"
+    )
+    return command
+
+
+def _evaluate(commands):
+    """`evaluate`: how well a model predicts a file."""
+    command = commands.add_parser(
+        "evaluate",
+        help="tell how well a model predicts texts",
+        description="Perplexity and bits per byte of documents (.jsonl, .txt, .tfrecord, .bin with .idx; of "
+        "conversations only answers count), or how often a model writes the last word of LAMBADA's passages.",
+    )
+    command.add_argument("file", metavar="FILE", help="a data set in any form of `data`, or LAMBADA's JSONL")
+    command.add_argument("--task", choices=("text", "lambada"), default="text", help="default: %(default)s")
+    command.add_argument(
+        "--model", default=MODEL, metavar="M", help="weight file, preset folder or shipped model (default: %(default)s)"
+    )
+    command.add_argument(
+        "--tokenizer", metavar="FILE", help="vocabulary file, preset or `world` (default: the model's)"
+    )
+    command.add_argument("--adapter", metavar="FILE", help="LoRA or tuned state that `RWKV.save_adapter` wrote")
+    command.add_argument("--state", metavar="FILE", help="the state in which every text begins")
+    command.add_argument("--json", action="store_true", help="for programs")
+    reading = command.add_argument_group("what is read")
+    reading.add_argument("--from", dest="format", choices=DATA_FORMS, help="the form of FILE (default: by its suffix)")
+    reading.add_argument("--separator", metavar="LINE", help="of plain text: the line that stands between documents")
+    reading.add_argument("--limit", type=int, metavar="N", help="only the first N documents or passages")
+    reading.add_argument(
+        "--begin",
+        choices=("auto", "end", "nothing"),
+        default="auto",
+        help="what stands before a document: the end token, so that its first token counts, or nothing "
+        "(default: the end token, but nothing with a state)",
+    )
+    reading.add_argument("--no-end", action="store_true", help="do not count the end token behind a document")
+    running = _running(command)
+    running.add_argument("--batch-size", type=int, default=8, metavar="B", help="texts at once (default: %(default)s)")
+    running.add_argument(
+        "--chunk-length", type=int, default=256, metavar="T", help="tokens of each at once (default: %(default)s)"
+    )
+    return command
+
+
+def _running(command):
+    """How a model runs. Returns the group of arguments."""
+    running = command.add_argument_group("how it runs")
+    running.add_argument(
+        "--backend", dest="engine", choices=BACKENDS, help="what Keras runs on (default: KERAS_BACKEND, else jax)"
+    )
+    running.add_argument("--dtype", choices=DTYPES, help="what is computed with (default: what suits the device)")
+    running.add_argument("--kernel", default="auto", metavar="K", help="form of the recurrence (default: %(default)s)")
+    return running
+
+
+def _tune(commands):
+    """`tune`: a state, a LoRA, both, or a prompt as a state."""
+    command = commands.add_parser(
+        "tune",
+        help="tune a state or a LoRA on texts, or turn a prompt into a state",
+        description="Tune a small part of a model, and write it to a file for `generate --state` or `generate "
+        "--adapter`. The loss of held-out documents is shown before and after. Started again after it was stopped, the "
+        "same command goes on.",
+    )
+    command.add_argument(
+        "--model", default=MODEL, metavar="M", help="weight file, preset folder or shipped model (default: %(default)s)"
+    )
+    command.add_argument("--mode", choices=TUNING_MODES, default="state", help="what is tuned (default: %(default)s)")
+    command.add_argument("--data", metavar="FILE", help="what to train on, of any form; a prompt can do without")
+    command.add_argument(
+        "--out", required=True, metavar="FILE", help="a state: NAME.pth, .st or other; with a LoRA .safetensors or .pth"
+    )
+    command.add_argument("--held-out", metavar="FILE", help="data to measure with (default: a tenth of the documents)")
+    command.add_argument("--tokenizer", metavar="FILE", help="vocabulary file (default: beside the weights)")
+    command.add_argument("--from", dest="format", choices=DATA_FORMS, help="the form of the data (default: by suffix)")
+    command.add_argument("--separator", metavar="LINE", help="of plain text: the line that stands between documents")
+    tuned = command.add_argument_group("what is tuned")
+    tuned.add_argument("--time-shift", action="store_true", help="the last inputs of the layers, with the state")
+    tuned.add_argument("--targets", nargs="+", metavar="NAME", help="projections with a LoRA (default: all in blocks)")
+    tuned.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="of mode prompt, or a file with it; repeatable"
+    )
+    tuned.add_argument("--quantize", choices=("int8", "int4"), help="round the weights under it, as Keras does")
+    for name, (kind, default, text) in TUNING.items():
+        shown = "" if default is None else f" (default: {default})"
+        tuned.add_argument(_flag(name), type=kind, default=default, metavar="N", help=text + shown)
+    running = command.add_argument_group("how it runs")
+    running.add_argument(
+        "--backend", dest="engine", choices=BACKENDS, help="what Keras runs on (default: KERAS_BACKEND, else jax)"
+    )
+    running.add_argument(
+        "--dtype", choices=TRAINING_DTYPES, default="float32", help="what is computed with (default: %(default)s)"
+    )
+    running.add_argument(
+        "--remat", action="store_true", help="compute blocks twice instead of keeping what they compute"
+    )
+    return command
+
+
+def _state(commands):
+    """`state`: state files, averaged or in another form."""
+    command = commands.add_parser(
+        "state",
+        help="average state files, or write one in another form",
+        description="Write the weighted average of state files, or one of them, as .pth (RWKV-LM, RWKV-PEFT), .st "
+        "(web-rwkv, Ai00) or, under any other suffix, in full.",
+    )
+    command.add_argument("sources", nargs="+", metavar="FILE", help="states of one model, in any form")
+    command.add_argument("--out", required=True, metavar="FILE", help="the file to write")
+    command.add_argument("--weights", nargs="+", type=float, metavar="W", help="one a file (default: all the same)")
+    command.add_argument("--model", default=MODEL, metavar="M", help="whose they are (default: %(default)s)")
+    command.add_argument("--drop-shift", action="store_true", help="lose the last inputs: .pth and .st hold none")
     return command
 
 

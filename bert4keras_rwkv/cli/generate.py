@@ -22,7 +22,9 @@ def run(arguments):
         rwkv = load(arguments, tokenizer)
         if rwkv.tokenizer is None:
             raise ValueError(f"No vocabulary was found beside '{arguments.model}'. Name one with --tokenizer.")
-        ids = rwkv.stream(rwkv.tokenizer.encode(prompt), arguments.max_length, sampling=sampling, seed=arguments.seed)
+        state = tuned(rwkv, arguments)
+        ids = rwkv.tokenizer.encode(prompt)
+        ids = rwkv.stream(ids, arguments.max_length, sampling=sampling, seed=arguments.seed, state=state)
         line.show("reading the prompt")
         clock = write_stream(ids, rwkv.tokenizer, arguments.stop, line, prompt if arguments.echo else "")
     write("\n")
@@ -58,6 +60,18 @@ def load(arguments, tokenizer):
     from bert4keras_rwkv.models import RWKV
 
     return RWKV.from_preset(path, tokenizer=tokenizer, dtype=arguments.dtype, kernel=arguments.kernel)
+
+
+def tuned(rwkv, arguments):
+    """Take over what `--adapter` names; the RWKVState of `--state`, or None."""
+    if arguments.adapter is not None:
+        rwkv.load_adapter(arguments.adapter)
+    if arguments.state is None:
+        return None
+    state = rwkv.load_state(arguments.state)
+    if state.batch != 1:
+        raise ValueError(f"'{arguments.state}' holds the states of {state.batch} texts, and one is written: keep one.")
+    return state
 
 
 def write_stream(ids, tokenizer, stops, line, before=""):

@@ -1,0 +1,81 @@
+"""`tune`: from texts, or a prompt, to a state or an adapter."""
+
+import sys
+from pathlib import Path
+
+from bert4keras_rwkv.cli.arguments import TUNING, UsageError
+from bert4keras_rwkv.cli.bar import Bar
+from bert4keras_rwkv.cli.engine import choose_engine
+from bert4keras_rwkv.tokenizers import load_tokenizer
+from bert4keras_rwkv.weights.files import named
+
+STEPS = 200  # where neither --steps nor --epochs says it
+
+
+def run(arguments):
+    """Tune, say the loss of held-out documents before and after, and write the file."""
+    path, out = named(arguments.model), Path(arguments.out)  # before seconds go by with loading a backend
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"There is no folder '{out.parent}' to write to.")
+    if arguments.data is None and arguments.mode != "prompt":
+        raise UsageError(f"--mode {arguments.mode} needs --data.")
+    choose_engine(arguments.engine)
+    from bert4keras_rwkv.models import RWKV
+    from bert4keras_rwkv.training.tune import check_file, tune
+
+    plan = _plan(arguments)
+    check_file(plan, out)
+    tokenizer = None if arguments.tokenizer is None else load_tokenizer(arguments.tokenizer)
+    rwkv = RWKV.from_preset(path, tokenizer=tokenizer, packed=True, dtype=arguments.dtype, remat=arguments.remat)
+    documents, held_out = (_documents(source, arguments, rwkv) for source in (arguments.data, arguments.held_out))
+    found = tune(rwkv, plan, out, documents, held_out, _say)
+    what = "divergence from the prompt" if plan.mode == "prompt" else "loss"
+    print(f"Held-out {what}, nats a token: {found.before:.4f} before, {found.after:.4f} after")
+    print(f"Wrote {out}")
+
+
+def _plan(arguments):
+    """The `Tuning` that the options describe."""
+    from bert4keras_rwkv.training.tune import Tuning
+
+    numbers = {name: getattr(arguments, name) for name in TUNING if name not in ("steps", "epochs")}
+    steps, epochs = arguments.steps, arguments.epochs
+    if steps is not None and epochs is not None:
+        raise UsageError("--steps and --epochs say the same. Give one of them.")
+    try:
+        return Tuning(
+            mode=arguments.mode,
+            time_shift=arguments.time_shift,
+            targets=None if arguments.targets is None else tuple(arguments.targets),
+            prompts=tuple(map(_prompt, arguments.prompt)),
+            quantize=arguments.quantize,
+            steps=STEPS if steps is None and epochs is None else steps,
+            epochs=1 if epochs is None else epochs,
+            **numbers,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _prompt(given):
+    """The text itself, or that of the file of this name."""
+    path = Path(given)
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # too long for a name, or no name at all
+        there = False
+    return path.read_text("utf-8") if there else given
+
+
+def _documents(source, arguments, rwkv):
+    """The documents of a data set, or None."""
+    if source is None:
+        return None
+    from bert4keras_rwkv.training.run import open_documents
+
+    with Bar(Path(source).name, "B") as progress:
+        return open_documents(source, rwkv.tokenizer, arguments.format, arguments.separator, progress=progress)
+
+
+def _say(share, loss):
+    print(f"{share:.0%}: loss {loss:.4f}", file=sys.stderr)

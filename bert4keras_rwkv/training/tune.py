@@ -1,0 +1,264 @@
+"""Tuning a model, a state, a LoRA, both, or a prompt as a state: from documents to the file that was asked for."""
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bert4keras_rwkv.models.lora import LORA_FILES
+from bert4keras_rwkv.training import learning_rates
+from bert4keras_rwkv.training.batches import ANSWER, IDS, RESET, PackedBatches
+from bert4keras_rwkv.training.documents import document, place_of, sizes_of
+from bert4keras_rwkv.training.run import Folder
+
+MODES = ("state", "lora", "state+lora", "prompt")
+QUANTISED = ("int8", "int4")
+APART = 10  # one document of so many is held out where no others are given
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is tuned and how.
+
+    mode: one of `MODES`. time_shift: tune the last inputs of the layers too, with the state of the recurrence. rank,
+    alpha, targets: of the LoRA, see `RWKV.enable_lora`. prompts: texts, of mode 'prompt'. steps: batches of batch_size
+    rows of `length` tokens; None: as many as `epochs` times through the data takes. learning_rate: its peak; None: what
+    `learning_rates` says. quantize: 'int8' or 'int4' for a base that Keras rounds. seed: of the LoRA, of the order of
+    documents, and of texts written.
+    """
+
+    mode: str = "state"
+    time_shift: bool = False
+    rank: int = 8
+    alpha: float | None = None
+    targets: tuple[str, ...] | None = None
+    prompts: tuple[str, ...] = ()
+    steps: int | None = 200
+    epochs: int = 1
+    batch_size: int = 8
+    length: int = 256
+    learning_rate: float | None = None
+    quantize: str | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, known in (("mode", MODES), ("quantize", (None, *QUANTISED))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` is one of {known}. Received: {name}={getattr(self, name)!r}.")
+        for name in ("steps", "epochs", "batch_size", "length"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is at least 1. Received: {name}={getattr(self, name)}.")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ValueError(f"`learning_rate` is above 0. Received: {self.learning_rate}.")
+        if bool(self.prompts) != (self.mode == "prompt"):
+            raise ValueError("The mode 'prompt' needs a prompt, and no other mode takes one.")
+        if self.time_shift and not self.has_state:
+            raise ValueError("`time_shift` belongs to a state: take the mode 'state', 'state+lora' or 'prompt'.")
+
+    @property
+    def has_state(self):
+        return self.mode != "lora"
+
+    @property
+    def has_lora(self):
+        return "lora" in self.mode
+
+    @property
+    def rate(self):
+        """The peak of the learning rate."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        state = learning_rates.STATE_AND_SHIFTS if self.time_shift else learning_rates.STATE
+        both, lora, prompt = learning_rates.STATE_AND_LORA, learning_rates.LORA, learning_rates.PROMPT
+        return {"state": state, "lora": lora, "state+lora": both, "prompt": prompt}[self.mode]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The held-out loss before and after, in nats a token: cross-entropy, or of a prompt the divergence from it."""
+
+    before: float
+    after: float
+
+
+class Some(Sequence):
+    """Some of a sequence of documents, which stay where they are."""
+
+    def __init__(self, documents, numbers):
+        self.documents, self.numbers = documents, numbers
+        self.sizes = sizes_of(documents)[numbers]
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, number):
+        return self.documents[self.numbers[number]]
+
+    def place(self, number):
+        return place_of(self.documents, self.numbers[number])
+
+
+def tune(rwkv, tuning, path, documents=None, held_out=None, say=None):
+    """Tune an `RWKV` built with packed=True, and write what was tuned to `path`. Returns a `Tuned`.
+
+    documents, held_out: `Document`s or ids. Without held_out a tenth of the documents is held out; without documents,
+    which a prompt does not need, the model writes them. path: a state is written as `RWKV.save_state` does, anything
+    with a LoRA as `RWKV.save_adapter`. say: called with (share of the steps done, loss) now and then.
+    Training that was killed goes on when it is started again: until it ends, a folder beside `path` keeps checkpoints.
+
+    Raises:
+        ValueError: a file that cannot hold what is tuned, too few documents, or checkpoints of another training.
+    """
+    import keras
+
+    check_file(tuning, path)
+    keras.utils.set_random_seed(tuning.seed)
+    if documents is not None and held_out is None and len(documents) > 1:
+        documents, held_out = _apart(documents, tuning.seed)
+    if documents is not None and held_out is None and tuning.mode != "prompt":
+        raise ValueError("One document cannot be trained on and held out. Give documents to measure with: held_out.")
+    if tuning.quantize is not None:
+        _quantise(rwkv, tuning.quantize)
+    if tuning.mode == "prompt":
+        return _tune_prompt(rwkv, tuning, path, documents, held_out, say)
+    if documents is None:
+        raise ValueError(f"The mode {tuning.mode!r} needs documents to train on.")
+    return _tune_on(rwkv, tuning, path, documents, held_out, say)
+
+
+def check_file(tuning, path):
+    """Refuse a path whose suffix promises a file that cannot hold what is tuned."""
+    if not str(path).endswith(LORA_FILES):
+        return
+    if tuning.has_state and (tuning.time_shift or tuning.has_lora):
+        what = "last inputs of the layers" if tuning.time_shift else "a state with a LoRA"
+        raise ValueError(f"Files of other programs have no place for {what}. Write .safetensors instead of '{path}'.")
+
+
+def _tune_on(rwkv, tuning, path, documents, held_out, say):
+    """State, LoRA or both, by the cross-entropy of documents."""
+    from bert4keras_rwkv.layers.losses import NextTokenLoss
+    from bert4keras_rwkv.training.fitting import fit_batches, mean_loss
+
+    if tuning.has_lora:
+        rwkv.enable_lora(tuning.rank, tuning.alpha, tuning.targets)
+    if tuning.has_state:
+        rwkv.enable_state_tuning(tuning.time_shift)
+    answers = any(document(one).answer is not None for one in (*documents, *held_out))
+    batches, held = _batches(rwkv, tuning, documents, answers), _held_out(rwkv, tuning, held_out, answers)
+    steps = tuning.steps or tuning.epochs * len(batches)
+    with tempfile.TemporaryDirectory() as nowhere:  # what cannot be written is better known now
+        write_tuned(rwkv, tuning, Path(nowhere, Path(path).name))
+    folder = _opened(rwkv, tuning, path, batches)
+    loss = NextTokenLoss(answer_mask=answers, pad_token_id=rwkv.backbone.pad_token_id, name="next_token_loss")
+    model = rwkv.training_model(loss)
+    before = mean_loss(model, held, _counted)
+    fit_batches(model, batches, steps, tuning.rate, folder.training, verbose=0, callbacks=_followed(say))
+    return _finished(rwkv, tuning, path, folder, Tuned(before, mean_loss(model, held, _counted)))
+
+
+def _tune_prompt(rwkv, tuning, path, documents, held_out, say):
+    """A state that predicts as behind prompts."""
+    from bert4keras_rwkv.training.distil import distil_prompt
+
+    texts, held = ([document(one).ids for one in some] if some else None for some in (documents, held_out))
+    folder = _opened(rwkv, tuning, path, None)
+    found = distil_prompt(
+        rwkv,
+        list(tuning.prompts),
+        texts,
+        time_shift_tuning=tuning.time_shift,
+        held_out=held,
+        steps=tuning.steps or 200,
+        batch_size=tuning.batch_size,
+        length=tuning.length,
+        learning_rate=tuning.rate,
+        seed=tuning.seed,
+        checkpoint=folder.training,
+        verbose=0,
+        callbacks=_followed(say),
+    )
+    return _finished(rwkv, tuning, path, folder, Tuned(found.before, found.after))
+
+
+def write_tuned(rwkv, tuning, path):
+    """Write what was tuned: an adapter if there is a LoRA, else the state."""
+    if tuning.has_lora:
+        rwkv.save_adapter(path)
+    else:
+        rwkv.save_state(rwkv.tuned_state(), path)
+
+
+def _opened(rwkv, tuning, path, batches):
+    """The `Folder` beside `path` in which training can go on."""
+    model = {"model": rwkv.config.to_dict(), "dtype": rwkv.backbone.compute_dtype}
+    settings = {**asdict(tuning), "data": None if batches is None else batches.order, **model}
+    folder = Folder(f"{os.fspath(path)}.training", settings)
+    folder.open()
+    return folder
+
+
+def _finished(rwkv, tuning, path, folder, tuned):
+    write_tuned(rwkv, tuning, path)
+    shutil.rmtree(folder.path)
+    return tuned
+
+
+def _quantise(rwkv, mode):
+    """Keras' own rounding of the base. It warns of every layer that is no projection."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Layer .* does not have a `quantize` method", UserWarning)
+        rwkv.model.quantize(mode)
+
+
+def _apart(documents, seed):
+    """Documents to train on and some to measure with."""
+    order = np.random.default_rng(seed).permutation(len(documents)).tolist()
+    count = max(1, len(documents) // APART)
+    return Some(documents, order[count:]), Some(documents, order[:count])
+
+
+def _batches(rwkv, tuning, documents, answers):
+    return PackedBatches(
+        documents,
+        tuning.length,
+        tuning.batch_size,
+        tuning.seed,
+        answer_mask=answers,
+        vocab_size=rwkv.config.vocab_size,
+    )
+
+
+def _held_out(rwkv, tuning, documents, answers):
+    """Batches in the order of the documents, as large as there are tokens for."""
+    tokens = int(sizes_of(documents).sum()) + len(documents)
+    length = min(tuning.length, tokens)
+    rows = min(tuning.batch_size, max(1, tokens // length))
+    return PackedBatches(documents, length, rows, None, answer_mask=answers, vocab_size=rwkv.config.vocab_size)
+
+
+def _counted(batch):
+    """How many tokens of a packed batch its loss is the mean of."""
+    from keras import ops
+
+    from bert4keras_rwkv.layers.losses import token_weights
+
+    return float(ops.convert_to_numpy(token_weights(batch[IDS], None, batch.get(ANSWER), batch[RESET])).sum())
+
+
+def _followed(say):
+    """Callbacks that tell how far training is."""
+    if say is None:
+        return []
+    import keras
+
+    class Told(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            say((epoch + 1) / self.params["epochs"], logs["loss"])
+
+    return [Told()]
