@@ -19,7 +19,7 @@ def run(arguments):
     source, target = arguments.source, arguments.target
     kind = kind_of(source, arguments.format)
     workers = _workers(arguments.workers, files_of(source, kind))
-    tokenizer = None if arguments.tokenizer is None else _tokenizer(arguments.tokenizer)
+    tokenizer = None if arguments.tokenizer is None else named_tokenizer(arguments.tokenizer)
     with Bar(Path(target).name, "B" if kind in TEXTS else "document") as progress:
         report = convert(
             source, target, tokenizer, arguments.to, kind, arguments.separator, workers=workers, progress=progress
@@ -43,7 +43,7 @@ def _workers(wanted, files):
     return wanted or (1 if small else os.cpu_count() or 1)
 
 
-def _tokenizer(name):
+def named_tokenizer(name):
     """`world`, a vocabulary file, or that in a preset folder or in a shipped model."""
     if name == WORLD and not Path(name).exists():
         return RWKV_TOKENIZER()

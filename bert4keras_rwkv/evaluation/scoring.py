@@ -73,7 +73,7 @@ def _score_batch(rwkv, batch, rows, chunk_len, state):
         live = sum(len(one.ids) - 1 > start for one in batch)
         while rows // FEWER >= live:
             rows //= FEWER
-        if start:
+        if start and state.batch > rows:
             state = state[:rows]
         longest = chunk_len if rows < most else min(chunk_len, len(batch[0].ids) - 1 - start)
         ids, targets, present = _piece(batch[:live], start, longest, rows)

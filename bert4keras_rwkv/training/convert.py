@@ -111,7 +111,7 @@ def read_documents(source, tokenizer=None, format=None, separator=None, workers=
         parts = map(RecordFile if kind == "tfrecord" else Binidx, files_of(source, kind))
         return _checked(Joined(parts), tokenizer, progress)
     if tokenizer is None:
-        raise ValueError(f"Text becomes ids by a tokenizer, and none was given for '{source}'.")
+        raise ValueError(f"'{source}' holds text, which needs a tokenizer: name a vocabulary file.")
     return encoded(_items(source, kind, separator, progress), tokenizer, workers)
 
 
