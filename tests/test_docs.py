@@ -1,5 +1,6 @@
 """The documents tell the truth: their Python runs, their links lead somewhere, both languages show the same code."""
 
+import functools
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.backend_free
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ["README.md", "README.zh-CN.md"]
-GUIDES = ["docs/evaluation.md"]  # each in both languages
+GUIDES = ["docs/evaluation.md", "docs/long-documents.md"]  # each in both languages
 DOCUMENTS = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/formats.md", "docs/training.md"]
 DOCUMENTS += [path for guide in GUIDES for path in (guide, guide.replace("docs/", "docs/zh/"))]
 CHECKPOINT = "RWKV-x060-World-1B6.pth"
@@ -87,8 +88,14 @@ def test_commands_in_the_readme_exist(readme):
         assert re.search(rf"^{target}:", makefile, re.M), target
     for line in re.findall(r"^    bert4keras-rwkv (.*?)(?:  #.*)?$", text, re.M):
         command, *options = line.split()
-        shown = subprocess.run(
-            [sys.executable, "-m", "bert4keras_rwkv", command, "--help"], capture_output=True, text=True, cwd=ROOT
-        )
-        assert shown.returncode == 0, shown.stderr
-        assert {o for o in options if o.startswith("--")} <= set(re.findall(r"--[a-z-]+", shown.stdout))
+        assert {o for o in options if o.startswith("--")} <= options_of(command)
+
+
+@functools.cache
+def options_of(command):
+    """The options that `--help` shows."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "bert4keras_rwkv", command, "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert shown.returncode == 0, shown.stderr
+    return set(re.findall(r"--[a-z-]+", shown.stdout))

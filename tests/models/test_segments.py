@@ -1,6 +1,7 @@
 """A text that is read in segments, each in a step of its own, costs what it costs in one pass."""
 
 import contextlib
+import os
 
 import keras
 import numpy as np
@@ -13,7 +14,8 @@ from bert4keras_rwkv.training.metrics import Perplexity, TokenAccuracy
 from tests.models.small import small_model, texts
 
 B, T, SEGMENTS = 2, 7, 4
-VERSIONS = ["4", pytest.param("5.2", marks=pytest.mark.slow), "6", "7"]
+VERSIONS = ["4", "7", *(pytest.param(version, marks=pytest.mark.slow) for version in ("5.2", "6"))]
+on_one_backend = pytest.mark.slow if os.environ.get("KERAS_BACKEND", "jax") != "jax" else lambda test: test
 
 
 def text_of(rng, resets):
@@ -157,6 +159,7 @@ def test_answers_and_hits(small, rng):
     assert 0 < results[0]["token_accuracy"] < 1
 
 
+@on_one_backend
 def test_hundreds_of_segments_stay_finite(rng):
     """The losses of 300 steps in one document, and at a learning rate that learns: they fall."""
     rwkv = small_model("7", packed=True, num_hidden_layers=1)
@@ -176,23 +179,23 @@ class Stopped(Exception):
 
 
 def test_it_goes_on_after_an_interruption(tmp_path):
-    """In bfloat16, `fit` with evaluation, stopped inside a document and started again: the losses of a run that was not
-    stopped, bit by bit, for the carried state is in the checkpoint.
+    """In bfloat16, stopped inside a document and started again: the losses and metrics of a run that was not stopped,
+    bit by bit, for the carried state is in the checkpoint.
     """
     batches = PackedBatches([np.arange(number, number + 40) % 40 for number in range(3)], T, B, carry=True)
     model = small_model(packed=True, num_hidden_layers=1, dtype="bfloat16").segment_trainer(B)
-    model.compile(keras.optimizers.Adam(1e-2))
-    model.optimizer.build(model.trainable_variables)
-    variables = [*model.variables, *model.optimizer.variables]
-    begin = [variable.numpy().copy() for variable in variables]
+    begin = [variable.numpy().copy() for variable in model.variables]
+    model.compile(keras.optimizers.SGD(1e-2, 0.9), metrics=[Perplexity()])
 
     def run(folder, stop=0):
-        for variable, value in zip(variables, begin, strict=True):
+        for variable, value in zip(model.variables, begin, strict=True):
             variable.assign(value)
+        for variable in model.optimizer.variables[2:] if model.optimizer.built else []:
+            variable.assign(np.zeros(variable.shape))
         losses = []
 
         def seen(batch, logs):
-            losses.append(logs["loss"])
+            losses.append((logs["loss"], logs["perplexity"]))
             if len(losses) == stop:
                 raise Stopped
 
@@ -203,13 +206,14 @@ def test_it_goes_on_after_an_interruption(tmp_path):
         ]
         options = {"steps_per_epoch": 6, "epochs": 2, "verbose": 0, "callbacks": callbacks}
         with pytest.raises(Stopped) if stop else contextlib.nullcontext():
-            model.fit(data, validation_data=keras_dataset(batches), validation_steps=4, **options)
+            model.fit(data, **options)
         return losses
 
     whole = run(tmp_path / "whole")
     assert run(tmp_path / "stopped", 8) == whole[:8]
+    model.compile(keras.optimizers.SGD(1e-2, 0.9), metrics=[Perplexity()])  # nothing is built yet, as in a new process
     assert run(tmp_path / "stopped") == whole[8:]
-    assert {variable.dtype for variable in variables} >= {"float32", "bfloat16", "int32"}
+    assert {variable.dtype for variable in model.variables} >= {"float32", "bfloat16", "int32"}
 
 
 def test_what_it_needs_is_said(small):

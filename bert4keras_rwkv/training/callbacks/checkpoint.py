@@ -162,6 +162,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             model.optimizer.build(model.trainable_variables)
         with _opened(path) as tensors:
             place = json.loads(tensors.metadata["place"])
+            if place["step"] and self.data is not None:
+                _make_metrics(model, self.data)
             variables = _variables(model, metrics=place["step"] > 0)
             self._check(path, place, tensors, variables)
             values = {name: tensors[name] for name in tensors if name.startswith("metrics/")}
@@ -212,6 +214,13 @@ def _opened(path):
         tensors.close()
         raise ValueError(f"{path} is no file of TrainingCheckpoint of this version. Take another folder.")
     return tensors
+
+
+def _make_metrics(model, data):
+    """The metrics of `compile`, which Keras makes in the first step on TensorFlow, and elsewhere before."""
+    if not all(getattr(one, "built", True) for one in model.metrics):
+        (x,) = data[0]
+        model.compute_metrics(x, None, model(x))
 
 
 def _variables(model, metrics):
