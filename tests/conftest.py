@@ -3,6 +3,8 @@
 The backend is `KERAS_BACKEND` in the environment, one process a backend (`make test` starts them all).
 """
 
+import functools
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -16,8 +18,14 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("KERAS_BACKEND", "jax")
-# Hundreds of small programs are compiled once and run once: compiling, not running, is what takes the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# Hundreds of small programs are compiled once and run once: compiling, not running, is what takes the time. XLA's older
+# way to emit a fusion takes half as long as its new one.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
+)
+# Traced programs are many objects that live long: looking through them again and again took a tenth of the time.
+gc.set_threshold(50_000, 20, 20)
 
 # Many tests compile the same program again, each for a model of its own.
 COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
@@ -26,6 +34,18 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 SEED = 20240424
+
+
+@functools.cache
+def awake():
+    """Keras, on a backend that does not optimise what runs once."""
+    import keras
+
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    return keras
 
 
 def pytest_addoption(parser):
@@ -39,12 +59,15 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselect by --backend-free and --slow, and skip tests whose oracle folder is not there."""
+    """Deselect by --backend-free and --slow, and skip tests whose oracle folder is not there.
+
+    Other implementations run beside ours on PyTorch, which is theirs too; on the other backends that is slow.
+    """
     choice = config.getoption("--backend-free")
     kept, dropped = [], []
     for item in items:
         free = item.get_closest_marker("backend_free") is not None
-        slow = item.get_closest_marker("slow") is not None
+        slow = item.get_closest_marker("slow") is not None or _elsewhere(item, free)
         wanted = choice == "also" or free == (choice == "only")
         (kept if wanted and (config.getoption("--slow") or not slow) else dropped).append(item)
     if dropped:
@@ -57,6 +80,11 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(without)
 
 
+def _elsewhere(item, free):
+    """Whether a test compares our forward, on this backend, with one that runs on PyTorch."""
+    return item.get_closest_marker("live") is not None and not free and os.environ["KERAS_BACKEND"] != "torch"
+
+
 def pytest_report_header():
     return f"keras backend: {os.environ['KERAS_BACKEND']}; oracles: {os.environ.get('RWKV_ORACLES') or 'none'}"
 
@@ -66,9 +94,16 @@ def fixed_seed(request):
     """The same random numbers in every run; a backend is woken only for tests that use one."""
     np.random.seed(SEED)
     if not request.node.get_closest_marker("backend_free"):
-        import keras
+        awake().utils.set_random_seed(SEED)
 
-        keras.utils.set_random_seed(SEED)
+
+@pytest.fixture(autouse=True)
+def uncompiled(request, monkeypatch):
+    """In a test marked `once`, on TensorFlow, what would be compiled runs operation by operation."""
+    if request.node.get_closest_marker("once") and os.environ["KERAS_BACKEND"] == "tensorflow":
+        from bert4keras_rwkv.generation import compile
+
+        monkeypatch.setattr(compile, "_tensorflow", compile.eager)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Gradients of a function of tensors, on whichever backend runs."""
 
+import functools
+
 import keras
 from keras import ops
 
@@ -7,12 +9,15 @@ BACKEND = keras.backend.backend()
 
 
 def gradients(function, arrays, jit=False):
-    """d function(*arrays) / d array for each array, as NumPy; function returns a scalar. jit: through XLA."""
+    """d function(*arrays) / d array for each array, as NumPy; function returns a scalar.
+
+    jit: through XLA, as JAX always does.
+    """
     if BACKEND == "jax":
         import jax
 
         gradient = jax.grad(function, tuple(range(len(arrays))))
-        found = (jax.jit(gradient) if jit else gradient)(*arrays)
+        found = jax.jit(gradient)(*arrays)
     elif BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -42,3 +47,9 @@ def compile_on(function, jit=True):
 
         return tf.function(function, jit_compile=jit, autograph=False)
     return function
+
+
+@functools.cache
+def quick(function):
+    """`function` of tensors and Nones, compiled on JAX, where its operations one by one would be compiled each."""
+    return compile_on(function) if BACKEND == "jax" else function

@@ -19,12 +19,17 @@ def compiled(function, variables=(), donate=()):
         return _jax(function, variables, donate)
     if backend.name() == "tensorflow":
         return _tensorflow(function)
+    return eager(function)
 
-    def eager(*args):
+
+def eager(function):
+    """`function` for the same arguments, run operation by operation."""
+
+    def call(*args):
         with no_gradient():
             return function(*keras.tree.map_structure(_tensor, args))
 
-    return eager
+    return call
 
 
 def wants_fixed_shapes():

@@ -29,7 +29,7 @@ def _scan_tensorflow(step, carry, xs):
     import tensorflow as tf
 
     n = xs[0].shape[0]
-    if n == 1:
+    if n == 1 or tf.executing_eagerly():
         return _scan_python(step, carry, xs)
     count = tf.shape(xs[0])[0] if n is None else n
     spec = _emitted(step, carry, xs)

@@ -18,6 +18,7 @@ RECORDED = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.oracle
 @pytest.mark.parametrize("where", RECORDED)
 def test_recorded_logits(oracles, where):

@@ -43,6 +43,7 @@ def test_converting_keeps_the_vocabulary(written, tmp_path, capsys):
     assert (tmp_path / "b.gguf").read_bytes() == path.read_bytes()
 
 
+@pytest.mark.once
 @pytest.mark.oracle
 @pytest.mark.parametrize(
     ("name", "version", "bar"),

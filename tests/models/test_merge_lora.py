@@ -16,6 +16,7 @@ MERGES = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", MERGES)
 def test_recorded_answers(oracles, name):

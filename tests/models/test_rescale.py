@@ -25,6 +25,7 @@ def loud_model(version, layers, loudness, growth=1.0, start=1.0, **options):
     return rwkv
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("version", LAWFUL)
 def test_the_logits_do_not_change(version, rng):
     """All factors are powers of two: not a bit differs where operations run one by one, as in PyTorch. A compiler may
@@ -36,6 +37,7 @@ def test_the_logits_do_not_change(version, rng):
     assert_close(got, want, bar=0 if keras.backend.backend() == "torch" else 1e-6)
 
 
+@pytest.mark.once
 def test_float16_overflows_without_and_is_right_with(rng):
     """The bar of float16, on the root mean square as that of the logits (`test_build.test_half_precision`)."""
     ids, loud = texts(rng, 2, 7), (5, 1000.0, 1.5, 2e4)

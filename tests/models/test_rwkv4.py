@@ -28,6 +28,7 @@ def test_a_file_comes_back_bit_for_bit(tmp_path, rng):
         np.testing.assert_array_equal(again[name], array)
 
 
+@pytest.mark.once
 def test_one_channel(rng):
     """Hidden size 1: every norm gives its bias. 1e-4 of float64."""
     rwkv = small_model("4", hidden_size=1, intermediate_size=1, num_hidden_layers=1)
@@ -49,6 +50,7 @@ def test_zeros_are_where_a_text_begins(rwkv, rng):
         np.testing.assert_array_equal(ops.convert_to_numpy(after.wkv), state.wkv)
 
 
+@pytest.mark.once
 def test_large_keys_stay_finite(rwkv, rng):
     """Weights a thousand times as large: exponents of thousands, no overflow."""
     loud = small_model("4")

@@ -21,6 +21,7 @@ from tests.official import official_weights
 RANKS_OF_ONE = {f"{name}_low_rank_dim": 1 for name in ("decay", "a", "v", "gate")}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "options",
     [
@@ -50,6 +51,7 @@ def test_the_first_value_is_not_that_of_the_layer_before(rng):
     assert np.abs(ops.convert_to_numpy(rwkv.forward(ids)[0]) - before).max() > 0.01
 
 
+@pytest.mark.once
 def test_tensors_of_the_first_block_that_mean_nothing(rng, tmp_path):
     """Files of the trainer and of llama.cpp's converter hold v0, v1, v2 for the first block, with any rank."""
     weights = official_weights("7", rng)

@@ -9,6 +9,8 @@ from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights import open_weights, write_pth
 from tests.models.small import LAWFUL, arrays, small_model, texts
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(params=["5.2", "6", "7"])
 def answered(request, oracles):

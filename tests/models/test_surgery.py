@@ -54,6 +54,7 @@ def test_every_version(version, tmp_path, rng):
         np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.once
 def test_the_same_network_with_other_ids(whole, cut, rng):
     """Logits of kept ids are those of the file; those of an average, for the head is linear, their average.
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from bert4keras_rwkv.ops.token_shift import shift_rows, token_shift
-from tests.gradients import gradients
+from tests.gradients import gradients, quick
 
 B, D = 3, 2
 
@@ -41,8 +41,8 @@ def test_predecessors(T, masked, resets, tuned, seed):
         present[0] = False
     seen = np.ones((B, T), bool) if present is None else present
     begins = np.zeros((B, T), bool) if reset is None else reset
-    rows = None if present is None or T == 1 else shift_rows(present, reset)
-    got = token_shift(ops.convert_to_tensor(x), last, present, reset, start, rows)
+    rows = None if present is None or T == 1 else quick(shift_rows)(present, reset)
+    got = quick(token_shift)(ops.convert_to_tensor(x), last, present, reset, start, rows)
     previous, new = truth(x, last, seen, begins, 0.0 if start is None else start)
     np.testing.assert_array_equal(ops.convert_to_numpy(got[0])[seen], previous[seen])
     np.testing.assert_array_equal(ops.convert_to_numpy(got[1]), new)

@@ -1,5 +1,7 @@
 """Every form of the RWKV-4 recurrence is the recurrence, forward and backward, for every key, bonus and decay."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from bert4keras_rwkv.ops.wkv4 import wkv4, wkv4_loop, wkv4_step
-from tests.gradients import BACKEND, compile_on, gradients
+from tests.gradients import BACKEND, compile_on, gradients, quick
 from tests.ops import numpy_wkv4
 
 B, D = 2, 5
@@ -78,7 +80,7 @@ def test_finite_where_numbers_overflow(rng):
         return ops.sum(y * y) + ops.sum(last[:, :2])
 
     found = gradients(loss, [k, v, w, u, state], jit=True)
-    assert all(np.isfinite(ops.convert_to_numpy(x)).all() for x in (*wkv4(k, v, w, u, state), *found))
+    assert all(np.isfinite(ops.convert_to_numpy(x)).all() for x in (*quick(wkv4)(k, v, w, u, state), *found))
 
 
 def check_gradients(args, dy, dstate, **options):
@@ -175,7 +177,7 @@ def test_masks_and_resets(T, masked, resets, tuned, before, seed):
     y, last = numpy_wkv4.wkv4(*args, state, present, reset, start)
     seen = np.ones((B, T), bool) if present is None else present
     for form in [wkv4_loop] + [wkv4_step] * (T == 1):
-        got_y, got_last = map(ops.convert_to_numpy, form(*args, state, present, reset, start))
+        got_y, got_last = map(ops.convert_to_numpy, quick(form)(*args, state, present, reset, start))
         assert np.isfinite(got_y).all()
         np.testing.assert_allclose(got_y[seen], y[seen], atol=1e-5 * max(np.abs(y).max(), 1))
         np.testing.assert_allclose(got_last, last, rtol=1e-5, atol=1e-5)
@@ -187,14 +189,14 @@ def test_zeros_are_an_empty_state(rng):
     """Programs hand in zeros: the answers are those of a maximum of -1e30, whatever keys come."""
     args = inputs(rng, 9, extremes=["large keys"])[:4]
     state = np.zeros((B, 3, D), "float32")
-    assert max(errors(wkv4(*args, state), wkv4(*args, empty(state)))) < 1e-6
+    assert max(errors(quick(wkv4)(*args, state), quick(wkv4)(*args, empty(state)))) < 1e-6
 
 
 def test_half_precision_inputs_accumulate_in_float32(rng):
     args = inputs(rng, 33)
     half = [ops.cast(x, "bfloat16") for x in args[:2]]
     exact = [ops.convert_to_numpy(ops.cast(x, "float32")) for x in half]
-    y, state = wkv4(*half, *args[2:])
+    y, state = quick(wkv4)(*half, *args[2:])
     assert ops.dtype(y) == ops.dtype(state) == "float32"
     assert max(errors((y, state), numpy_wkv4.wkv4(*exact, *args[2:]))) < 5e-6
 
@@ -213,6 +215,6 @@ def test_kernels_by_name(rng):
     args = inputs(rng, 9)
     want = numpy_wkv4.wkv4(*args)
     for kernel in ("auto", "ops", "loop"):
-        assert max(errors(wkv4(*args, kernel=kernel), want)) < 5e-6
+        assert max(errors(quick(partial(wkv4, kernel=kernel))(*args), want)) < 5e-6
     with pytest.raises(ValueError, match=r"'auto', 'ops', 'native', 'loop'"):
         wkv4(*args, kernel="cuda")

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 from bert4keras_rwkv.ops.wkv5 import wkv5
-from tests.gradients import gradients
+from tests.gradients import gradients, quick
 from tests.ops import numpy_wkv6
 
 B, T, H, N = 2, 21, 2, 4
@@ -37,7 +37,7 @@ def test_values_and_gradients(of_channels, rng):
         y, state = wkv5(*args, present)
         return ops.sum(ops.multiply(y, dy)) + ops.sum(ops.multiply(state, dstate))
 
-    y, state = wkv5(*args, present)
+    y, state = quick(wkv5)(*args, present)
     want_y, want_state = numpy_wkv6.wkv6(*spread(*args), present)
     np.testing.assert_allclose(ops.convert_to_numpy(y)[present], want_y[present], atol=1e-5 * np.abs(want_y).max())
     np.testing.assert_allclose(ops.convert_to_numpy(state), want_state, atol=1e-5 * np.abs(want_state).max())

@@ -1,5 +1,7 @@
 """Every form of the RWKV-6 recurrence is the recurrence, forward and backward, for every decay."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from bert4keras_rwkv.ops.wkv6 import wkv6, wkv6_chunked, wkv6_loop, wkv6_step
-from tests.gradients import BACKEND, compile_on, gradients
+from tests.gradients import BACKEND, compile_on, gradients, quick
 from tests.ops import numpy_wkv6
 
 B, H, N = 2, 2, 4
@@ -131,7 +133,7 @@ def test_masks_and_resets(T, masked, resets, tuned, seed):
     seen = np.ones((B, T), bool) if present is None else present
     forms = [wkv6_loop, wkv6_chunked] + [wkv6_step] * (T == 1)
     for form in forms:
-        got_y, got_state = form(*args, present, reset, start)
+        got_y, got_state = quick(form)(*args, present, reset, start)
         np.testing.assert_allclose(ops.convert_to_numpy(got_y)[seen], y[seen], atol=1e-5 * max(np.abs(y).max(), 1))
         assert error(got_state, state) < 5e-6
 
@@ -140,9 +142,9 @@ def test_masks_and_resets(T, masked, resets, tuned, seed):
 def test_split_anywhere(cut, rng):
     """Two calls with the state passed on are one call. 1e-6: the chunks lie elsewhere."""
     args = inputs(rng, 50)
-    whole, end = wkv6(*args)
-    first, middle = wkv6(*(x[:, :cut] for x in args[:4]), *args[4:])
-    second, last = wkv6(*(x[:, cut:] for x in args[:4]), args[4], middle)
+    whole, end = quick(wkv6)(*args)
+    first, middle = quick(wkv6)(*(x[:, :cut] for x in args[:4]), *args[4:])
+    second, last = quick(wkv6)(*(x[:, cut:] for x in args[:4]), args[4], middle)
     assert error(ops.concatenate([first, second], axis=1), ops.convert_to_numpy(whole)) < 1e-6
     assert error(last, ops.convert_to_numpy(end)) < 1e-6
 
@@ -150,13 +152,13 @@ def test_split_anywhere(cut, rng):
 @pytest.mark.parametrize(("heads", "size"), [(1, 64), (3, 1), (5, 24)])
 def test_any_head_size(heads, size, rng):
     args = inputs(rng, 33, heads=heads, size=size)
-    assert max(map(error, wkv6_chunked(*args), numpy_wkv6.wkv6(*args))) < 5e-6
+    assert max(map(error, quick(wkv6_chunked)(*args), numpy_wkv6.wkv6(*args))) < 5e-6
 
 
 def test_half_precision_inputs_accumulate_in_float32(rng):
     args = inputs(rng, 33)
     half = [ops.cast(x, "bfloat16") for x in args[:4]]
-    y, state = wkv6_chunked(*half, *args[4:])
+    y, state = quick(wkv6_chunked)(*half, *args[4:])
     exact = [ops.convert_to_numpy(ops.cast(x, "float32")) for x in half]
     want = numpy_wkv6.wkv6(*exact, *args[4:])
     assert ops.dtype(y) == ops.dtype(state) == "float32"
@@ -186,7 +188,7 @@ def test_kernels_by_name(rng, monkeypatch):
     args = inputs(rng, 9)
     want = numpy_wkv6.wkv6(*args)
     for kernel in ("auto", "ops", "loop"):
-        assert max(map(error, wkv6(*args, kernel=kernel), want)) < 5e-6
+        assert max(map(error, quick(partial(wkv6, kernel=kernel))(*args), want)) < 5e-6
     with pytest.raises(ValueError, match=r"'auto', 'ops', 'native', 'loop'"):
         wkv6(*args, kernel="cuda")
     monkeypatch.setenv("OPS_KERNEL", "2")

@@ -1,5 +1,7 @@
 """Every form of the RWKV-7 recurrence is the recurrence, forward and backward, for all that a model can ask for."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from bert4keras_rwkv.ops.wkv7 import wkv7, wkv7_chunked, wkv7_loop, wkv7_step
-from tests.gradients import BACKEND, compile_on, gradients
+from tests.gradients import BACKEND, compile_on, gradients, quick
 from tests.ops import numpy_wkv7
 
 B, H, N = 2, 2, 4
@@ -160,7 +162,7 @@ def test_masks_and_resets(T, masked, resets, tuned, seed):
     seen = np.ones((B, T), bool) if present is None else present
     forms = [wkv7_loop, wkv7_chunked] + [wkv7_step] * (T == 1)
     for form in forms:
-        got_y, got_state = form(*args, present, reset, start)
+        got_y, got_state = quick(form)(*args, present, reset, start)
         np.testing.assert_allclose(ops.convert_to_numpy(got_y)[seen], y[seen], atol=1e-5 * max(np.abs(y).max(), 1))
         assert error(got_state, state) < 5e-6
 
@@ -183,9 +185,9 @@ def test_gradients_of_the_form_that_is_chosen(rng):
 def test_split_anywhere(cut, rng):
     """Two calls with the state passed on are one call. 1e-6: the chunks lie elsewhere."""
     args = inputs(rng, 50)
-    whole, end = wkv7(*args)
-    first, middle = wkv7(*(x[:, :cut] for x in args[:6]), args[6])
-    second, last = wkv7(*(x[:, cut:] for x in args[:6]), middle)
+    whole, end = quick(wkv7)(*args)
+    first, middle = quick(wkv7)(*(x[:, :cut] for x in args[:6]), args[6])
+    second, last = quick(wkv7)(*(x[:, cut:] for x in args[:6]), middle)
     assert error(ops.concatenate([first, second], axis=1), ops.convert_to_numpy(whole)) < 1e-6
     assert error(last, ops.convert_to_numpy(end)) < 1e-6
 
@@ -193,13 +195,13 @@ def test_split_anywhere(cut, rng):
 @pytest.mark.parametrize(("heads", "size"), [(1, 64), (3, 1), (5, 24)])
 def test_any_head_size(heads, size, rng):
     args = inputs(rng, 33, heads=heads, size=size)
-    assert max(map(error, wkv7_chunked(*args), numpy_wkv7.wkv7(*args))) < 5e-6
+    assert max(map(error, quick(wkv7_chunked)(*args), numpy_wkv7.wkv7(*args))) < 5e-6
 
 
 def test_half_precision_inputs_accumulate_in_float32(rng):
     args = inputs(rng, 33)
     half = [ops.cast(x, "bfloat16") for x in args[:6]]
-    y, state = wkv7_chunked(*half, args[6])
+    y, state = quick(wkv7_chunked)(*half, args[6])
     exact = [ops.convert_to_numpy(ops.cast(x, "float32")) for x in half]
     assert ops.dtype(y) == ops.dtype(state) == "float32"
     assert max(map(error, (y, state), numpy_wkv7.wkv7(*exact, args[6]))) < 5e-6
@@ -228,6 +230,6 @@ def test_kernels_by_name(rng):
     args = inputs(rng, 9)
     want = numpy_wkv7.wkv7(*args)
     for kernel in ("auto", "ops", "loop"):
-        assert max(map(error, wkv7(*args, kernel=kernel), want)) < 5e-6
+        assert max(map(error, quick(partial(wkv7, kernel=kernel))(*args), want)) < 5e-6
     with pytest.raises(ValueError, match=r"'auto', 'ops', 'native', 'loop'"):
         wkv7(*args, kernel="cuda")
