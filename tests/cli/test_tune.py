@@ -13,6 +13,7 @@ from bert4keras_rwkv.training import tune as tuning
 from bert4keras_rwkv.training.callbacks import TrainingCheckpoint
 
 SMALL = ["--length", "16", "--batch-size", "2"]
+RATE = ["--learning-rate", "0.03"]  # the defaults suit the shipped model
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,7 @@ def test_a_state_from_data_to_text(model, data, tmp_path, capsys):
     nothing else is left.
     """
     out = tmp_path / "a.pth"
-    assert run("tune", "--model", model, "--data", data, "--out", out, *SMALL, "--steps", 10) == 0
+    assert run("tune", "--model", model, "--data", data, "--out", out, *SMALL, "--steps", 10, *RATE) == 0
     told = capsys.readouterr()
     before, after = losses(told.out)
     assert after < before and "100%: loss" in told.err
@@ -83,7 +84,7 @@ def test_a_prompt_without_data(model, tmp_path, capsys):
 
 def test_what_was_stopped_goes_on(model, data, tmp_path, capsys, monkeypatch):
     """Stopped in the middle and started again, the same state to the last bit as without a stop."""
-    command = ["tune", "--model", model, "--data", data, *SMALL, "--steps", 10]
+    command = ["tune", "--model", model, "--data", data, *SMALL, "--steps", 10, *RATE]
     assert run(*command, "--out", tmp_path / "whole.state") == 0
     begin, seen = TrainingCheckpoint.on_epoch_begin, []
 
