@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from bert4keras_rwkv.ops.cross_entropy import chunked_cross_entropy
+from bert4keras_rwkv.ops.cross_entropy import chunked_cross_entropy, known_labels
 
 
 class Loss(keras.layers.Layer):
@@ -52,7 +52,7 @@ class NextTokenLoss(Loss):
     `RWKV.training_model` it takes pieces of chunk_len tokens. answer_mask: a token counts where `Answer-Mask` (B, T)
     is not 0. pad_token_id: the id that is no token, None for none.
     A token counts if it and the one before it are real, and it does not begin a document. Where none counts the loss
-    is 0.
+    is 0; where one counts that is not in the vocabulary, it is NaN.
     """
 
     def __init__(self, chunk_len=128, answer_mask=False, pad_token_id=0, output_axis=-1, **kwargs):
@@ -64,7 +64,9 @@ class NextTokenLoss(Loss):
     def compute_loss(self, inputs, mask=None):
         ids, *answer, logits = inputs
         labels, weights = next_tokens(ids, self.pad_token_id, *answer)
+        known, labels = known_labels(labels, logits.shape[-1])
         cost = ops.sparse_categorical_crossentropy(labels, ops.cast(logits, "float32"), from_logits=True)
+        cost = ops.where(known, cost, float("nan"))
         return mean(ops.sum(ops.where(weights > 0, weights * cost, 0.0)), weights)
 
     def of_hidden(self, ids, hidden, kernel, answer=None, reset=None, kernel_trains=True, count_hits=False):
@@ -113,6 +115,5 @@ def _next(x):
 
 
 def _following(ids):
-    """The next token's id at each position, never negative."""
-    following = _next(ops.cast(ids, "int32"))
-    return ops.where(following < 0, ops.zeros_like(following), following)
+    """The next token's id at each position."""
+    return _next(ops.cast(ids, "int32"))

@@ -20,7 +20,7 @@ class TokenLoss(keras.layers.Layer):
     def __init__(self, backbone, loss, accuracy=False, **kwargs):
         super().__init__(**{"dtype": backbone.dtype_policy, **kwargs})
         self.backbone, self.loss, self.accuracy = backbone, loss, accuracy
-        self.built = True
+        self.built = loss.built = True  # else `fit` reads a batch without effect, to build them
 
     def call(self, ids, answer=None, reset=None):
         backbone = self.backbone

@@ -14,9 +14,10 @@ from bert4keras_rwkv.ops.scan import scan
 def chunked_cross_entropy(hidden, kernel, labels, weights, chunk_len=128, kernel_trains=True, count_hits=False):
     """Sum over all tokens of weight * -log softmax(hidden . kernel)[label].
 
-    hidden: (B, T, D). kernel: (D, V), used in hidden's dtype. labels: (B, T) int32 below V. weights: (B, T) float32; a
-    token of weight 0 costs nothing, whatever its label. chunk_len: tokens of each row that have logits at a time.
-    kernel_trains: whether kernel gets a gradient; without, it is zero and a third of the work is saved.
+    hidden: (B, T, D). kernel: (D, V), used in hidden's dtype. labels: (B, T) int32; beyond the vocabulary the cost is
+    NaN. weights: (B, T) float32; a token of weight 0 costs nothing, whatever its label. chunk_len: tokens of each row
+    that have logits at a time. kernel_trains: whether kernel gets a gradient; without, it is zero and a third of the
+    work is saved.
     Returns a float32 scalar (float64 for float64 inputs), differentiable in hidden and kernel. count_hits: a vector of
     two, that and the sum of the weights of tokens whose label has the largest logit.
     """
@@ -85,12 +86,19 @@ def _loss(h, label, weight, kernel, dtype, count_hits):
     """The loss of one chunk (B, C), with hits a vector of both, and its exponentials (B, C, V), not normalised."""
     logits = _logits(h, kernel, dtype)
     exponentials = ops.exp(logits)
+    known, label = known_labels(label, kernel.shape[1])
     own = ops.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
-    cost = ops.log(ops.sum(exponentials, axis=-1)) - own
+    cost = ops.where(known, ops.log(ops.sum(exponentials, axis=-1)) - own, float("nan"))
     loss = ops.sum(_weighted(cost, weight))
     if count_hits:  # the largest logit is 0
         loss = ops.stack([loss, ops.sum(ops.where(own >= 0, weight, 0.0))])
     return loss, exponentials
+
+
+def known_labels(labels, size):
+    """Whether each label lies in 0 .. size - 1, and labels that do."""
+    inside = ops.clip(labels, 0, size - 1)
+    return ops.equal(labels, inside), inside
 
 
 def _divergence(h, goal, weight, kernel, dtype):

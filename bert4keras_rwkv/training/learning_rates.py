@@ -5,9 +5,9 @@ sums over many tokens, so that it wants steps a thousand times those of a weight
 with `callbacks.LearningRateFinder`, see `scripts/find_learning_rates.py`. For another model or batch find your own.
 """
 
-STATE = 3e-2  # `enable_state_tuning()`: the state of the recurrence
-STATE_AND_SHIFTS = 1e-2  # `enable_state_tuning(time_shift_tuning=True)`
-LORA = 1e-3  # `enable_lora`
-STATE_AND_LORA = 3e-3  # both
-PROMPT = 1e-2  # a prompt distilled into a state
+STATE = 0.3  # `enable_state_tuning()`: the state of the recurrence
+STATE_AND_SHIFTS = 0.1  # `enable_state_tuning(time_shift_tuning=True)`
+LORA = 3e-3  # `enable_lora`
+STATE_AND_LORA = 3e-3  # both: the LoRA decides, and the state learns little
+PROMPT = 0.1  # a prompt distilled into a state
 FULL = 1e-4  # all weights, of a model that is trained already

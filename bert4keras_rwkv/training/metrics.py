@@ -12,6 +12,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from bert4keras_rwkv.ops.cross_entropy import known_labels
+
 
 class TokenMetric(keras.metrics.Metric):
     """A quotient of two sums over tokens.
@@ -58,8 +60,9 @@ class TokenMetric(keras.metrics.Metric):
         if len(y_pred.shape) == 1:
             return ops.cast(y_pred[0], weights.dtype) * ops.sum(weights)
         y_pred = ops.cast(y_pred, weights.dtype)
-        labels = ops.where(weights > 0, labels, ops.zeros_like(labels))  # those that do not count may be any
+        known, labels = known_labels(labels, y_pred.shape[-1])
         cost = ops.sparse_categorical_crossentropy(labels, y_pred, from_logits=self.from_logits)
+        cost = ops.where(known, cost, float("nan"))
         return ops.sum(ops.where(weights > 0, weights * cost, 0.0))
 
     def get_config(self):
@@ -110,8 +113,9 @@ class TokenAccuracy(TokenMetric):
 
     def sums(self, labels, y_pred, weights):
         if len(y_pred.shape) > 1:
+            known, labels = known_labels(labels, y_pred.shape[-1])
             own = ops.take_along_axis(y_pred, labels[..., None], axis=-1)[..., 0]
-            hits = ops.sum(ops.where(own >= ops.max(y_pred, axis=-1), weights, 0.0))
+            hits = ops.sum(ops.where(ops.logical_and(known, own >= ops.max(y_pred, axis=-1)), weights, 0.0))
         elif y_pred.shape[0] == 2:
             hits = y_pred[1]
         else:

@@ -16,12 +16,26 @@ from bert4keras_rwkv.training.records import RecordFile
 def keras_dataset(batches, start=0):
     """`Batches` as a `keras.utils.PyDataset` without end, from batch `start` on, in order.
 
-    `fit(dataset, steps_per_epoch=len(batches), shuffle=False)`. To go on after an interruption give the callback
-    `data_position(dataset)`, or as `start` the number of batches trained, or `batches.number_of(state)`.
+    `fit(dataset, steps_per_epoch=len(batches), shuffle=False)`. To go on after an interruption use
+    `callbacks.TrainingCheckpoint(folder, data=dataset)` or `data_position(dataset)`, or give as `start` the number of
+    batches trained, or `batches.number_of(state)`.
     """
     from bert4keras_rwkv.training.py_dataset import BatchDataset
 
     return BatchDataset(batches, start)
+
+
+def recent_batches(iterable, keep=32):
+    """Any iterable of batches, such as a generator, a `DataLoader` or a `grain` or `tf.data` dataset, for `fit`.
+
+    Like `keras_dataset` it has no end: `fit(dataset, steps_per_epoch=..., shuffle=False)`. An iterable that ends is
+    begun again. The last `keep` batches are remembered, so that `callbacks.StopOnNaN(dataset)` can write the one that
+    was at fault; TensorFlow reads some ahead. Each batch is a dict of inputs by name, an array, or a tuple
+    (x [, y [, sample_weight]]).
+    """
+    from bert4keras_rwkv.training.recent import RecentBatches
+
+    return RecentBatches(iterable, keep)
 
 
 def data_position(dataset):

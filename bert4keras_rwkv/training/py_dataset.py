@@ -4,6 +4,8 @@ import keras
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
+from bert4keras_rwkv.training.pipeline import tensorflow
+
 
 class BatchDataset(keras.utils.PyDataset, DataAdapter):
     """`Batches` without end, from batch `start` on, in order.
@@ -31,7 +33,15 @@ class BatchDataset(keras.utils.PyDataset, DataAdapter):
         return self._adapter.get_jax_iterator()
 
     def get_tf_dataset(self):
-        return self._adapter.get_tf_dataset()
+        """A `tf.data.Dataset`. Keras would take the lengths of the first two batches for those of all."""
+        tf = tensorflow()
+        signature = keras.tree.map_structure(lambda x: tf.TensorSpec(self._shape(x), x.dtype), self[0])
+        return tf.data.Dataset.from_generator(self.get_numpy_iterator, output_signature=signature).prefetch(2)
+
+    def _shape(self, array):
+        """The shape that an input has in all batches, None where it varies."""
+        varies = len(getattr(self.batches, "lengths", ())) > 1
+        return (len(array), None) if varies else array.shape
 
     def get_torch_dataloader(self):
         return self._adapter.get_torch_dataloader()

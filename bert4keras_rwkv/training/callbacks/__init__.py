@@ -3,6 +3,9 @@
 import importlib
 
 PUBLIC = {
+    "LearningRateFinder": "finder",
+    "StopOnNaN": "finite",
+    "TokensPerSecond": "speed",
     "TrainingCheckpoint": "checkpoint",
 }
 __all__ = [*PUBLIC]
