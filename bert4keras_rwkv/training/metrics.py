@@ -137,7 +137,7 @@ class Tokens(TokenMetric):
         return ops.sum(weights), 0.0
 
     def result(self):
-        return ops.convert_to_tensor(self.above)
+        return self.above + 0.0  # a tensor of its own: the variable's would change when validation begins
 
 
 def token_sizes(tokenizer, vocab_size=None):

@@ -72,10 +72,15 @@ SOURCES = {
     "PyDataset": Rows,
     "recent_batches": lambda batches: recent_batches(generator(batches)),
 }
-OF_SEVERAL_LENGTHS = ["generator", "recent_batches"]
-OF_SEVERAL_LENGTHS += [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("tf.data", "DataLoader", "grain", "PyDataset")
-]
+
+
+ONE_LENGTH = ["NumPy arrays", "DataLoader of tensors"]
+
+
+def some(*quick, without=()):
+    """The names of these sources, and of the others for the slow tests."""
+    names = [name for name in SOURCES if name not in without]
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +139,13 @@ def check(rwkv, model, source, batches, traces):
         assert len(traces) <= len(lengths)
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", some("NumPy arrays", "generator", "DataLoader", "grain"))
 def test_batches_of_one_length(rwkv, model, rng, source, traces):
     """1e-5: the same float32 sums, compiled anew by some sources."""
     check(rwkv, model, SOURCES[source], [texts(rng, B, T) for _ in range(STEPS)], traces)
 
 
-@pytest.mark.parametrize("source", OF_SEVERAL_LENGTHS)
+@pytest.mark.parametrize("source", some("generator", without=ONE_LENGTH))
 def test_batches_of_several_lengths(rwkv, model, rng, source, traces):
     check(rwkv, model, SOURCES[source], [texts(rng, B, length) for length in (T, 4, T, 4)], traces)
 
