@@ -1,4 +1,7 @@
-"""`evaluate` prints what `evaluation` computes of a file, in any of its forms."""
+"""`evaluate` prints what `evaluation` computes of a file, in any of its forms.
+
+What is computed is tested on every backend in tests/evaluation; here one run is enough, but for the command itself.
+"""
 
 import json
 
@@ -35,6 +38,7 @@ def write(path, lines):
     return path
 
 
+@pytest.mark.backend_free
 def test_every_form_gives_the_same(evaluate, rwkv, tmp_path):
     """What `evaluate_text` says of the texts."""
     score = evaluate_text(rwkv, TEXTS, batch_size=4, chunk_len=16)
@@ -54,6 +58,7 @@ def test_every_form_gives_the_same(evaluate, rwkv, tmp_path):
     assert (limited["documents"], limited["tokens"]) == (1, len(ids[0]))
 
 
+@pytest.mark.backend_free
 def test_state_and_adapter(evaluate, rwkv, tmp_path):
     """Texts begin in the state of a file; `--begin end` reads an end token in it. An adapter's is no other."""
     path = write(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS])
@@ -70,6 +75,7 @@ def test_state_and_adapter(evaluate, rwkv, tmp_path):
             assert found["perplexity"] == pytest.approx(score.perplexity, rel=1e-5)
 
 
+@pytest.mark.backend_free
 def test_lambada(evaluate, rwkv, tmp_path):
     path = write(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS])
     score = evaluate_lambada(rwkv, read_lambada(path), batch_size=4, chunk_len=16)
@@ -78,6 +84,7 @@ def test_lambada(evaluate, rwkv, tmp_path):
     assert found["perplexity"] == pytest.approx(score.perplexity, rel=1e-5)
 
 
+@pytest.mark.backend_free
 def test_what_people_read(model, tmp_path, capsys):
     path = write(tmp_path / "a.jsonl", [{"text": TEXTS[0]}])
     assert main(["evaluate", str(path), "--model", str(model), *SETTINGS]) == 0
@@ -97,6 +104,7 @@ def test_what_people_read(model, tmp_path, capsys):
         (["ids.tfrecord"], 1, "ids.tfrecord', record 0: id 300"),
     ],
 )
+@pytest.mark.backend_free
 def test_what_is_wrong_is_said(evaluate, tmp_path, monkeypatch, arguments, code, said):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.jsonl", [{"text": "one"}])
@@ -106,6 +114,7 @@ def test_what_is_wrong_is_said(evaluate, tmp_path, monkeypatch, arguments, code,
     assert got == code and said in error
 
 
+@pytest.mark.backend_free
 def test_text_needs_a_tokenizer(evaluate, model, tmp_path):
     """Ids do not, but have no bytes then."""
     (model.parent / "rwkv_vocab_tiny.txt").unlink()
