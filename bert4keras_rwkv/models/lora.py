@@ -106,16 +106,16 @@ def load_adapter(backbone, path, scale=1.0, alpha=ALPHA):
     else:
         (scale,) = scales
     here = adapted(backbone)
-    if file.pairs and here and not any(ops.convert_to_numpy(layer.lora_kernel_b).any() for layer in here.values()):
-        for layer in here.values():
-            _drop_lora(layer)
-        here = {}
     if (
         here
         and file.pairs
         and (set(here) != set(file.pairs) or {one.lora_rank for one in here.values()} != {file.rank})
     ):
-        _refuse(path, backbone, ["LoRA is on for other projections or another rank; `merge_adapter` makes room"])
+        if any(ops.convert_to_numpy(layer.lora_kernel_b).any() for layer in here.values()):
+            _refuse(path, backbone, ["LoRA is on for other projections or another rank; `merge_adapter` makes room"])
+        for layer in here.values():
+            _drop_lora(layer)
+        here = {}
     _take_over(backbone, kernels, file, scale, new=bool(file.pairs) and not here)
 
 
