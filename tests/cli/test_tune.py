@@ -61,7 +61,11 @@ def test_a_state_from_data_to_text(model, data, tmp_path, capsys):
 
 @pytest.mark.parametrize("base", [[], pytest.param(["--quantize", "int4"], marks=pytest.mark.slow)])
 def test_an_adapter_with_a_state(base, model, data, tmp_path, capsys):
-    """LoRA on the base or on a rounded one, with a state of both kinds, in one file for the model as it was."""
+    """LoRA on the base or on a rounded one, with a state of both kinds, in one file for the model as it was. Of
+    conversations answers count alone.
+    """
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "the end"}]
+    data.write_text(f"{data.read_text()}\n{json.dumps({'messages': turns})}")
     out = tmp_path / "a.safetensors"
     options = ["--mode", "state+lora", "--time-shift", "--rank", 2, "--targets", "key", "value", *base]
     assert run("tune", "--model", model, "--data", data, "--out", out, *SMALL, *options, "--epochs", 4) == 0
