@@ -13,8 +13,9 @@ pytestmark = pytest.mark.backend_free
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ["README.md", "README.zh-CN.md"]
-GUIDES = ["docs/evaluation.md", "docs/long-documents.md"]  # each in both languages
-DOCUMENTS = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/formats.md", "docs/training.md"]
+# Each in both languages.
+GUIDES = [f"docs/{name}.md" for name in ("from-scratch", "evaluation", "long-documents", "training", "tuning")]
+DOCUMENTS = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/formats.md"]
 DOCUMENTS += [path for guide in GUIDES for path in (guide, guide.replace("docs/", "docs/zh/"))]
 CHECKPOINT = "RWKV-x060-World-1B6.pth"
 
@@ -37,10 +38,6 @@ def test_python_in_the_readme_runs(tmp_path):
     assert code.count(f'"{CHECKPOINT}"') == 1
     run(code.replace(f'"{CHECKPOINT}"', repr(str(shipped.parent))), tmp_path)
     assert (tmp_path / "my_model" / "config.json").exists()
-
-
-def test_python_about_training_runs(tmp_path):
-    run(python_in("docs/training.md"), tmp_path)
 
 
 @pytest.mark.parametrize("guide", GUIDES)
