@@ -84,7 +84,7 @@ def test_prefill_gives_the_last_real_logits(rwkv, warm, rng):
     present = np.arange(T) < np.array([[40], [18]])
     logits, state = rwkv.forward(ids, warm, present)
     last = ops.convert_to_numpy(logits)[[0, 1], [39, 17]]
-    for chunk in (256, 16, 7):
+    for chunk in (256, 7):
         assert_close(arrays(*rwkv.prefill(ids, warm, present, chunk_len=chunk)), arrays(last, state))
 
 
@@ -103,8 +103,8 @@ def test_rows_do_not_touch_each_other(rwkv, warm, rng):
 
 
 def test_a_state_of_one_row_broadcasts(rwkv, warm, rng):
-    ids = texts(rng, 3, T)
-    repeated = warm[1].fork(3)
+    ids = texts(rng, B, T)
+    repeated = warm[1].fork(B)
     assert_close(arrays(*rwkv.forward(ids, warm[1])), arrays(*rwkv.forward(ids, repeated)), bar=1e-6)
 
 
@@ -124,22 +124,21 @@ def test_keras_model_is_the_same_forward(rwkv, rng):
     np.testing.assert_allclose(got[seen], ops.convert_to_numpy(logits)[seen], atol=1e-4)
 
 
-def test_state_in_and_out_of_the_keras_model(version, rng):
-    rwkv = small_model(version, input_state=True, output_state=True, pad_token_id=None, sequence_length=8)
+def test_state_in_and_out_of_the_keras_model(version, rwkv, rng):
+    model = small_model(version, input_state=True, output_state=True, pad_token_id=None, sequence_length=8).model
     ids = texts(rng, B, 16)
     logits, end = rwkv.forward(ids)
     zero = RWKVState.zeros(rwkv.config, B)
-    first, wkv, shift = rwkv.model.predict([ids[:, :8], zero.wkv, zero.shift], verbose=0)
-    second, wkv, shift = rwkv.model.predict([ids[:, 8:], wkv, shift], verbose=0)
+    first, wkv, shift = model.predict([ids[:, :8], zero.wkv, zero.shift], verbose=0)
+    second, wkv, shift = model.predict([ids[:, 8:], wkv, shift], verbose=0)
     assert_close([np.concatenate([first, second], 1), wkv, shift], arrays(logits, end))
-    assert [x.name for x in rwkv.model.inputs] == ["Input-Token", "Stack-States", "Stack-Last-X"]
+    assert [x.name for x in model.inputs] == ["Input-Token", "Stack-States", "Stack-Last-X"]
 
 
-def test_documents_packed_in_a_row_are_documents_alone(version, rng):
-    rwkv = small_model(version, packed=True)
+def test_documents_packed_in_a_row_are_documents_alone(version, rwkv, rng):
     ids, reset = texts(rng, 1, 24), np.zeros((1, 24), "int32")
     reset[0, [0, 9, 10]] = 1
-    got = rwkv.model.predict([ids, reset], verbose=0)
+    got = small_model(version, packed=True).model.predict([ids, reset], verbose=0)
     want = [ops.convert_to_numpy(rwkv.forward(part[None])[0]) for part in np.split(ids[0], [9, 10])]
     assert_close([got], [np.concatenate(want, 1)])
 
@@ -149,18 +148,24 @@ SAMPLINGS = {"greedy": Sampling(temperature=0), "sampled": Sampling(temperature=
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_writing_twice_is_writing_once(rwkv, sampling, rng):
-    """2m tokens in one call = m, state and seeds out and in, m more; a ragged batch."""
-    prompts = [texts(rng, 1, 9)[0].tolist(), texts(rng, 1, 4)[0].tolist()]
+    """2m tokens in one call = m, state and seeds out and in, m more."""
     options = {"sampling": SAMPLINGS[sampling], "stop_token_ids": None, "return_state": True}
-    for prompt in prompts:
+    for prompt in (texts(rng, 1, length)[0].tolist() for length in (9, 4)):
         whole, end = rwkv.generate(prompt, len(prompt) + 12, seed=3, **options)
         half, middle = rwkv.generate(prompt, len(prompt) + 6, seed=3, **options)
         rest, last = rwkv.generate(half[-1:], 7, state=middle, seed=np.array([[3, 6]]), **options)
         assert half + rest[1:] == whole
         assert_close(arrays(0 * last.wkv, last), arrays(0 * end.wkv, end))
-    together = rwkv.generate(prompts, 21, seed=3, **options)[0]
-    assert together[0][:21] == rwkv.generate(prompts[0], 21, seed=3, **options)[0]
-    assert together[1] == rwkv.generate(prompts[1], 21, seed=4, **options)[0]
+
+
+def test_a_ragged_batch_is_written_row_by_row(rwkv, rng):
+    prompts = [texts(rng, 1, length)[0].tolist() for length in (9, 4)]
+    options = {"sampling": SAMPLINGS["sampled"], "stop_token_ids": None, "return_state": True}
+    together, end = rwkv.generate(prompts, 21, seed=3, **options)
+    for row, prompt in enumerate(prompts):
+        alone, last = rwkv.generate(prompt, 21, seed=3 + row, **options)
+        assert together[row] == alone
+        assert_close(arrays(0 * last.wkv, end[row]), arrays(0 * last.wkv, last))
 
 
 def test_the_written_text_read_at_once(rwkv, rng):
@@ -172,14 +177,15 @@ def test_the_written_text_read_at_once(rwkv, rng):
     assert_close(arrays(logits, state), arrays(logits, end))
 
 
-def test_streaming_is_generating(rwkv, rng):
+def test_streaming_is_generating(version, rwkv, rng):
+    """For one version with a stop token, which is none of its business."""
     prompt = texts(rng, 1, 5)[0].tolist()
-    for sampling in SAMPLINGS.values():
-        options = {"max_length": 20, "stop_token_ids": [7], "sampling": sampling, "seed": 11}
-        text, state = rwkv.generate(prompt, **options, strip_prompt=True, return_state=True)
-        *streamed, end = rwkv.stream(prompt, **options, return_state=True)
-        assert streamed == text
-        assert_close(arrays(0 * state.wkv, end), arrays(0 * state.wkv, state), bar=1e-5)
+    options = {"max_length": 20, "sampling": SAMPLINGS["sampled"], "seed": 11}
+    options["stop_token_ids"] = [7] if version == "6" else None
+    text, state = rwkv.generate(prompt, **options, strip_prompt=True, return_state=True)
+    *streamed, end = rwkv.stream(prompt, **options, return_state=True)
+    assert streamed == text
+    assert_close(arrays(0 * state.wkv, end), arrays(0 * state.wkv, state), bar=1e-5)
 
 
 def test_cache_model_continues_its_own_output(version, rng):
@@ -197,16 +203,14 @@ def test_cache_model_continues_its_own_output(version, rng):
     again[:, 0] = half[:, -1]
     rest, *_ = short.predict([again, *middle], verbose=0)
     np.testing.assert_array_equal(np.concatenate([half, rest[:, 1:]], 1), whole[:, :15])
-    direct = short([ops.convert_to_tensor(x) for x in (ids[:, :8], zero.wkv, zero.shift, seeds)])
-    np.testing.assert_array_equal(ops.convert_to_numpy(direct[0]), half)
 
 
-def test_weights_may_change_after_compiling(version, rng):
+def test_weights_may_change_after_compiling(version, rwkv, rng):
     """Programs take the weights as arguments: new values are used by the next call."""
-    model = small_model(version)
+    model = small_model(version, seed=9)
     ids = texts(rng, B, 16)
     before = ops.convert_to_numpy(model.forward(ids)[0])
-    scatter(model, seed=9)
+    scatter(model)
     after = ops.convert_to_numpy(model.forward(ids)[0])
     assert np.abs(after - before).max() > 0.1
-    assert_close([after], [ops.convert_to_numpy(small_model(version, seed=9).forward(ids)[0])])
+    assert_close([after], [ops.convert_to_numpy(rwkv.forward(ids)[0])])
