@@ -61,6 +61,12 @@ class TrainingModel(keras.Model):
         weighted = [*(metrics or ()), *(weighted_metrics or ())]
         super().compile(optimizer, weighted_metrics=weighted or None, **options)
 
+    def compile_from_config(self, config):
+        """What Keras does with a model that was saved compiled; it asks for this where `compile` is one's own."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         labels, weights = self._counted(x)
         return super().compute_metrics(x, labels, ops.stack(keras.tree.flatten(y_pred)), weights)
