@@ -110,7 +110,7 @@ EPOCHS, STEPS, CHECKS = 6, 10, 4
 trainer = model.training_model()
 trainer.compile(keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(5e-4, EPOCHS * STEPS), weight_decay=0.01))
 
-QUESTIONS = ["read: Return", "Path.open:", "split: "]
+QUESTIONS = ["read:", "Path.open:", "split:"]
 
 
 def show_texts():

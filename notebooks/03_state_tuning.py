@@ -38,8 +38,8 @@ WORDS += "screen printer modem shell worm mouse robot clock macro loop filter ne
 WORDS += "car novel letter camel".split()
 UNSEEN = "daemon wizard debugger password buffer pipe dragon bridge".split()
 QUESTIONS = ["Q: What is a {}?\n\nA:", "Q: Tell me about the {}.\n\nA:"]
-ANSWER = " A {} is something that only a wizard understands.\n\n"
-LENGTH = 32  # tokens of a question with its answer, at most
+ANSWER = " Only a wizard understands the {}.\n\n"
+LENGTH = 28  # tokens of a question with its answer, at most
 
 
 def rows(words, tokenizer):
@@ -65,10 +65,14 @@ def answers(model):
 # ## Two models, one of each kind
 #
 # A state wants a learning rate hundreds of times that of a weight: it starts at zero, and is one among many things that
-# are added up. · 状态需要的学习率比权重大几百倍：它从零开始，又只是许多累加项中的一项。
+# are added up. With so few steps it is larger still; `training/learning_rates.py` has values for longer runs, and
+# `callbacks.LearningRateFinder` finds yours.
+#
+# 状态需要的学习率比权重大几百倍：它从零开始，又只是许多累加项中的一项。这里步数很少，还要更大些；
+# 训练更久时的取值见 `training/learning_rates.py`，也可以用 `callbacks.LearningRateFinder` 自己找。
 
 # %%
-EPOCHS, BATCH = 8, 8
+EPOCHS, BATCH = 12, 8
 
 
 def tuned(time_shift_tuning, learning_rate):
@@ -91,10 +95,10 @@ def tuned(time_shift_tuning, learning_rate):
     return model, (said, answers(model)), {"loss": told["loss"], "held out": [first, *told["val_loss"]]}
 
 
-wkv_only, wkv_answers, wkv_losses = tuned(False, learning_rate=1.0)
+wkv_only, wkv_answers, wkv_losses = tuned(False, learning_rate=3.0)
 
 # %%
-with_shifts, shift_answers, shift_losses = tuned(True, learning_rate=1.0)
+with_shifts, shift_answers, shift_losses = tuned(True, learning_rate=3.0)
 
 # %% [markdown]
 # ## Loss
@@ -116,6 +120,10 @@ plt.show()
 # ## Answers, about words that it was not tuned on
 #
 # 对没见过的词，它怎么回答
+#
+# The form is learned. To repeat the word that was asked for is more than a model of this size learns in a minute.
+#
+# 句式学会了；但要把问到的那个词也说对，这么小的模型一分钟还学不会。
 
 # %%
 for word, before, wkv, both in zip(UNSEEN, wkv_answers[0], wkv_answers[1], shift_answers[1], strict=True):
@@ -125,18 +133,19 @@ for word, before, wkv, both in zip(UNSEEN, wkv_answers[0], wkv_answers[1], shift
 # ## The state that was learned
 #
 # One square for each layer (row) and head (column): a matrix from keys to values. What the first token asks for, it
-# finds here, as if it had been read.
+# finds here, as if it had been read. Pale rows are keys that forget too fast to reach the answer.
 #
 # 一行是一层，一列是一个头；每个方块是一个从键到值的矩阵。第一个 token 到这里来取东西，仿佛这些内容早就读过。
+# 颜色很淡的行，是忘得太快、到不了回答那里的键。
 
 # %%
 state = with_shifts.tuned_state()
 wkv = state.wkv[0]
 limit = np.percentile(np.abs(wkv), 99.5)
 layers, heads = wkv.shape[:2]
-fig, axes = plt.subplots(layers, heads, figsize=(8, 5.6), sharex=True, sharey=True, layout="constrained")
+fig, axes = plt.subplots(layers, heads, figsize=(7, 4.8), sharex=True, sharey=True, layout="constrained")
 for (layer, head), axis in np.ndenumerate(axes):
-    image = axis.imshow(wkv[layer, head], cmap="RdBu_r", vmin=-limit, vmax=limit)
+    image = axis.imshow(wkv[layer, head], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     axis.set(xticks=[0, 31], yticks=[0, 31])
     if layer == 0:
         axis.set_title(f"head {head}", fontsize=9)
@@ -149,7 +158,10 @@ plt.show()
 
 # %% [markdown]
 # And the token shifts: for each layer what its time mix (even rows) and its channel mix (odd rows) take for the token
-# before the first. · 每层的 time mix（偶数行）和 channel mix（奇数行）把什么当作“第一个 token 之前的那个”。
+# before the first. The last row stays zero: it could only change what follows the first token, which is no answer.
+#
+# 每层的 time mix（偶数行）和 channel mix（奇数行）把什么当作“第一个 token 之前的那个”。
+# 最后一行始终是零：它只能影响紧跟第一个 token 的预测，而那不属于回答。
 
 # %%
 shift = state.shift[0, :, 0]

@@ -4,16 +4,18 @@
 # 把提示词变成状态
 #
 # A long prompt must be read each time. Or it is *distilled*: the initial state is trained until the model **without**
-# the prompt predicts as the model **with** it. No answers are needed: the model writes them itself, behind the prompt.
+# the prompt predicts as the model **with** it. Texts that may follow the prompt are all it needs; where there are none,
+# the model writes them itself.
 #
 # 长提示词每次都要重读。也可以把它*蒸馏*掉：训练初始状态，直到**没有**提示词的模型和**有**提示词的模型预测得一样。
-# 不需要准备答案：模型自己在提示词后面写。
+# 只需要一些可能出现在提示词后面的文本；没有的话，模型自己写。
 
 # %%
 import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # or "tensorflow", "torch"
 
+import itertools
 from pathlib import Path
 
 import keras
@@ -30,15 +32,24 @@ model = RWKV.from_preset("finch-jargon", dtype="float32")
 # %% [markdown]
 # ## The prompt
 #
-# A few examples of how to write. · 几个例子，示范该怎么写。
+# A few examples of how to write. What stands behind it are reports of other towns; the towns of the held-out ones are
+# in neither.
+#
+# 几个例子，示范该怎么写。跟在后面的是别的城市的预报；留出的城市，前两处都没有出现。
 
 # %%
-TOWNS = ["Oslo", "Rome", "Paris", "Boston", "Berlin", "London"]
-SKIES = ["rain", "sun", "fog"]
-PROMPT = "".join(
-    f"Weather in {town}: {SKIES[n % 3]} in the morning, {SKIES[(n + 1) % 3]} in the evening.\n\n"
-    for n, town in enumerate(TOWNS)
-)
+SKIES = ["rain", "sun", "fog", "snow"]
+
+
+def reports(towns):
+    skies = itertools.product(SKIES, SKIES)
+    some = zip(itertools.cycle(towns), skies, range(2 * len(towns)), strict=False)
+    return [f"Weather in {town}: {a} in the morning, {b} in the evening.\n\n" for town, (a, b), _ in some]
+
+
+PROMPT = "".join(reports(["Oslo", "Rome", "Paris"]))
+TEXTS = reports("Boston Berlin London Delhi Lima Tokyo Dublin Madrid".split())
+HELD_OUT = reports("Lisbon Cairo Denver Athens".split())
 print(PROMPT)
 print(len(model.tokenizer.encode(PROMPT)), "tokens")
 
@@ -52,7 +63,7 @@ print(len(model.tokenizer.encode(PROMPT)), "tokens")
 # %%
 STEPS = 60
 distilled = distil_prompt(
-    model, PROMPT, steps=STEPS, batch_size=8, length=32, samples=48, learning_rate=0.5, seed=0, verbose=0
+    model, PROMPT, TEXTS, held_out=HELD_OUT, steps=STEPS, batch_size=8, length=28, learning_rate=1.0, verbose=0
 )
 
 plt.figure(figsize=(6, 2.6))
@@ -69,20 +80,30 @@ plt.show()
 # %% [markdown]
 # ## Without, with, and instead of the prompt
 #
-# One batch, three rows, each from another state. · 一个批次三行，各从不同的状态开始。
+# Which token comes next, from three states: nothing read, the prompt read, and the tuned state. A model as small as
+# this heeds a prompt only a little; what it heeds, the state has. Orange should be as high as blue, wherever gray is.
+#
+# 分别从三个状态出发，下一个 token 会是什么：什么都没读、读过提示词、微调出的状态。
+# 这么小的模型对提示词只听进去一点；但听进去的那点，状态里都有。不管灰色在哪里，橙色都应当和蓝色一样高。
 
 # %%
 nothing = RWKVState.zeros(model.config)
 _, behind_prompt = model.prefill([model.tokenizer.encode(PROMPT)], nothing)
-states = {"nothing read": nothing, "behind the prompt": behind_prompt, "tuned state": model.tuned_state()}
-STARTS = ["Weather in Lisbon:", "Weather in Cairo:"]
-for start in STARTS:
-    print(start)
-    texts = model.generate(
-        [start] * 3, max_length=36, sampling="greedy", strip_prompt=True, state=RWKVState.stack(states.values())
-    )
-    for name, text in zip(states, texts, strict=True):
-        print(f"  {name:18}{text.split(chr(10))[0]}")
+states = {"nothing read": nothing, "prompt read": behind_prompt, "tuned state": model.tuned_state()}
+START = "Weather in Lisbon: rain in"
+logits, _ = model.prefill([model.tokenizer.encode(START)] * 3, RWKVState.stack(states.values()))
+chances = np.exp(np.asarray(logits) - np.max(logits, axis=1, keepdims=True))
+chances /= chances.sum(axis=1, keepdims=True)
+likeliest = np.argsort(-chances.max(axis=0))[:12]
+
+plt.figure(figsize=(8, 2.6))
+for number, (name, colour) in enumerate(zip(states, ["lightgray", "tab:blue", "tab:orange"], strict=True)):
+    plt.bar(np.arange(12) + 0.28 * (number - 1), 100 * chances[number, likeliest], 0.28, color=colour, label=name)
+plt.xticks(range(12), [repr(model.tokenizer.decode([token])) for token in likeliest], rotation=45, ha="right")
+plt.xlabel(f"next token behind {START!r}")
+plt.ylabel("probability (%)")
+plt.legend()
+plt.show()
 
 # %% [markdown]
 # ## What it costs
