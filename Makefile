@@ -4,6 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+HUB := $(VENV)-hub
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
 BACKENDS := jax tensorflow torch
@@ -14,7 +15,7 @@ ifdef ORACLES
 export RWKV_ORACLES := $(abspath $(ORACLES))
 endif
 
-.PHONY: help demo test test-all test-once interop lint format bench clean $(BACKENDS:%=test-%)
+.PHONY: help demo test test-all test-once test-notebooks notebooks interop lint format bench bench-train clean $(BACKENDS:%=test-%)
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -24,7 +25,7 @@ demo: $(VENV)/.demo  ## install the package and write text with the model that s
 	@$(BIN)/bert4keras-rwkv generate --prompt "$(PROMPT)" --max-length 200 --seed 1 --echo
 
 test: $(VENV)/.test  ## run the tests on JAX, TensorFlow and PyTorch
-	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(JOBS) --keep-going test-once $(BACKENDS:%=test-%)
+	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(JOBS) --keep-going test-tensorflow test-jax test-notebooks test-once test-torch
 
 test-all:  ## the same with the slow tests
 	@$(MAKE) --no-print-directory test FLAGS="--slow $(FLAGS)"
@@ -37,7 +38,14 @@ $(BACKENDS:%=test-%): test-%: $(VENV)/.test
 	@echo "== tests on $*"
 	@KERAS_BACKEND=$* $(PYTEST) --backend-free=skip $(FLAGS)
 
-interop: $(VENV)/.interop  ## compare with llama.cpp and transformers (the first time it compiles llama.cpp: ten minutes)
+test-notebooks: $(VENV)/.test
+	@echo "== notebooks"
+	@KERAS_BACKEND=jax $(BIN)/python scripts/notebooks.py --check
+
+notebooks: $(VENV)/.test  ## execute notebooks/*.py and write the .ipynb with their outputs
+	@KERAS_BACKEND=jax $(BIN)/python scripts/notebooks.py
+
+interop: $(VENV)/.interop  ## compare with llama.cpp, transformers, lm-eval (the first time it compiles llama.cpp: ten minutes)
 	@KERAS_BACKEND=jax $(PYTEST) --slow tests/interop $(FLAGS)
 
 lint: $(VENV)/.lint  ## check style and find likely mistakes
@@ -51,8 +59,11 @@ format: $(VENV)/.lint  ## rewrite the files in the house style
 bench: $(VENV)/.test  ## measure against the rwkv package; writes docs/benchmarks.md (about half an hour)
 	@$(BIN)/python -m benchmarks $(FLAGS)
 
+bench-train: $(VENV)/.test $(HUB)/.installed  ## measure training steps, beside Keras Hub's RWKV-7 (about a quarter of an hour)
+	@$(BIN)/python -m benchmarks --only train --keras-hub $(HUB)/bin/python --rounds 5 $(FLAGS)
+
 clean:  ## remove what was built here, the environment included
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(HUB) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # The environment. A stamp stands for one set of packages, and is older than the files that name them when it must be redone.
 
@@ -75,8 +86,16 @@ $(VENV)/.test: setup.py constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.interop: $(VENV)/.test
-	@echo "Installing transformers and llama-cpp-python, which is compiled (once)"
+	@echo "Installing transformers, lm-eval and llama-cpp-python, which is compiled (once)"
 	@CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF $$CMAKE_ARGS" $(PIP) install -c constraints.txt -e '.[interop]'
+	@touch $@
+
+# Keras Hub without TensorFlow, which it needs only for its tokenizers; rwkv_ops is what it recommends for speed.
+$(HUB)/.installed: constraints.txt
+	@echo "Installing Keras Hub in an environment of its own (once)"
+	@$(PYTHON) -m venv $(HUB)
+	@$(HUB)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt jax kagglehub keras numpy regex tokenizers
+	@$(HUB)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt --no-deps keras-hub rwkv_ops
 	@touch $@
 
 $(VENV)/.lint: constraints.txt | $(BIN)/python
