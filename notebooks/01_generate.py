@@ -60,12 +60,12 @@ probability = np.exp(logits - logits.max())
 probability /= probability.sum()
 order = np.argsort(-probability)
 kept = np.cumsum(probability[order]) - probability[order] < some_chance.top_p
-names = [repr(model.tokenizer.decode([token])) for token in order[:20]]
+names = [repr(model.tokenizer.decode([token])) for token in order[:32]]
 
-plt.figure(figsize=(8, 2.4))
-plt.bar(names, 100 * probability[order[:20]], color=np.where(kept[:20], "tab:blue", "lightsteelblue"))
+plt.figure(figsize=(9, 2.4))
+plt.bar(names, 100 * probability[order[:32]], color=np.where(kept[:32], "tab:blue", "lightsteelblue"))
 plt.xticks(rotation=60, ha="right")
-plt.xlabel("next token, the 20 likeliest")
+plt.xlabel("next token, the 32 likeliest")
 plt.ylabel("probability (%)")
 plt.title(f"top-p {some_chance.top_p} keeps {kept.sum()} of {len(kept)} tokens")
 plt.show()
