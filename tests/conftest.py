@@ -106,6 +106,13 @@ def uncompiled(request, monkeypatch):
         monkeypatch.setattr(compile, "_tensorflow", compile.eager)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def collected():
+    """The models of a file, and the programs they hold, are gone after it."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture
 def rng():
     """A NumPy generator with a fixed seed."""

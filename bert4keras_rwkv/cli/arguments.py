@@ -75,9 +75,7 @@ def _generate(commands):
         "The last line on stderr says how many tokens and how fast.",
     )
     command.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on from; - reads it from stdin")
-    command.add_argument(
-        "--model", default=MODEL, metavar="M", help="weight file, preset folder or shipped model (default: %(default)s)"
-    )
+    _model(command)
     command.add_argument("--tokenizer", metavar="FILE", help="vocabulary file (default: beside the weights)")
     command.add_argument("--max-length", type=int, metavar="N", help="tokens of prompt and text together")
     command.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
@@ -180,21 +178,11 @@ def _train(commands):
         "--tokenizer", metavar="FILE", help="a vocabulary file, a preset, or `world` (default: that of the model)"
     )
     command.add_argument("--held-out", metavar="FILE", help="data that is not trained on, to look at the loss of")
-    command.add_argument("--from", dest="format", choices=DATA_FORMS, help="the form of DATA (default: by its suffix)")
-    command.add_argument("--separator", metavar="LINE", help="of plain text: the line that stands between documents")
+    _form_of_data(command, "DATA")
     plan = command.add_argument_group("how it is trained")
     for name, (kind, default, text) in TRAINING.items():
         plan.add_argument(_flag(name), type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
-    running = command.add_argument_group("how it runs")
-    running.add_argument(
-        "--backend", dest="engine", choices=BACKENDS, help="what Keras runs on (default: KERAS_BACKEND, else jax)"
-    )
-    running.add_argument(
-        "--dtype", choices=TRAINING_DTYPES, default="float32", help="what is computed with (default: %(default)s)"
-    )
-    running.add_argument(
-        "--remat", action="store_true", help="compute blocks twice instead of keeping what they compute"
-    )
+    running = _training(command)
     running.add_argument(
         "--save-every", type=int, default=200, metavar="N", help="steps between checkpoints (default: %(default)s)"
     )
@@ -211,9 +199,7 @@ def _evaluate(commands):
     )
     command.add_argument("file", metavar="FILE", help="a data set in any form of `data`, or LAMBADA's JSONL")
     command.add_argument("--task", choices=("text", "lambada"), default="text", help="default: %(default)s")
-    command.add_argument(
-        "--model", default=MODEL, metavar="M", help="weight file, preset folder or shipped model (default: %(default)s)"
-    )
+    _model(command)
     command.add_argument(
         "--tokenizer", metavar="FILE", help="vocabulary file, preset or `world` (default: the model's)"
     )
@@ -221,8 +207,7 @@ def _evaluate(commands):
     command.add_argument("--state", metavar="FILE", help="the state in which every text begins")
     command.add_argument("--json", action="store_true", help="for programs")
     reading = command.add_argument_group("what is read")
-    reading.add_argument("--from", dest="format", choices=DATA_FORMS, help="the form of FILE (default: by its suffix)")
-    reading.add_argument("--separator", metavar="LINE", help="of plain text: the line that stands between documents")
+    _form_of_data(reading, "FILE")
     reading.add_argument("--limit", type=int, metavar="N", help="only the first N documents or passages")
     reading.add_argument(
         "--begin",
@@ -242,12 +227,30 @@ def _evaluate(commands):
 
 def _running(command):
     """How a model runs. Returns the group of arguments."""
+    running = _engine(command)
+    running.add_argument("--dtype", choices=DTYPES, help="what is computed with (default: what suits the device)")
+    running.add_argument("--kernel", default="auto", metavar="K", help="form of the recurrence (default: %(default)s)")
+    return running
+
+
+def _training(command):
+    """How a model trains. Returns the group of arguments."""
+    running = _engine(command)
+    running.add_argument(
+        "--dtype", choices=TRAINING_DTYPES, default="float32", help="what is computed with (default: %(default)s)"
+    )
+    running.add_argument(
+        "--remat", action="store_true", help="compute blocks twice instead of keeping what they compute"
+    )
+    return running
+
+
+def _engine(command):
+    """The group of arguments about running, with `--backend`."""
     running = command.add_argument_group("how it runs")
     running.add_argument(
         "--backend", dest="engine", choices=BACKENDS, help="what Keras runs on (default: KERAS_BACKEND, else jax)"
     )
-    running.add_argument("--dtype", choices=DTYPES, help="what is computed with (default: what suits the device)")
-    running.add_argument("--kernel", default="auto", metavar="K", help="form of the recurrence (default: %(default)s)")
     return running
 
 
@@ -260,18 +263,17 @@ def _tune(commands):
         "--adapter`. The loss of held-out documents is shown before and after. Started again after it was stopped, the "
         "same command goes on.",
     )
-    command.add_argument(
-        "--model", default=MODEL, metavar="M", help="weight file, preset folder or shipped model (default: %(default)s)"
-    )
+    _model(command)
     command.add_argument("--mode", choices=TUNING_MODES, default="state", help="what is tuned (default: %(default)s)")
     command.add_argument("--data", metavar="FILE", help="what to train on, of any form; a prompt can do without")
     command.add_argument(
         "--out", required=True, metavar="FILE", help="a state: NAME.pth, .st or other; with a LoRA .safetensors or .pth"
     )
     command.add_argument("--held-out", metavar="FILE", help="data to measure with (default: a tenth of the documents)")
-    command.add_argument("--tokenizer", metavar="FILE", help="vocabulary file (default: beside the weights)")
-    command.add_argument("--from", dest="format", choices=DATA_FORMS, help="the form of the data (default: by suffix)")
-    command.add_argument("--separator", metavar="LINE", help="of plain text: the line that stands between documents")
+    command.add_argument(
+        "--tokenizer", metavar="FILE", help="a vocabulary file, a preset, or `world` (default: the model's)"
+    )
+    _form_of_data(command, "the data")
     tuned = command.add_argument_group("what is tuned")
     tuned.add_argument("--time-shift", action="store_true", help="the last inputs of the layers, with the state")
     tuned.add_argument("--targets", nargs="+", metavar="NAME", help="projections with a LoRA (default: all in blocks)")
@@ -282,16 +284,7 @@ def _tune(commands):
     for name, (kind, default, text) in TUNING.items():
         shown = "" if default is None else f" (default: {default})"
         tuned.add_argument(_flag(name), type=kind, default=default, metavar="N", help=text + shown)
-    running = command.add_argument_group("how it runs")
-    running.add_argument(
-        "--backend", dest="engine", choices=BACKENDS, help="what Keras runs on (default: KERAS_BACKEND, else jax)"
-    )
-    running.add_argument(
-        "--dtype", choices=TRAINING_DTYPES, default="float32", help="what is computed with (default: %(default)s)"
-    )
-    running.add_argument(
-        "--remat", action="store_true", help="compute blocks twice instead of keeping what they compute"
-    )
+    _training(command)
     return command
 
 
@@ -309,6 +302,21 @@ def _state(commands):
     command.add_argument("--model", default=MODEL, metavar="M", help="whose they are (default: %(default)s)")
     command.add_argument("--drop-shift", action="store_true", help="lose the last inputs: .pth and .st hold none")
     return command
+
+
+def _model(command):
+    """`--model`."""
+    command.add_argument(
+        "--model", default=MODEL, metavar="M", help="weight file, preset folder or shipped model (default: %(default)s)"
+    )
+
+
+def _form_of_data(command, name):
+    """`--from` and `--separator`, about documents."""
+    command.add_argument(
+        "--from", dest="format", choices=DATA_FORMS, help=f"the form of {name} (default: by its suffix)"
+    )
+    command.add_argument("--separator", metavar="LINE", help="of plain text: the line that stands between documents")
 
 
 def _format_of_source(command):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from bert4keras_rwkv.cli.arguments import TUNING, UsageError
 from bert4keras_rwkv.cli.bar import Bar
+from bert4keras_rwkv.cli.data import named_tokenizer
 from bert4keras_rwkv.cli.engine import choose_engine
-from bert4keras_rwkv.tokenizers import load_tokenizer
 from bert4keras_rwkv.weights.files import named
 
 STEPS = 200  # where neither --steps nor --epochs says it
@@ -25,7 +25,7 @@ def run(arguments):
 
     plan = _plan(arguments)
     check_file(plan, out)
-    tokenizer = None if arguments.tokenizer is None else load_tokenizer(arguments.tokenizer)
+    tokenizer = None if arguments.tokenizer is None else named_tokenizer(arguments.tokenizer)
     rwkv = RWKV.from_preset(path, tokenizer=tokenizer, packed=True, dtype=arguments.dtype, remat=arguments.remat)
     documents, held_out = (_documents(source, arguments, rwkv) for source in (arguments.data, arguments.held_out))
     found = tune(rwkv, plan, out, documents, held_out, _say)

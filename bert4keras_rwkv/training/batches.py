@@ -39,14 +39,9 @@ class Batches:
         Raises:
             ValueError: it was saved with other data or settings; which.
         """
-        theirs = state["order"]
-        other = [
-            f"{name}={theirs.get(name)!r}, now {self.order.get(name)!r}"
-            for name in sorted({*theirs, *self.order})
-            if theirs.get(name) != self.order.get(name)
-        ]
+        other = differences(state["order"], self.order)
         if other:
-            raise ValueError(f"The position was saved with other data or settings: {'; '.join(other)}.")
+            raise ValueError(f"The position was saved with other data or settings: {other}.")
         return state["batch"]
 
 
@@ -305,6 +300,12 @@ class SampledBatches(Batches):
 def _order(count, seed, epoch):
     """The numbers below `count` in the order of an epoch; as they are without a seed."""
     return np.arange(count) if seed is None else np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def differences(saved, now):
+    """What a saved mapping says otherwise than that of now, in words; empty if nothing."""
+    names = [name for name in sorted({*saved, *now}) if saved.get(name) != now.get(name)]
+    return "; ".join(f"{name}={saved.get(name)!r}, now {now.get(name)!r}" for name in names)
 
 
 def _check_positive(**values):

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bert4keras_rwkv.training.batches import IDS, RESET, PackedBatches
+from bert4keras_rwkv.training.batches import IDS, RESET, PackedBatches, differences
 from bert4keras_rwkv.training.binidx import Binidx
 from bert4keras_rwkv.training.convert import TEXTS, files_of, kind_of, read_documents
 from bert4keras_rwkv.training.documents import Joined, sizes_of
@@ -112,15 +112,10 @@ class Folder:
             self._write(finished=False)
             return True
         record = json.loads(self._record.read_text("utf-8"))
-        known = record["settings"]
-        other = [
-            f"{name}={known.get(name)!r}, now {self.settings.get(name)!r}"
-            for name in sorted({*known, *self.settings})
-            if known.get(name) != self.settings.get(name)
-        ]
+        other = differences(record["settings"], self.settings)
         if other:
             raise ValueError(
-                f"'{self.path}' holds another training: {'; '.join(other)}. Go on with those, or choose another folder."
+                f"'{self.path}' holds another training: {other}. Go on with those, or choose another folder."
             )
         return not record["finished"]
 
