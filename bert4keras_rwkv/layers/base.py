@@ -72,6 +72,26 @@ def scaled(x, scale):
     return x if scale == 1 else x * scale
 
 
+@keras.saving.register_keras_serializable("bert4keras_rwkv")
+class Projection(keras.layers.Dense):
+    """Keras' Dense, multiplying rows: x (..., inputs) -> (..., units).
+
+    With batch and time apart XLA transposes what it computes the kernel's gradient of, which takes a CPU as long as
+    all the rest of a training step.
+    """
+
+    def call(self, x, training=None):
+        if len(x.shape) < 3:
+            return super().call(x, training=training)
+        leading = ops.shape(x)[:-1]
+        y = super().call(ops.reshape(x, (-1, x.shape[-1])), training=training)
+        return ops.reshape(y, (*leading, self.units))
+
+    def quantize(self, mode=None, type_check=False, config=None):
+        # Keras refuses subclasses, which may do something else with the kernel; this one does not.
+        return super().quantize(mode, type_check=False, config=config)
+
+
 def dense(units, name, initializer, dtype, **kwargs):
     """A projection without bias."""
-    return keras.layers.Dense(units, use_bias=False, kernel_initializer=initializer, name=name, dtype=dtype, **kwargs)
+    return Projection(units, use_bias=False, kernel_initializer=initializer, name=name, dtype=dtype, **kwargs)
