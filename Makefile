@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 HUB := $(VENV)-hub
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
-BACKENDS := jax tensorflow torch
+BACKENDS := jax torch
+TENSORFLOW := test-tensorflow-models test-tensorflow-others
 PROMPT ?= A hacker is
 PYTEST := $(BIN)/python -m pytest --quiet
 
@@ -15,7 +16,7 @@ ifdef ORACLES
 export RWKV_ORACLES := $(abspath $(ORACLES))
 endif
 
-.PHONY: help demo test test-all test-once test-notebooks notebooks interop lint format bench bench-train clean $(BACKENDS:%=test-%)
+.PHONY: help demo test test-all test-once test-notebooks notebooks interop lint format bench bench-train clean $(BACKENDS:%=test-%) test-tensorflow $(TENSORFLOW)
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -25,7 +26,8 @@ demo: $(VENV)/.demo  ## install the package and write text with the model that s
 	@$(BIN)/bert4keras-rwkv generate --prompt "$(PROMPT)" --max-length 200 --seed 1 --echo
 
 test: $(VENV)/.test  ## run the tests on JAX, TensorFlow and PyTorch
-	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(JOBS) --keep-going test-tensorflow test-jax test-notebooks test-once test-torch
+	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(JOBS) --keep-going \
+	  test-tensorflow-models test-jax test-tensorflow-others test-notebooks test-once test-torch
 
 test-all:  ## the same with the slow tests
 	@$(MAKE) --no-print-directory test FLAGS="--slow $(FLAGS)"
@@ -37,6 +39,13 @@ test-once: $(VENV)/.test
 $(BACKENDS:%=test-%): test-%: $(VENV)/.test
 	@echo "== tests on $*"
 	@KERAS_BACKEND=$* $(PYTEST) --backend-free=skip $(FLAGS)
+
+# TensorFlow keeps every program that it ever traced: in two processes its tests need half the memory.
+test-tensorflow: $(TENSORFLOW)
+
+$(TENSORFLOW): test-tensorflow-%: $(VENV)/.test
+	@echo "== tests on tensorflow: $*"
+	@KERAS_BACKEND=tensorflow $(PYTEST) --backend-free=skip $(FLAGS) $(if $(filter models,$*),tests/models,--ignore=tests/models)
 
 test-notebooks: $(VENV)/.test
 	@echo "== notebooks"
