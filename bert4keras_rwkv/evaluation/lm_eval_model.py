@@ -144,7 +144,15 @@ def _sampling(options):
     return Sampling(**{name: value for name, value in said.items() if value is not None})
 
 
-if __name__ == "__main__":
+def main():
+    """lm-eval's command. Its bootstrap would fork this process, and JAX, with its threads, does not survive that."""
+    import os
+
     from lm_eval.__main__ import cli_evaluate
 
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
     cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()
