@@ -19,7 +19,7 @@ def arguments(argv=None):
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds; medians are reported (7)")
     parser.add_argument("--starts", type=int, default=3, help="how often each program is started for load times (3)")
     parser.add_argument("--sizes", nargs="*", default=["12x768", "24x1024"], help="layers x width of the models")
-    parser.add_argument("--only", nargs="*", choices=plans.GROUPS, default=plans.GROUPS[:-1], help="groups to measure")
+    parser.add_argument("--only", nargs="*", choices=plans.GROUPS, default=plans.USUAL, help="groups to measure")
     parser.add_argument("--backends", nargs="*", default=["jax"], help="Keras backends to measure as language models")
     parser.add_argument("--threads", type=int, default=2, help="processors given to every program (2)")
     parser.add_argument(

@@ -56,7 +56,7 @@ def parser():
     """The parser of the whole command line. The chosen command is in `command`."""
     whole = argparse.ArgumentParser(
         prog="bert4keras-rwkv",
-        description="RWKV language models in Keras 3: write text, look at weights, convert them.",
+        description="RWKV language models in Keras 3: write text, train, tune, evaluate, convert weights.",
     )
     whole.add_argument("--version", action="version", version=f"bert4keras_rwkv {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 from bert4keras_rwkv.evaluation.scoring import passage, score_passages
-from bert4keras_rwkv.evaluation.text import end_ids, exponential, needed
+from bert4keras_rwkv.evaluation.text import begins_at_zero, end_ids, exponential, needed
 from bert4keras_rwkv.training.sources import read_jsonl
 
 
@@ -55,7 +55,7 @@ def evaluate_lambada(rwkv, pairs, batch_size=8, chunk_len=256, state=None, after
     """
     tokenizer = needed(rwkv.tokenizer)
     if after_end is None:
-        after_end = state is None and not rwkv.backbone.start_states
+        after_end = begins_at_zero(rwkv, state)
     passages = (
         target_passage(tokenizer, context, target, after_end, f"Example {number}")
         for number, (context, target) in enumerate(pairs)

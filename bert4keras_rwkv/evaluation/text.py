@@ -66,7 +66,7 @@ def evaluate_text(
             computes what is no number: where.
     """
     if after_end is None:
-        after_end = state is None and not rwkv.backbone.start_states
+        after_end = begins_at_zero(rwkv, state)
     size = _ByteCount(rwkv.tokenizer)
 
     def passages():
@@ -101,6 +101,11 @@ def end_ids(tokenizer, wanted=True):
     """The end token as a list of ids, or none."""
     end = None if tokenizer is None else tokenizer.end_token
     return [END if end is None else end] if wanted else []
+
+
+def begins_at_zero(rwkv, state):
+    """Whether nothing was read before a text: a state, given or tuned, stands for what was, and takes no end token."""
+    return state is None and not rwkv.backbone.start_states
 
 
 def exponential(x):

@@ -69,12 +69,12 @@ class NextTokenLoss(Loss):
         cost = ops.where(known, cost, float("nan"))
         return mean(ops.sum(ops.where(weights > 0, weights * cost, 0.0)), weights)
 
-    def of_hidden(self, ids, hidden, kernel, answer=None, reset=None, kernel_trains=True, count_hits=False):
+    def of_hidden(self, hidden, kernel, labels, weights, kernel_trains=True, count_hits=False):
         """The loss from normed hidden states (B, T, D) and the head's kernel (D, V), without keeping logits.
 
-        count_hits: a pair, the loss and how many of the tokens that count are the likeliest.
+        labels, weights: of `next_tokens`. count_hits: a pair, the loss and how many of the tokens that count are the
+        likeliest.
         """
-        labels, weights = next_tokens(ids, self.pad_token_id, answer, reset)
         total = chunked_cross_entropy(hidden, kernel, labels, weights, self.chunk_len, kernel_trains, count_hits)
         if count_hits:
             return mean(total[0], weights), ops.stop_gradient(total[1])

@@ -6,9 +6,8 @@ Truncated back-propagation through time. Williams and Peng 1990. With RWKV's sta
 import keras
 from keras import ops
 
-from bert4keras_rwkv.layers.losses import mean, next_tokens
-from bert4keras_rwkv.models.training import TokenLoss, TrainingModel, head_kernel, loss_model
-from bert4keras_rwkv.ops.cross_entropy import chunked_cross_entropy
+from bert4keras_rwkv.layers.losses import next_tokens
+from bert4keras_rwkv.models.training import TokenLoss, TrainingModel, loss_model
 from bert4keras_rwkv.state import RWKVState
 
 NONE = -1  # the last token of a row that has read nothing
@@ -46,9 +45,7 @@ class SegmentLoss(TokenLoss):
         if answer is not None:
             answer = _led(answer)
         labels, weights = (x[:, :-1] for x in next_tokens(ids, self.loss.pad_token_id, answer, reset))
-        output = self._of_hidden(backbone.ln_out(hidden), labels, weights)
-        self.add_loss(output[0] if self.accuracy else output)
-        return output
+        return self._lost(hidden, labels, weights)
 
     def compute_output_spec(self, ids, reset, answer=None, training=None):
         return super().compute_output_spec(ids)
@@ -62,15 +59,6 @@ class SegmentLoss(TokenLoss):
 
     def get_config(self):
         return {**super().get_config(), "batch_size": self.batch_size}
-
-    def _of_hidden(self, hidden, labels, weights):
-        head = self.backbone.head
-        kernel, trains = head_kernel(head), bool(head.trainable_variables)
-        length = self.loss.chunk_len
-        total = chunked_cross_entropy(hidden, kernel, labels, weights, length, trains, self.accuracy)
-        if self.accuracy:
-            return mean(total[0], weights), ops.stop_gradient(total[1])
-        return mean(total, weights)
 
     def _carry(self, name):
         """What one step leaves to the next: wkv, shift, the last token (B, 1), and whether it begins a document."""

@@ -26,9 +26,13 @@ class TokenLoss(keras.layers.Layer):
         backbone = self.backbone
         present = None if backbone.pad_token_id is None else ops.not_equal(ids, backbone.pad_token_id)
         hidden, _ = backbone.read(ids, backbone.start(ops.shape(ids)[0]), present, reset)
-        head = backbone.head
+        return self._lost(hidden, *next_tokens(ids, self.loss.pad_token_id, answer, reset))
+
+    def _lost(self, hidden, labels, weights):
+        """What `call` returns, from hidden states (B, T, D) before the final norm; the loss is added."""
+        head = self.backbone.head
         kernel, trains = head_kernel(head), bool(head.trainable_variables)
-        output = self.loss.of_hidden(ids, backbone.ln_out(hidden), kernel, answer, reset, trains, self.accuracy)
+        output = self.loss.of_hidden(self.backbone.ln_out(hidden), kernel, labels, weights, trains, self.accuracy)
         self.add_loss(output[0] if self.accuracy else output)
         return output
 

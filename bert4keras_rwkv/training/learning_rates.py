@@ -1,8 +1,9 @@
 """Learning rates to begin with, for Adam and its kin, by what trains.
 
 Advice in the field differs by five orders of magnitude, for what trains differs: a state starts at zero and is added to
-sums over many tokens, so that it wants steps a thousand times those of a weight. These were found on the shipped model
-with `callbacks.LearningRateFinder`, see `scripts/find_learning_rates.py`. For another model or batch find your own.
+sums over many tokens, so that it wants steps a hundred times those of a weight. STATE, STATE_AND_SHIFTS and LORA were
+found on the shipped model with `scripts/find_learning_rates.py`, PROMPT in runs of `tune`; STATE_AND_LORA and FULL are
+careful guesses. For another model or batch find your own, with `callbacks.LearningRateFinder`.
 """
 
 STATE = 0.3  # `enable_state_tuning()`: the state of the recurrence
