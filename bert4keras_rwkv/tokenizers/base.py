@@ -67,6 +67,11 @@ class Tokenizer:
         gaps = () if len(self._tokens) == self.vocab_size else range(min(self.vocab_size, size))
         return *(gap for gap in gaps if gap not in self._tokens), *range(self.vocab_size, size)
 
+    def parts_of(self, text):
+        """The ids whose text is a part of `text`, the end token and others without characters included, in order."""
+        data = utf8(text)
+        return tuple(token_id for token_id, token in sorted(self._tokens.items()) if token in data)
+
     def remapped(self, keep, texts=()):
         """The tokenizer of a model whose vocabulary was cut: its id i is the old id `keep[i]`.
 
@@ -122,7 +127,9 @@ class Textless(Tokenizer):
     def _refuse(self, *_, **__):
         raise ValueError(self._why)
 
-    encode = encode_text = encode_bytes = decode = decode_bytes = token_bytes = stream = remapped = save = _refuse
+    encode = encode_text = encode_bytes = decode = decode_bytes = token_bytes = parts_of = stream = remapped = save = (
+        _refuse
+    )
 
     def without_text(self, size):
         return tuple(range(size))
