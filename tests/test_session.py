@@ -60,7 +60,7 @@ def test_writing_needs_a_token(rwkv):
         Session(rwkv).write(3)
 
 
-WAYS = ["break", "close", "exception", "state", "fork", "read"]
+WAYS = ["close", "exception", "state", "fork", "read"]
 
 
 @pytest.mark.parametrize("way", WAYS)

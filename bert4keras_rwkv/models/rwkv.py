@@ -146,6 +146,7 @@ class RWKV:
                 answers = [answer + piece for answer, piece in zip(answers, writing.step(), strict=True)]
                 writing.handed_out()
             writing.finished()
+            writing.handed_out()
             before = ["" if prompts.is_text else []] * len(texts) if strip_prompt else prompts.rows
             if prompts.is_text:
                 before = before if strip_prompt else self.tokenizer.decode([row.tolist() for row in prompts.rows])
@@ -179,7 +180,7 @@ class RWKV:
         )
         if not prompts.single:
             raise ValueError(f"`stream` takes one prompt. Received: {len(prompts.rows)}. Use `generate` for several.")
-        return Stream(self._write(), request, texts[0], return_state)
+        return Stream(self._write(), request, texts[0], prompts.is_text or as_text, return_state)
 
     def sample(self, logits, sampling=None, seed=None, prompt=None, answer=None):
         """The next id, for a loop of one's own: logits (V,) -> int, (B, V) -> NumPy int32 (B,).

@@ -12,9 +12,9 @@ class Stream:
     wanted. ended: nothing more comes.
     """
 
-    def __init__(self, writer, request, text, return_state=False):
+    def __init__(self, writer, request, text, as_text, return_state=False):
         self._writer, self._request, self._text = writer, request, text
-        self._return_state, self.ended = return_state, False
+        self._as_text, self._return_state, self.ended = as_text, return_state, False
         self._begun = None
 
     def __iter__(self):
@@ -24,17 +24,37 @@ class Stream:
         if self.ended:
             raise StopIteration
         self.ended = True  # whatever interrupts a step ends the stream, as it does a generator
+        piece = self._next_text() if self._as_text else self._next_id()
+        if piece is None:
+            if self._return_state:
+                return self.state
+            raise StopIteration
+        self.ended = False
+        return piece
+
+    def _next_text(self):
+        """A str that is not empty, None at the end."""
         writing = self._writing
         while writing.live:
             piece = writing.step()[0]
-            if len(piece):
+            if piece:
                 writing.handed_out()
-                self.ended = False
-                return piece if self._text is not None else piece[0]
+                return piece
         writing.finished()
-        if self._return_state:
-            return writing.state
-        raise StopIteration
+        writing.handed_out()
+        return None
+
+    def _next_id(self):
+        """An id, None at the end. Where stop texts are looked for, ids may wait as their text does."""
+        writing, place = self._writing, len(self.ids)
+        while writing.live and place == writing.shown[0]:
+            writing.step()
+        if not writing.live:
+            writing.finished()
+        if place == writing.shown[0]:
+            return None
+        writing.handed_out(place + 1)
+        return writing.drawn[0][place]
 
     def close(self):
         """Write nothing more."""

@@ -145,7 +145,7 @@ class Writing:
 
     texts: a `TokenText` for each row, None where ids are wanted. Tokens that are drawn may wait to be shown, for the
     rest of a character, or until they are known not to begin a stop text. `state`, `tokens` and `seeds` are those of
-    what `handed_out` was told, exactly as if no more had been asked for.
+    what `handed_out` was told last, exactly as if no more had been asked for.
     """
 
     def __init__(self, writer, request, texts):
@@ -186,13 +186,16 @@ class Writing:
             self._carry = self._carry._replace(live=ops.convert_to_tensor(live))
         return pieces
 
-    def handed_out(self):
-        """What the steps returned so far has reached its reader."""
+    @property
+    def shown(self):
+        """How many tokens of each row the steps have returned, (B,) ints; those that wait do not count."""
+        pairs = zip(self._texts, self.drawn, strict=True)
+        return np.array([len(tokens) if text is None else text.shown for text, tokens in pairs])
+
+    def handed_out(self, count=None):
+        """What the steps returned so far, or `count` tokens of it, has reached its reader."""
         drawn = np.array([len(tokens) for tokens in self.drawn])
-        shown = np.array(
-            [count if text is None else text.shown for text, count in zip(self._texts, drawn, strict=True)]
-        )
-        # An end token shows nothing: it belongs to what was written once the row has been read to its end.
+        shown = self.shown if count is None else np.minimum(self.shown, count)
         whole = shown == drawn
         carry, at, _ = self._progress
         if whole.all():
@@ -202,11 +205,10 @@ class Writing:
         self._progress = Progress(carry, np.where(whole, drawn, at), shown)
 
     def finished(self):
-        """All rows have ended and all that they show was handed out: the end tokens count, too."""
+        """All rows have ended, and all that they show is returned: their end tokens, which show nothing, count too."""
         for row, text in enumerate(self._texts):
             if text is not None and not text.stopped:
                 text.shown = len(self.drawn[row])
-        self.handed_out()
 
     @property
     def tokens(self):

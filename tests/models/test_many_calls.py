@@ -14,7 +14,7 @@ SAMPLINGS = [
     Sampling(penalty=1.2, penalty_window=16),
     Sampling(presence_penalty=0.3, frequency_penalty=0.2, penalty_decay=0.9),
 ]
-LENGTHS = [3, 70, 129, 40]
+LENGTHS = [3, 9, 70]
 CALLS = ["generate", "stream", "forward", "prefill", "score"]
 TOKENIZER = RWKV_TOKENIZER.from_entries({byte + 1: bytes([byte]) for byte in range(256)})
 
@@ -60,7 +60,7 @@ def test_any_sequence_of_calls(start, tmp_path):
         variable.assign(random.normal(0, 0.3, variable.shape).astype("float32"))
     tuner.save_adapter(adapter)
     tuned = tuner.tuned_state()
-    for number in range(7):
+    for number in range(6):
         if number == 4:
             used.load_adapter(adapter)
         fresh = new_model()

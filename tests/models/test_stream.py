@@ -30,14 +30,13 @@ def same(got, want):
 
 
 @pytest.mark.parametrize("as_text", [True, False])
-@pytest.mark.parametrize("seed", [1, 2])
-def test_left_at_any_moment(rwkv, as_text, seed):
+def test_left_at_any_moment(rwkv, as_text, seed=1):
     """State, ids and seed are bit for bit those of a call for as many tokens, and one can go on from them."""
     prompt = rwkv.tokenizer.encode("The ")
     options = {"sampling": LETTERS, "stop_token_ids": None}
-    whole = rwkv.generate(prompt, max_new_tokens=12, seed=seed, **options)
-    for pieces in range(6):
-        stream = rwkv.stream(prompt, max_new_tokens=12, seed=seed, as_text=as_text, **options)
+    whole = rwkv.generate(prompt, max_new_tokens=8, seed=seed, **options)
+    for pieces in (0, 1, 3, 4):
+        stream = rwkv.stream(prompt, max_new_tokens=8, seed=seed, as_text=as_text, **options)
         given = list(islice(stream, pieces))
         if as_text:
             assert "".join(given) == rwkv.tokenizer.decode(stream.ids)
@@ -47,33 +46,34 @@ def test_left_at_any_moment(rwkv, as_text, seed):
         ids, state = rwkv.generate(prompt, max_new_tokens=count, seed=seed, return_state=True, **options)
         assert ids == prompt + stream.ids == whole[: len(ids)]
         same(stream.state, state)
-        rest = rwkv.generate(ids[-1:], max_new_tokens=12 - count, state=stream.state, seed=stream.seed, **options)
+        rest = rwkv.generate(ids[-1:], max_new_tokens=8 - count, state=stream.state, seed=stream.seed, **options)
         assert ids + rest[1:] == whole
-        assert list(stream) != [] or count == 12  # reading the state ended nothing
+        assert list(stream) != [] or count == 8  # reading the state ended nothing
 
 
 def stopped(rwkv, prompt, seed, stop):
     """The answer by its definition: the text before the stop, and the tokens that are whole in it."""
-    ids = rwkv.generate(prompt, max_new_tokens=16, seed=seed, sampling=LETTERS, strip_prompt=True)
+    ids = rwkv.generate(prompt, max_new_tokens=9, seed=seed, sampling=LETTERS, strip_prompt=True)
     text = rwkv.tokenizer.decode(ids)
     text = text[: text.find(stop) if stop in text else None]
     return text, ids[: max(n for n in range(len(ids) + 1) if text.startswith(rwkv.tokenizer.decode(ids[:n])))]
 
 
-@pytest.mark.parametrize("stop", ["a", "ba", "\n", "bac", "cab", "never"])
+@pytest.mark.parametrize("stop", ["ba", "\n", "cab"])
 def test_stop_texts(rwkv, stop):
     """However the text is asked for: the answer ends before the stop, the state after the whole tokens before it."""
     prompts = [rwkv.tokenizer.encode(text) for text in ("The ", "a", "On a day ")]
     wanted = [stopped(rwkv, prompt, 5 + row, stop) for row, prompt in enumerate(prompts)]
-    options = {"max_new_tokens": 16, "stop_texts": stop, "sampling": LETTERS, "strip_prompt": True}
+    options = {"max_new_tokens": 9, "stop_texts": stop, "sampling": LETTERS, "strip_prompt": True}
     ids, state = rwkv.generate(prompts, seed=5, return_state=True, **options)
     assert ids == [tokens for _, tokens in wanted]
     assert rwkv.generate([rwkv.tokenizer.decode(row) for row in prompts], seed=5, **options) == [t for t, _ in wanted]
     for row, (text, tokens) in enumerate(wanted):
         stream = rwkv.stream(
-            prompts[row], max_new_tokens=16, seed=5 + row, sampling=LETTERS, stop_texts=[stop, "nor this"], as_text=True
+            prompts[row], max_new_tokens=9, seed=5 + row, sampling=LETTERS, stop_texts=[stop, "nor this"], as_text=True
         )
         assert "".join(stream) == text and stream.ids == tokens
+        assert list(rwkv.stream(prompts[row], 9 + len(prompts[row]), None, LETTERS, 5 + row, stop_texts=stop)) == tokens
         _, exact = rwkv.generate(
             prompts[row], max_new_tokens=len(tokens), seed=5 + row, sampling=LETTERS, return_state=True
         )
@@ -83,14 +83,14 @@ def test_stop_texts(rwkv, stop):
 
 def test_no_id_without_a_text_through_any_door(rwkv):
     """A head may have more rows than the vocabulary has texts. Where text is wanted none of those is drawn."""
-    sampling, many = Sampling(temperature=50.0), {"max_new_tokens": 40, "seed": 3, "stop_token_ids": None}
+    sampling, many = Sampling(temperature=50.0), {"max_new_tokens": 12, "seed": 3, "stop_token_ids": None}
     ids = rwkv.generate("a", sampling=sampling, **many)  # fails in the decoder if one is drawn
     assert isinstance(ids, str)
     assert any(i not in TOKENS for i in rwkv.generate([98], sampling=sampling, **many))
     "".join(rwkv.stream("a", sampling=sampling, **many))
     "".join(rwkv.stream([98], sampling=sampling, as_text=True, **many))
     rwkv.generate([98], sampling=sampling, stop_texts="zzz", **many)
-    Session(rwkv, sampling=sampling, seed=3).read("a").write(40)
+    Session(rwkv, sampling=sampling, seed=3).read("a").write(12)
 
 
 def test_logits_that_are_no_numbers_are_said(rng):
