@@ -13,7 +13,8 @@ from bert4keras_rwkv.models import lora, tuning
 from bert4keras_rwkv.models.reading import Reader
 from bert4keras_rwkv.models.segments import segment_trainer
 from bert4keras_rwkv.models.stream import Stream
-from bert4keras_rwkv.models.texts import Prompts, need_tokenizer, token_ids
+from bert4keras_rwkv.models.text_training import Texts, is_dataset, of_text, text_loss
+from bert4keras_rwkv.models.texts import Prompts, need_tokenizer, strings_in, token_ids
 from bert4keras_rwkv.models.training import training_model
 from bert4keras_rwkv.models.writer import Request, Writer, Writing, seeds
 from bert4keras_rwkv.state import RWKVState
@@ -113,19 +114,22 @@ class RWKV:
     ):
         """Write on from one or several prompts.
 
-        inputs: str, list of str, ids, or a ragged list of ids; the answer has the same form. Line ends of a str become
-        line feeds, as the models have read them. max_length: tokens of prompt and answer together; max_new_tokens:
-        those of the answer; neither: sequence_length, or 256 new tokens after the longest prompt. stop_token_ids: an
-        id, several, None, or 'auto', the tokenizer's end token. stop_texts: a str or several; the answer ends before
-        the first of them, wherever in a token that is, and ids hold the tokens that are whole before it. strip_prompt:
-        leave the prompt out of the answer. sampling: a `Sampling`, or 'greedy', 'top_k', 'top_p', 'random'; None: what
-        the model was built with. seed: an int makes the answer repeatable, row i draws with (seed + i, 0); an (B, 2)
-        array continues earlier draws; None: new noise. state: RWKVState to start from. return_state: also return the
-        state that has consumed all but each row's last token. A stop token ends a row; ids contain it, text does not.
+        inputs: str, list of str, ids, or a ragged list of ids; the answer has the same form. An array or a `tf.data`
+        set of strings is a list of them. Line ends of a str become line feeds, as the models have read them.
+        max_length: tokens of prompt and answer together; max_new_tokens: those of the answer; neither: sequence_length,
+        or 256 new tokens after the longest prompt. stop_token_ids: an id, several, None, or 'auto', the tokenizer's end
+        token. stop_texts: a str or several; the answer ends before the first of them, wherever in a token that is, and
+        ids hold the tokens that are whole before it. strip_prompt: leave the prompt out of the answer. sampling: a
+        `Sampling`, or 'greedy', 'top_k', 'top_p', 'random'; None: what the model was built with. seed: an int makes the
+        answer repeatable, row i draws with (seed + i, 0); an (B, 2) array continues earlier draws; None: new noise.
+        state: RWKVState to start from. return_state: also return the state that has consumed all but each row's last
+        token. A stop token ends a row; ids contain it, text does not.
 
         Ids without a text are never drawn where text is wanted, for str or with stop_texts. Logits that are not finite
         are a ValueError.
         """
+        if is_dataset(inputs):
+            inputs = [text for batch in inputs.as_numpy_iterator() for text in strings_in(np.atleast_1d(batch))]
         prompts, request, texts = self._request(
             inputs, max_length, max_new_tokens, stop_token_ids, stop_texts, sampling, seed, state
         )
@@ -269,6 +273,44 @@ class RWKV:
             progress_print=progress_print,
         )
 
+    def compile(self, optimizer="auto", loss="auto", *, sampler=None, **options):
+        """What Keras Hub's models are told: how to train, for `fit`, and how to write, for `generate`.
+
+        optimizer: Keras', 'auto' is Adam(2e-5). loss: 'auto', or a `layers.NextTokenLoss`. sampler: a `Sampling` or
+        'greedy', 'top_k', 'top_p', 'random'; None leaves what the model was built with. options: of
+        `keras.Model.compile`.
+        """
+        self.sampling = Sampling.of(sampler, self.sampling)
+        if isinstance(optimizer, str) and optimizer == "auto":
+            optimizer = keras.optimizers.Adam(2e-5)
+        loss = text_loss() if isinstance(loss, str) and loss == "auto" else loss
+        self._trainer = self.training_model(loss)
+        self._trainer.compile(optimizer, **options)
+
+    def fit(self, x, batch_size=None, **options):
+        """Train on texts with what `compile` was told. Returns Keras' `History`.
+
+        x: a list or NumPy array of str, or a `tf.data` set of str or of batches of str. Each text is a row, closed by
+        the end token, and as long as the longest, or sequence_length; longer ones are cut. A `tf.data` set has rows of
+        sequence_length, 1,024 if the model has none. options: of `keras.Model.fit`. Anything else that
+        `training_model` takes goes to it unchanged. docs/training.md shows what packs texts into rows without padding.
+        """
+        if self._trainer is None:
+            self.compile()
+        texts = Texts(self.tokenizer, self.sequence_length, self.packed)
+        strings = None if is_dataset(x) else strings_in([x] if isinstance(x, str) else x)
+        if strings or (is_dataset(x) and of_text(x)):
+            need_tokenizer(self.tokenizer)
+            if not self._trainer.get_layer("token_loss").loss.answer_mask:
+                raise ValueError("The loss that `compile` got has no answer mask, so it takes ids. Use loss='auto'.")
+            x = texts.rows(strings) if strings else texts.dataset(x, batch_size)
+        options = {"shuffle": False, **options} if is_dataset(x) else {"batch_size": batch_size, **options}
+        return self._trainer.fit(x, **options)
+
+    def summary(self, *args, **options):
+        """That of `RWKV.model`."""
+        self.model.summary(*args, **options)
+
     def training_model(self, loss=None, accuracy=False):
         """A Keras model `Input-Token` (B, T) [, `Answer-Mask`] [, `Reset`] -> scalar loss, on the same weights.
 
@@ -397,7 +439,7 @@ class RWKV:
 
     def _forget_programs(self):
         """Compiled programs know the weights that there were."""
-        self._reader = self._writer = None
+        self._reader = self._writer = self._trainer = None
 
     def _read(self):
         if self._reader is None:

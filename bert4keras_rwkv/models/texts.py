@@ -31,7 +31,8 @@ class Prompts:
         if hasattr(inputs, "shape") and not isinstance(inputs, np.ndarray):
             inputs = np.asarray(inputs)
         if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "USO" and inputs.ndim <= 1:
-            inputs = _strings(inputs)
+            texts = strings_in(inputs) or inputs
+            inputs = texts if inputs.ndim else texts[0]
         self.tokenizer = tokenizer
         self.is_text = isinstance(inputs, str) or (
             isinstance(inputs, list | tuple) and len(inputs) > 0 and all(isinstance(x, str) for x in inputs)
@@ -76,10 +77,12 @@ def _no_prompt(inputs):
     return ValueError(f"A prompt is a str or a list of ids, or a list of such. Received: {_shown(inputs)}.")
 
 
-def _strings(array):
-    """A NumPy array of str or of UTF-8 bytes as a list of str, of one without a dimension as a str."""
-    texts = [text.decode("utf-8") if isinstance(text, bytes) else text for text in array.ravel().tolist()]
-    return texts if array.ndim else texts[0]
+def strings_in(texts):
+    """A list of str from a list, a tuple or an array of str or of UTF-8 bytes; None for anything else."""
+    texts = np.ravel(texts).tolist() if isinstance(texts, np.ndarray) else texts
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str | bytes) for text in texts):
+        return None
+    return [text.decode("utf-8") if isinstance(text, bytes) else text for text in texts]
 
 
 def _shown(value):

@@ -49,6 +49,34 @@ class Tokenizer:
             return [row.decode("utf-8", "replace") for row in rows]
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
+    def __call__(self, text):
+        """`encode`, as Keras Hub's tokenizers are called; arrays of strings, too."""
+        return self.encode(text.tolist() if hasattr(text, "tolist") else text)
+
+    def detokenize(self, ids):
+        """`decode`, as Keras Hub calls it."""
+        return self.decode(ids)
+
+    def vocabulary_size(self):
+        """`vocab_size`, as Keras Hub asks for it."""
+        return self.vocab_size
+
+    def token_to_id(self, token):
+        """The id of one token, a str or its bytes. A ValueError if no id has just this text."""
+        wanted = utf8(token) if isinstance(token, str) else bytes(token)
+        for token_id, data in self._tokens.items():
+            if data == wanted and (wanted or token_id == self.end_token):
+                return token_id
+        raise ValueError(f"No id of this vocabulary has the text {_short(token)}. `encode` cuts a text into tokens.")
+
+    def id_to_token(self, token_id):
+        """The text of one id, a str; bytes where they are no whole characters."""
+        data = self.token_bytes(token_id)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            return data
+
     def decode_bytes(self, ids):
         """ids (one sequence, or a single id) -> bytes."""
         ids = _plain(ids)
