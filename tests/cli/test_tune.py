@@ -114,7 +114,7 @@ def test_what_was_stopped_goes_on(model, data, tmp_path, capsys, monkeypatch):
     "options, code, message",
     [
         (["--out", "a.state"], 2, "needs --data"),
-        (["--out", "nowhere/a.state", "--data", "a.jsonl"], 2, "no folder"),
+        (["--out", "nowhere/a.state", "--data", "a.jsonl"], 1, "no such folder"),
         (["--out", "a.pth", "--data", "a.jsonl", "--time-shift"], 1, "no place for last inputs"),
         (["--out", "a.pth", "--data", "a.jsonl", "--mode", "state+lora"], 1, "a state with a LoRA"),
         (["--out", "a.pth", "--data", "a.jsonl", "--mode", "lora"], 1, "choose `targets`"),
@@ -123,15 +123,26 @@ def test_what_was_stopped_goes_on(model, data, tmp_path, capsys, monkeypatch):
         (["--out", "a.state", "--data", "a.jsonl", "--steps", "2", "--epochs", "2"], 2, "one of them"),
         (["--out", "a.state", "--data", "a.jsonl", "--batch-size", "500"], 1, "shorter than a batch"),
         (["--out", "a.state", "--data", "one.jsonl"], 1, "held out"),
+        (["--out", "a.state", "--data", "empty.jsonl"], 1, "'empty.jsonl' holds no document"),
+        (["--out", "a.state", "--data", "a.jsonl", "--held-out", "empty.jsonl"], 1, "'empty.jsonl' holds no document"),
     ],
 )
 def test_errors_are_told_before_anything_is_trained(model, data, options, code, message, capsys, monkeypatch):
     monkeypatch.chdir(data.parent)
     (data.parent / "one.jsonl").write_text('{"text": "hello"}')
+    (data.parent / "empty.jsonl").write_text("")
     monkeypatch.setattr(tuning, "Tuned", None)  # what comes of a training
     assert run("tune", "--model", model, *SMALL, *options) == code
     assert message in capsys.readouterr().err
     assert not list(data.parent.glob("a.[ps]*"))
+
+
+def test_a_loss_that_is_no_longer_finite(model, data, tmp_path, capsys):
+    """Nothing is written, and another learning rate can be tried at once."""
+    wild = ["--steps", 4, "--learning-rate", "1e30"]
+    assert run("tune", "--model", model, "--data", data, "--out", tmp_path / "a.pth", *SMALL, *wild) == 1
+    assert "Take a smaller learning rate" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "a.jsonl"}
 
 
 def test_what_belongs_to_another_model_is_told(model, tmp_path, tiny_config, capsys):
