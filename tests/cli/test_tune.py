@@ -9,6 +9,7 @@ import pytest
 from bert4keras_rwkv.cli import engine, main
 from bert4keras_rwkv.models import RWKV
 from bert4keras_rwkv.state import RWKVState
+from bert4keras_rwkv.training import fitting
 from bert4keras_rwkv.training import tune as tuning
 from bert4keras_rwkv.training.callbacks import TrainingCheckpoint
 
@@ -137,10 +138,18 @@ def test_errors_are_told_before_anything_is_trained(model, data, options, code, 
     assert not list(data.parent.glob("a.[ps]*"))
 
 
-def test_a_loss_that_is_no_longer_finite(model, data, tmp_path, capsys):
+@pytest.mark.backend_free
+@pytest.mark.parametrize("when", ["meanwhile", "at the end"])
+def test_a_loss_that_is_no_longer_finite(when, model, data, tmp_path, capsys, monkeypatch):
     """Nothing is written, and another learning rate can be tried at once."""
-    wild = ["--steps", 4, "--learning-rate", "1e30"]
-    assert run("tune", "--model", model, "--data", data, "--out", tmp_path / "a.pth", *SMALL, *wild) == 1
+
+    def trained(*arguments, callbacks, **options):
+        callbacks[0].set_params({"epochs": 1})
+        callbacks[0].on_epoch_end(0, {"loss": np.nan if when == "meanwhile" else 1.0})
+
+    monkeypatch.setattr(fitting, "fit_batches", trained)
+    monkeypatch.setattr(fitting, "mean_loss", lambda *arguments: np.inf)
+    assert run("tune", "--model", model, "--data", data, "--out", tmp_path / "a.pth", *SMALL, "--steps", 1) == 1
     assert "Take a smaller learning rate" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"model", "a.jsonl"}
 
