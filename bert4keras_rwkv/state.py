@@ -1,10 +1,10 @@
 """What a model remembers of the text it has read."""
 
 import dataclasses
-import os
-from pathlib import Path
 
 import numpy as np
+
+from bert4keras_rwkv.whole import whole_file
 
 EMPTY_MAXIMUM = -1e30  # RWKV-4's running maximum before the first token
 FORMAT = "bert4keras_rwkv.state"  # how our files name themselves
@@ -111,7 +111,8 @@ class RWKVState:
         state = self.numpy()
         arrays = {name: np.ascontiguousarray(getattr(state, name)) for name in ("wkv", "shift")}
         metadata = {"format": FORMAT, "version": "1", "layout": LAYOUT, "model": self.model or ""}
-        _write_whole(Path(path), save(arrays, metadata))
+        with whole_file(path) as unfinished:
+            unfinished.write_bytes(save(arrays, metadata))
 
     @classmethod
     def load(cls, path):
@@ -198,17 +199,3 @@ def _rows(array, index):
     from keras import ops
 
     return ops.take(array, index, axis=0)
-
-
-def _write_whole(path, data):
-    """Write bytes under another name and rename: a full disk or Ctrl-C leaves `path` as it was."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise

@@ -18,6 +18,7 @@ from bert4keras_rwkv.weights.formats.registry import format_named, formats
 from bert4keras_rwkv.weights.merging import merged, unused_names
 from bert4keras_rwkv.weights.preset import NAMES, SAFETENSORS, WEIGHTS
 from bert4keras_rwkv.weights.rules import in_order, rules_of
+from bert4keras_rwkv.whole import check_file, check_folder
 
 TOKENS = 64  # that `--check` reads; random ones go through every channel
 SEED = 7
@@ -89,8 +90,7 @@ def _format(target, name, dtype):
         raise ValueError(f"Cannot write '{target}'. DST is {names}, or a folder for a preset; or --to {folders}.")
     if dtype not in (None, *found.dtypes):
         raise ValueError(f"A {found.title} has the dtypes {', '.join(found.dtypes)}. Received: --dtype {dtype}.")
-    if target.is_dir() if found.suffix else target.is_file():
-        raise ValueError(f"'{target}' is a {'folder' if found.suffix else 'file'}. Give another name for DST.")
+    (check_file if found.suffix else check_folder)(target)
     own = WEIGHTS if found.name == "preset" else SAFETENSORS
     others = [name for name in NAMES if name != own and not found.suffix and (target / name).is_file()]
     if others:  # which of the two the folder means would be anybody's guess

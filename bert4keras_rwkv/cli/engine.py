@@ -1,5 +1,6 @@
 """Choosing the backend of a command, before Keras is loaded, and keeping what JAX compiled for the next start."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -16,9 +17,15 @@ def choose_engine(name=None):
     os.environ["KERAS_BACKEND"] = chosen
     if chosen == "tensorflow":
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it greets with the processor's features otherwise
+        logging.getLogger("tensorflow").addFilter(_no_retracing)
     if chosen == "jax":
         keep_compiled_programs()
     return chosen
+
+
+def _no_retracing(record):
+    """Leave out TensorFlow's advice on functions that are compiled again, which is meant for who wrote them."""
+    return "retracing" not in record.getMessage()
 
 
 def keep_compiled_programs(folder=None):

@@ -4,6 +4,7 @@ W + alpha / rank * A B for a kernel W (inputs, outputs), A (inputs, rank), B (ra
 """
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -29,10 +30,13 @@ def enable_lora(backbone, rank, alpha=None, targets=None):
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"`rank` is a positive whole number. Received: rank={rank!r}.")
+    known = rank if alpha is None else alpha
+    if isinstance(known, bool) or not isinstance(known, (int, float)) or not 0 < known < math.inf:
+        raise ValueError(f"`alpha` is a positive number, or None for the rank. Received: alpha={alpha!r}.")
     if adapted(backbone):
         raise ValueError("LoRA is on already. `save_adapter` writes it, `merge_adapter` adds it to the weights.")
     for layer in _chosen(_kernels(backbone), targets).values():
-        layer.enable_lora(rank, lora_alpha=rank if alpha is None else alpha)
+        layer.enable_lora(rank, lora_alpha=known)
     freeze(backbone)
 
 

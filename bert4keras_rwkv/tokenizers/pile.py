@@ -5,7 +5,7 @@ import os
 from itertools import chain
 
 from bert4keras_rwkv.tokenizers.base import Tokenizer, utf8
-from bert4keras_rwkv.tokenizers.vocabulary import write_whole
+from bert4keras_rwkv.whole import whole_file
 
 END = "<|endoftext|>"
 JSON_NAME = "tokenizer.json"
@@ -88,7 +88,8 @@ class PileTokenizer(Tokenizer):
 
     def save(self, path):
         """Write the vocabulary to `path`: the file it was read from, or that of a cut one."""
-        write_whole(path, self._saved().encode("utf-8"))
+        with whole_file(path) as unfinished:
+            unfinished.write_bytes(self._saved().encode("utf-8"))
 
     def _cut(self, places, added):
         rows = range(self.vocab_size) if self._rows is None else self._rows

@@ -13,8 +13,9 @@ and each line's number is its id.
 import ast
 import importlib.util
 import os
-import tempfile
 from pathlib import Path
+
+from bert4keras_rwkv.whole import whole_file
 
 WORLD_NAME = "rwkv_vocab_v20230424.txt"
 # What a preset folder calls its vocabulary.
@@ -183,18 +184,5 @@ def write_vocabulary(path, tokens):
         except UnicodeDecodeError:
             literal = repr(token)
         lines.append(f"{token_id} {literal} {len(token)}\n")
-    write_whole(path, "".join(lines).encode("utf-8"))
-
-
-def write_whole(path, data):
-    """Write bytes to `path`. The file appears whole or not at all."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes("".join(lines).encode("utf-8"))

@@ -13,7 +13,7 @@ import numpy as np
 
 from bert4keras_rwkv.training.documents import Document, document
 from bert4keras_rwkv.training.protobuf import read_example, write_example
-from bert4keras_rwkv.weights.whole import whole_file
+from bert4keras_rwkv.whole import whole_file
 
 TEXT, ANSWER = "text", "answer"
 HEAD, FOOT = struct.Struct("<QI"), struct.Struct("<I")

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from bert4keras_rwkv.training.callbacks.copies import Copies, finite, optimizer_variables
-from bert4keras_rwkv.weights.whole import whole_file
+from bert4keras_rwkv.whole import whole_file
 
 PARTS = ("x", "y", "sample_weight")
 

@@ -19,8 +19,8 @@ from bert4keras_rwkv.weights.preset import CONFIG, WEIGHTS, config_beside
 from bert4keras_rwkv.weights.rules import export, filled, rules_of, to_variables
 from bert4keras_rwkv.weights.shards import every_problem, weight_map
 from bert4keras_rwkv.weights.tensors import Tensors, dtype_named
-from bert4keras_rwkv.weights.whole import whole_file, whole_folder
 from bert4keras_rwkv.weights.write import cast, report
+from bert4keras_rwkv.whole import whole_file, whole_folder
 
 ROOT = "layers/backbone"
 TUNED = f"{ROOT}/start_states/"  # of a model whose state was tuned; it has files of its own

@@ -11,8 +11,8 @@ from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.reader import Reader
 from bert4keras_rwkv.weights.tensors import Tensors, count, dtype_named, officially_named
-from bert4keras_rwkv.weights.whole import whole_file
 from bert4keras_rwkv.weights.write import bytes_of, cast, report
+from bert4keras_rwkv.whole import whole_file
 
 LARGEST_HEADER = 100_000_000  # the format's own limit
 
