@@ -20,7 +20,7 @@ FLOORS = [
     {"weights"},
     {"layers", "generation"},
     {"models"},
-    {"training"},
+    {"training", "bert4keras3"},
     {"evaluation"},
     {"session"},
     {"server"},

@@ -1,0 +1,1 @@
+"""The models by their module; there is one, `RWKV`."""
