@@ -15,13 +15,19 @@ ALIASES = {
     "n_embd": "hidden_size",
 }
 
-# Keys of other configurations, and of our presets, that say nothing about sizes. `unverified` names the figures of a
-# config in `configs/` that were never compared with a released file; what a file says always wins.
+# Keys of other configurations, of bert4keras3's for its other models too, and of our presets, that say nothing about
+# sizes. `unverified` names the figures of a config in `configs/` that were never compared with a released file; what a
+# file says always wins.
 UNUSED = frozenset((
-    "_name_or_path", "architectures", "auto_map", "bos_token_id", "context_length", "dtype", "eos_token_id",
-    "model_max_length", "pad_token_id", "rescale_every", "torch_dtype", "transformers_version", "unverified",
-    "use_cache",
+    "_name_or_path", "architectures", "attention_dropout_rate", "attention_key_size", "attention_probs_dropout_prob",
+    "auto_map", "bos_token_id", "context_length", "dtype", "eos_token_id", "hidden_act", "initializer_range",
+    "max_position", "max_position_embeddings", "model_max_length", "pad_token_id", "rescale_every",
+    "segment_vocab_size", "torch_dtype", "transformers_version", "type_vocab_size", "unverified", "use_cache",
 ))  # fmt: skip
+# Keys of bert4keras3 that would change how a model trains, had it what they set; nothing else than 0 is taken.
+DROPOUT = ("dropout_rate", "hidden_dropout_prob")
+# Sizes of other configurations that are the hidden size here.
+WIDTHS = ("attention_hidden_size", "embedding_size")
 
 # Parts of names that only relatives of a known version have. The first hit names the relative.
 RELATIVES = (
@@ -299,12 +305,16 @@ def _renamed(keys):
     result["model"] = "rwkv4" if result.get("model") == "rwkv" else result.get("model")  # the built-in RWKV-4 of theirs
     if result.pop("tie_word_embeddings", False):
         raise ValueError("RWKV's output matrix is a weight of its own. Received: tie_word_embeddings=True.")
-    width = result.pop("attention_hidden_size", None)
-    if width is not None and width != result.get("hidden_size"):
-        raise ValueError(
-            "`attention_hidden_size` must equal `hidden_size`. "
-            f"Received: {width} and hidden_size={result.get('hidden_size')}."
-        )
+    for name in WIDTHS:
+        width = result.pop(name, None)
+        if width is not None and width != result.get("hidden_size"):
+            raise ValueError(
+                f"`{name}` must equal `hidden_size`. Received: {width} and hidden_size={result.get('hidden_size')}."
+            )
+    for name in DROPOUT:
+        rate = result.pop(name, None)
+        if rate:
+            raise ValueError(f"These models have no dropout. Received: {name}={str(rate)[:80]}. Set it to 0.")
     divisor = result.pop("head_size_divisor", None)
     if divisor is not None:
         if isinstance(divisor, bool) or not isinstance(divisor, (int, float)) or not 0 < divisor < LARGEST:

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.backend_free
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ["README.md", "README.zh-CN.md"]
 GUIDE_NAMES = [
+    "bert4keras3",
     "from-scratch",
     "evaluation",
     "keras-hub-programs",

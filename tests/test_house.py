@@ -21,7 +21,7 @@ FLOORS = [
     {"weights"},
     {"layers", "generation"},
     {"models"},
-    {"training"},
+    {"training", "bert4keras3"},
     {"evaluation"},
     {"session"},
     {"server"},
@@ -166,7 +166,11 @@ def loaded_by(*arguments):
     return json.loads(done.stderr.splitlines()[-1]), done.stdout
 
 
-@pytest.mark.parametrize("name", ["", ".config", ".tokenizers", ".weights", ".evaluation", ".cli"])
+LIGHT = ["", ".config", ".tokenizers", ".weights", ".evaluation", ".cli"]
+LIGHT += [".bert4keras3.snippets", ".bert4keras3.tokenizers"]
+
+
+@pytest.mark.parametrize("name", LIGHT)
 def test_import_loads_no_backend_and_prints_nothing(name):
     loaded, printed = loaded_by(f"import bert4keras_rwkv{name}")
     assert loaded == [] and printed == ""

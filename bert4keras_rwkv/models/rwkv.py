@@ -47,12 +47,14 @@ class RWKV:
         input_state=False,
         output_state=False,
         packed=False,
+        prefix="",
+        name=None,
     ):
         self.backbone, self.config = backbone, backbone.config
         self.tokenizer = tokenizer
         self.sampling = Sampling(top_p=0.85) if sampling is None else sampling
         self.sequence_length, self.with_lm, self.packed = sequence_length, with_lm, packed
-        self.model = _functional(backbone, sequence_length, with_lm, input_state, output_state, packed)
+        self.model = _functional(backbone, sequence_length, with_lm, input_state, output_state, packed, prefix, name)
         self._forget_programs()
 
     def __repr__(self):
@@ -558,20 +560,22 @@ def _stop_texts(given):
     return stops
 
 
-def _functional(backbone, sequence_length, with_lm, input_state, output_state, packed):
+def _functional(backbone, sequence_length, with_lm, input_state, output_state, packed, prefix, name):
     """The Keras model around a backbone, see DESIGN of the inputs in `build_transformer_model`."""
-    inputs = [keras.Input((sequence_length,), dtype="int32", name="Input-Token")]
+    inputs = [keras.Input((sequence_length,), dtype="int32", name=f"{prefix}Input-Token")]
     wkv, shift = RWKVState.shapes(backbone.config)
     wkv_dtype, dtype = backbone.state_dtypes
     named = {}
     if input_state:
-        named["wkv"] = keras.Input(wkv, dtype=wkv_dtype, name="Stack-States")
-        named["shift"] = keras.Input(shift, dtype=dtype, name="Stack-Last-X")
+        named["wkv"] = keras.Input(wkv, dtype=wkv_dtype, name=f"{prefix}Stack-States")
+        named["shift"] = keras.Input(shift, dtype=dtype, name=f"{prefix}Stack-Last-X")
     if packed:
-        named["reset"] = keras.Input((sequence_length,), dtype="int32", name="Reset")
+        named["reset"] = keras.Input((sequence_length,), dtype="int32", name=f"{prefix}Reset")
     output, *state = backbone(inputs[0], **named)
     if with_lm == "softmax":
-        output = keras.layers.Activation("softmax", dtype=wkv_dtype, name="probabilities")(output)
+        output = keras.layers.Activation("softmax", dtype=wkv_dtype, name=f"{prefix}probabilities")(output)
     return keras.Model(
-        [*inputs, *named.values()], [output, *state] if output_state else output, name=backbone.config.model
+        [*inputs, *named.values()],
+        [output, *state] if output_state else output,
+        name=f"{prefix}{backbone.config.model}" if name is None else name,
     )

@@ -9,6 +9,7 @@ from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.tensors import DTYPES, Tensor
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
+LAYERS = "layers/"
 
 
 def open_hdf5(path):
@@ -57,6 +58,11 @@ def data_sets(file):
     with whole(file.filename):
         below(file, "")
     return found
+
+
+def weights_only(found):
+    """The data sets of layers' weights. A model that was compiled saves its optimizer too, and a dropout its seed."""
+    return {name: item for name, item in found.items() if name.startswith(LAYERS) and "seed_generator" not in name}
 
 
 def data_set(item, where):

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, holds, open_hdf5
+from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, holds, open_hdf5, weights_only
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.preset import CONFIG, WEIGHTS, config_beside
 from bert4keras_rwkv.weights.rules import export, filled, rules_of, to_variables
@@ -106,7 +106,7 @@ def _official(found, config, path):
         raise WeightsError(f"'{path}' holds {len(found)} arrays, which cannot be {config.num_hidden_layers} layers.")
     rules = rules_of(config)
     wanted = {h5_path(rule.path) for rule in filled(rules)}
-    ours = {name for name in found if not name.startswith(TUNED)}
+    ours = {name for name in weights_only(found) if not name.startswith(TUNED)}
     missing, extra = sorted(wanted - ours), sorted(ours - wanted)
     if missing or extra:
         lines = [f"nothing at '{name}'" for name in missing] + [f"no rule for '{name}'" for name in extra]
