@@ -120,6 +120,12 @@ def test_every_part_has_a_floor():
     assert {part_of(module) for module in modules()} - {"__init__", "__main__"} <= set(FLOOR)
 
 
+def test_every_folder_of_modules_is_a_package():
+    """Python imports a folder without `__init__.py` too, but what is installed lacks it."""
+    folders = {PACKAGE / folder for module in modules() for folder in Path(module).parents}
+    assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
+
+
 @pytest.mark.parametrize(
     ("module", "source"),
     [
