@@ -114,7 +114,7 @@ def tune(rwkv, tuning, path, documents=None, held_out=None, say=None):
     Raises:
         ValueError: a file that cannot hold what is tuned, too few documents, or checkpoints of another training.
     """
-    import keras
+    from bert4keras_rwkv.keras_loader import keras
 
     check_file(tuning, path)
     keras.utils.set_random_seed(tuning.seed)
@@ -244,8 +244,7 @@ def _held_out(rwkv, tuning, documents, answers):
 
 def _counted(batch):
     """How many tokens of a packed batch its loss is the mean of."""
-    from keras import ops
-
+    from bert4keras_rwkv.keras_loader import ops
     from bert4keras_rwkv.layers.losses import token_weights
 
     return float(ops.convert_to_numpy(token_weights(batch[IDS], None, batch.get(ANSWER), batch[RESET])).sum())
@@ -255,7 +254,7 @@ def _followed(say):
     """Callbacks that tell how far training is."""
     if say is None:
         return []
-    import keras
+    from bert4keras_rwkv.keras_loader import keras
 
     class Told(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
