@@ -60,7 +60,7 @@ class RWKVState:
         if not states:
             raise ValueError("Expected at least one state to stack. Received: none.")
         model = _one_model(states)
-        from keras import ops
+        from bert4keras_rwkv.keras_loader import ops
 
         wkv, shift = (ops.concatenate([getattr(s, name) for s in states], axis=0) for name in ("wkv", "shift"))
         return cls(wkv, shift, model)
@@ -187,7 +187,7 @@ def _numpy(array):
     """An array of any library as NumPy's."""
     if isinstance(array, np.ndarray):
         return array
-    from keras import ops
+    from bert4keras_rwkv.keras_loader import ops
 
     return ops.convert_to_numpy(array)
 
@@ -196,6 +196,6 @@ def _rows(array, index):
     """The rows `index` (NumPy ints) of an array of any library; TensorFlow's cannot be indexed by a list."""
     if isinstance(array, np.ndarray):
         return array[index]
-    from keras import ops
+    from bert4keras_rwkv.keras_loader import ops
 
     return ops.take(array, index, axis=0)

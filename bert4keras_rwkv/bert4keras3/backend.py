@@ -1,14 +1,13 @@
 """What programs take from `bert4keras3.backend`. Nothing of Keras is changed, and no environment variable read."""
 
-import keras
 import numpy as np
-from keras import backend as K
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.backend import name
 
 __all__ = ["K", "Layer", "backlib", "int_shape", "is_tf_keras", "keras", "np", "ops"]
 
+K = keras.backend
 backlib = name()
 is_tf_keras = False
 

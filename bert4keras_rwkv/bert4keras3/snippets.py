@@ -7,7 +7,7 @@ from itertools import chain
 
 import numpy as np
 
-from bert4keras_rwkv.weights.whole import whole_file
+from bert4keras_rwkv.whole import whole_file
 
 __all__ = [
     "DataGenerator",

@@ -1,7 +1,6 @@
 """`convert`: weights into another format, tensor by tensor; with `--check`, a comparison of the two files after it."""
 
 import math
-import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from bert4keras_rwkv.cli.arguments import UsageError
 from bert4keras_rwkv.cli.bar import Bar
+from bert4keras_rwkv.cli.engine import choose_engine
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.tokenizers import find_tokenizer
 from bert4keras_rwkv.weights.adapters import read_adapter
@@ -44,9 +44,8 @@ SHARE = 0.9
 
 def run(arguments):
     """Read SRC and write DST; what DST is, `--to` or its name says."""
-    os.environ.setdefault(
-        "KERAS_BACKEND", "numpy"
-    )  # the table of a version lies beside its layers; only `--check` computes, and little
+    # The table of a version lies beside its layers; only `--check` computes, and little.
+    choose_engine(default="numpy")
     source, target = named(arguments.source), Path(arguments.target)
     written = _format(target, arguments.to, arguments.dtype)
     merge = _merge(arguments)

@@ -5,16 +5,25 @@ import os
 import sys
 from pathlib import Path
 
+from bert4keras_rwkv.keras_loader import VARIABLE, check_backend
+
 NAME = "bert4keras-rwkv"
 
 
-def choose_engine(name=None):
-    """Set the Keras backend of this process: `name`, else KERAS_BACKEND, else jax. Returns it.
+def choose_engine(name=None, default="jax"):
+    """Set the Keras backend of this process: `name`, else KERAS_BACKEND, else `default`. Returns it.
 
-    Only a command does this, never an import. Keras reads the variable when it is first loaded.
+    Only a command does this, never an import. Keras reads the variable when it is first loaded. Raises ImportError if
+    the backend is not installed.
     """
-    chosen = name or os.environ.get("KERAS_BACKEND") or "jax"
-    os.environ["KERAS_BACKEND"] = chosen
+    told = os.environ.get(VARIABLE)
+    if name:
+        check_backend(name, "as --backend says", "--backend")
+    elif told:
+        check_backend(told, f"as {VARIABLE} says")
+    else:
+        check_backend(default, "the default of this command")
+    chosen = os.environ[VARIABLE] = name or told or default
     if chosen == "tensorflow":
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it greets with the processor's features otherwise
         logging.getLogger("tensorflow").addFilter(_no_retracing)

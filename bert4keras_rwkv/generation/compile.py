@@ -2,8 +2,7 @@
 
 import contextlib
 
-import keras
-
+from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.ops import backend
 
 

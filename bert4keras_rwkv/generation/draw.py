@@ -15,7 +15,7 @@ largest.
 
 import math
 
-from keras import ops
+from bert4keras_rwkv.keras_loader import ops
 
 from ..ops.materialise import materialise
 from .noise import gumbel_all, gumbel_runs, uniform_all

@@ -2,9 +2,9 @@
 
 import sys
 
-import keras
 import numpy as np
-from keras import ops
+
+from bert4keras_rwkv.keras_loader import keras, ops
 
 from ..ops.host_call import host_call
 from .compile import compiled

@@ -4,7 +4,8 @@ Both are computed anew at each step from the tokens of the buffer: nothing the s
 """
 
 import numpy as np
-from keras import ops
+
+from bert4keras_rwkv.keras_loader import ops
 
 
 def penalise_repetition(logits, ids, position, penalty, window=None, count_range=None):

@@ -2,9 +2,7 @@
 
 import contextlib
 
-import keras
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.token_shift import token_shift
 
 

@@ -1,8 +1,6 @@
 """Losses as layers, put behind a model: what they compute is added to the loss that `fit` makes smaller."""
 
-import keras
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.cross_entropy import chunked_cross_entropy, known_labels
 
 

@@ -5,8 +5,8 @@
 import math
 
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer, cast_like, dense, recurrent, scaled, shifted, squared_relu
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm

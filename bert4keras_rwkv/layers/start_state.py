@@ -1,9 +1,8 @@
 """The state in which a text begins, as weights: state tuning."""
 
-import keras
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.base import Layer
 from bert4keras_rwkv.ops.backend import accumulation_dtype
 

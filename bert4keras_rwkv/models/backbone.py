@@ -2,11 +2,10 @@
 
 import importlib
 
-import keras
 import numpy as np
-from keras import ops
 
 from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers import initial
 from bert4keras_rwkv.layers.base import Layer, dense
 from bert4keras_rwkv.layers.block import Block

@@ -5,11 +5,11 @@ import logging
 import os
 from dataclasses import replace
 
-import keras
 import numpy as np
 
 from bert4keras_rwkv.config import RWKVConfig, known_model
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.models.backbone import Backbone
 from bert4keras_rwkv.models.rwkv import RWKV
 from bert4keras_rwkv.ops.adopt import adopt

@@ -9,8 +9,8 @@ import os
 from dataclasses import dataclass, field
 
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.models.tuning import enable_state_tuning, freeze, set_tuned_state, tuned_state
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights.adapters import ALPHA, OWN, WHOLE, read_adapter, save_lora

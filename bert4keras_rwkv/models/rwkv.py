@@ -3,12 +3,11 @@
 import dataclasses
 from numbers import Integral
 
-import keras
 import numpy as np
-from keras import ops
 
 from bert4keras_rwkv.generation.layer import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.models import lora, tuning
 from bert4keras_rwkv.models.reading import Reader
 from bert4keras_rwkv.models.segments import segment_trainer

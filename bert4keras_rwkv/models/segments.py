@@ -3,9 +3,7 @@
 Truncated back-propagation through time. Williams and Peng 1990. With RWKV's state it needs neither window nor cache.
 """
 
-import keras
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.losses import next_tokens
 from bert4keras_rwkv.models.training import TokenLoss, TrainingModel, loss_model
 from bert4keras_rwkv.state import RWKVState

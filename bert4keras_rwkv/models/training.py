@@ -1,8 +1,6 @@
 """A model that gives a loss: token ids in, a scalar out, without the logits of the whole batch in between."""
 
-import keras
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.losses import NextTokenLoss, next_tokens
 from bert4keras_rwkv.models.backbone import Backbone
 

@@ -1,8 +1,8 @@
 """State tuning: the state in which every text begins becomes the weight that trains, and all else is frozen."""
 
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.state import RWKVState
 
 

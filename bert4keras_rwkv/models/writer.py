@@ -7,11 +7,11 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
 
 from bert4keras_rwkv.generation import loop
 from bert4keras_rwkv.generation.compile import compiled
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.state import RWKVState
 
 BUFFER = 64  # buffers are multiples of this, so that few programs are compiled
@@ -270,12 +270,11 @@ def seeds(seed, batch):
 
 def _chosen(rows, these, others):
     """Leaf by leaf, rows of one nested structure of (B, ...) tensors or of another."""
-    from keras import tree
 
     def one(this, other):
         return ops.where(ops.reshape(rows, (-1, *[1] * (len(this.shape) - 1))), this, other)
 
-    return tree.map_structure(one, these, others)
+    return keras.tree.map_structure(one, these, others)
 
 
 def _padded(rows, length):

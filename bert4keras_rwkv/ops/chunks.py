@@ -3,8 +3,7 @@
 Their tensors are (B, T, H, N), their state is (B, H, N, N).
 """
 
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops.scan import scan
 
 

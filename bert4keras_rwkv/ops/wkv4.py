@@ -7,8 +7,7 @@ Each channel stands alone. What is kept is a e^{-p} and b e^{-p}, p the running 
 that no exponential overflows. Float32 inside (float64 when k is float64).
 """
 
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.chunks import real
 from bert4keras_rwkv.ops.kernels.choose import chosen

@@ -5,8 +5,7 @@
 The plain loop is the truth; the chunked form is what runs. Both are float32 inside (float64 when r is float64).
 """
 
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.chunks import each_chunk, each_token, one_token, real, transposed
 from bert4keras_rwkv.ops.kernels.choose import chosen

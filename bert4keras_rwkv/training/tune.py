@@ -119,7 +119,7 @@ def tune(rwkv, tuning, path, documents=None, held_out=None, say=None):
             loss that is no longer finite.
         OSError: nothing can be written to `path`.
     """
-    import keras
+    from bert4keras_rwkv.keras_loader import keras
 
     check_target(tuning, path)
     for name, some in (("documents", documents), ("held_out", held_out)):
@@ -267,8 +267,7 @@ def _held_out(rwkv, tuning, documents, answers):
 
 def _counted(batch):
     """How many tokens of a packed batch its loss is the mean of."""
-    from keras import ops
-
+    from bert4keras_rwkv.keras_loader import ops
     from bert4keras_rwkv.layers.losses import token_weights
 
     return float(ops.convert_to_numpy(token_weights(batch[IDS], None, batch.get(ANSWER), batch[RESET])).sum())
@@ -276,7 +275,7 @@ def _counted(batch):
 
 def _followed(say, folder):
     """Callbacks that look at the loss now and then, and tell how far training is."""
-    import keras
+    from bert4keras_rwkv.keras_loader import keras
 
     class Told(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

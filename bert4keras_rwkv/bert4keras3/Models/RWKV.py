@@ -2,12 +2,13 @@
 
 import json
 
-from keras.models import Model
-
 from bert4keras_rwkv.bert4keras3 import layers
 from bert4keras_rwkv.bert4keras3.backend import backlib, int_shape
 from bert4keras_rwkv.bert4keras3.snippets import is_string
+from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.models.rwkv import RWKV as RWKV6
+
+Model = keras.Model
 
 __all__ = ["RWKV6", "Model", "backlib", "int_shape", "is_string", "json"]
 __all__ += layers.__all__

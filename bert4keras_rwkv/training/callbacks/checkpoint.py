@@ -10,10 +10,9 @@ import re
 import threading
 from pathlib import Path
 
-import keras
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.global_random import global_random_state, set_global_random_state
 from bert4keras_rwkv.training.py_dataset import BatchDataset
 from bert4keras_rwkv.weights.errors import WeightsError

@@ -1,7 +1,8 @@
 """Values of variables kept aside, to go back to."""
 
 import numpy as np
-from keras import ops
+
+from bert4keras_rwkv.keras_loader import ops
 
 
 class Copies:

@@ -6,10 +6,9 @@ import math
 import warnings
 from pathlib import Path
 
-import keras
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.training.callbacks.copies import Copies, finite, optimizer_variables
 from bert4keras_rwkv.whole import whole_file
 
