@@ -28,7 +28,7 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
-MAY_ASK_BACKEND = ("ops/", "generation/compile.py")
+MAY_ASK_BACKEND = ("ops/", "generation/compile.py", "bert4keras3/backend.py")
 HEAVY = ("keras", "jax", "jaxlib", "tensorflow", "torch")
 
 
