@@ -15,7 +15,7 @@ pytestmark = pytest.mark.backend_free
 
 PACKAGE = Path(__file__).resolve().parent.parent / "bert4keras_rwkv"
 FLOORS = [
-    {"config", "state", "tokenizers", "templates", "presets"},
+    {"config", "state", "tokenizers", "templates", "presets", "untrusted"},
     {"ops"},
     {"weights"},
     {"layers", "generation"},
