@@ -27,20 +27,22 @@ def shown(value):
     return told(_short.repr(value))
 
 
-def parse_json(text, where, deepest=DEEPEST):
-    """The value in a JSON text, str or bytes. where: what it is called in errors.
+def parse_json(text, where, once=True):
+    """The value in a JSON text, str or bytes. where: what it is called in errors. once: refuse a key that comes twice.
 
     Raises:
-        ValueError: it is none, has a key twice in one object, or more than `deepest` objects and arrays in each other.
+        ValueError: it is none, has a key twice in one object, or more than `DEEPEST` objects and arrays in each other.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_once)
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        value = json.loads(text, object_pairs_hook=_once if once else None)
+        deep = _deeper(value, DEEPEST)
     except RecursionError:
-        raise ValueError(f"{where} is not JSON of a sensible depth: at most {deepest} objects in each other.") from None
+        deep = True
     except ValueError as error:
-        raise ValueError(told(f"{where} is not JSON: {error}.")) from error
-    if _deeper(value, deepest):
-        raise ValueError(f"{where} is not JSON of a sensible depth: at most {deepest} objects in each other.")
+        raise ValueError(told(f"{where} is no JSON: {error}.")) from error
+    if deep:
+        raise ValueError(f"{where} is no JSON of a sensible depth: at most {DEEPEST} objects or arrays in each other.")
     return value
 
 

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.backend_free
 
 PACKAGE = Path(__file__).resolve().parent.parent / "bert4keras_rwkv"
 FLOORS = [
-    {"config", "state", "tokenizers", "templates", "presets", "untrusted"},
+    {"untrusted"},
+    {"config", "state", "tokenizers", "templates", "presets"},
     {"ops"},
     {"weights"},
     {"layers", "generation"},
