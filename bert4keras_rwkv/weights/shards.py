@@ -1,5 +1,7 @@
 """The JSON index of weights that lie in several files: which name is in which."""
 
+import os
+
 from bert4keras_rwkv.untrusted import parse_json, shown
 from bert4keras_rwkv.weights.errors import WeightsError
 
@@ -42,8 +44,8 @@ def _linked_out(path, files):
     """Those that are links to another folder. They may lie beside what the index, itself a link, leads to: so it is in
     the cache of Hugging Face.
     """
-    folders = {path.parent.resolve(), path.resolve().parent}
-    return [file for file in dict.fromkeys(files) if (path.parent / file).resolve().parent not in folders]
+    folders = {os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path))}
+    return [f for f in dict.fromkeys(files) if os.path.dirname(os.path.realpath(path.parent / f)) not in folders]
 
 
 def _is_plain(file):
