@@ -10,6 +10,8 @@ JOBS ?= 2
 BACKENDS := jax torch
 NEEDS := pyproject.toml setup.py constraints.txt
 TENSORFLOW := test-tensorflow-models test-tensorflow-others
+SAMPLES ?= 5000
+SEED ?= $(shell date +%F)
 PROMPT ?= A hacker is
 PYTEST := $(BIN)/python -m pytest --quiet
 
@@ -17,7 +19,7 @@ ifdef ORACLES
 export RWKV_ORACLES := $(abspath $(ORACLES))
 endif
 
-.PHONY: help demo test test-all test-once test-notebooks test-wheel notebooks interop lint format bench bench-train clean $(BACKENDS:%=test-%) test-tensorflow $(TENSORFLOW)
+.PHONY: help demo fuzz test test-all test-once test-notebooks test-wheel notebooks interop lint format bench bench-train clean $(BACKENDS:%=test-%) test-tensorflow $(TENSORFLOW)
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -69,6 +71,9 @@ lint: $(VENV)/.lint  ## check style and find likely mistakes
 format: $(VENV)/.lint  ## rewrite the files in the house style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+fuzz: $(VENV)/.test  ## read random files of every kind, other ones each day: none may do harm (SAMPLES of each, 5000)
+	@KERAS_BACKEND=numpy $(BIN)/python -m tests.weights.fuzz --all --samples $(SAMPLES) --seed $(SEED)
 
 bench: $(VENV)/.test  ## measure against the rwkv package; writes docs/benchmarks.md (about half an hour)
 	@$(BIN)/python -m benchmarks $(FLAGS)

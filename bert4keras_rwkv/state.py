@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from bert4keras_rwkv.untrusted import shown, told
 from bert4keras_rwkv.whole import whole_file
 
 EMPTY_MAXIMUM = -1e30  # RWKV-4's running maximum before the first token
@@ -125,15 +126,16 @@ class RWKVState:
                 if metadata.get("format") != FORMAT or set(file.keys()) != {"wkv", "shift"}:
                     raise ValueError(
                         f"Expected a state file of `RWKVState.save` (tensors 'wkv' and 'shift'). Received: {path} "
-                        f"with {sorted(file.keys())[:4]}. `RWKV.load_state` reads those of other programs."
+                        f"with {shown(sorted(file.keys()))}. `RWKV.load_state` reads those of other programs."
                     )
                 if metadata.get("version") != "1" or metadata.get("layout") != LAYOUT:
-                    raise ValueError(f"A state file of a layout this package does not know: {metadata} in {path}.")
+                    raise ValueError(
+                        f"A state file of a layout this package does not know: {shown(metadata)} in {path}."
+                    )
                 wkv, shift = file.get_tensor("wkv"), file.get_tensor("shift")
         except SafetensorError as error:
-            raise ValueError(
-                f"Expected a safetensors state file. {path} is not one, or not whole: {error}. Save the state again."
-            ) from error
+            said = f"Expected a safetensors state file. {path} is not one, or not whole: {error}. Save the state again."
+            raise ValueError(told(said)) from error
         if wkv.ndim not in (4, 5) or shift.ndim != 4 or shift.shape[:2] != (wkv.shape[0], 2 * wkv.shape[1]):
             raise ValueError(
                 "In a state file `wkv` is (B, n, H, N, N), or (B, n, 3, D), and `shift` (B, 2n, 1, D). Received: wkv "

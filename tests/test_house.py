@@ -15,7 +15,7 @@ pytestmark = pytest.mark.backend_free
 
 PACKAGE = Path(__file__).resolve().parent.parent / "bert4keras_rwkv"
 FLOORS = [
-    {"keras_loader", "whole"},
+    {"keras_loader", "untrusted", "whole"},
     {"config", "state", "tokenizers", "templates", "presets"},
     {"ops"},
     {"weights"},

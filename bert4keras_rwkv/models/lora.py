@@ -13,7 +13,8 @@ import numpy as np
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.models.tuning import enable_state_tuning, freeze, set_tuned_state, tuned_state
 from bert4keras_rwkv.state import RWKVState
-from bert4keras_rwkv.weights.adapters import ALPHA, OWN, WHOLE, read_adapter, save_lora
+from bert4keras_rwkv.untrusted import shown
+from bert4keras_rwkv.weights.adapters import ALPHA, OWN, WHOLE, own_adapter, read_adapter, save_lora
 from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors, write_safetensors
 from bert4keras_rwkv.weights.rules import filled, rules_of
@@ -165,6 +166,9 @@ def _problems(backbone, kernels, file):
         and not backbone.start_states[0].shift
     ):
         problems.append("its state has last inputs, and state tuning is on without: time_shift_tuning=True")
+    wanted = [(1, *shape) for shape in RWKVState.shapes(backbone.config)]
+    if file.state is not None and [file.state.wkv.shape, file.state.shift.shape] != wanted:
+        problems.append(f"its state is {file.state.wkv.shape} and {file.state.shift.shape}, here {wanted}")
     known = _weights(backbone) if file.others else {}
     for name, array in file.others.items():
         shape = tuple(known[name].shape) if name in known else None
@@ -314,16 +318,15 @@ def _own(backbone, path):
             raise WeightsError(
                 f"'{path}' is no adapter file of `save_adapter`. Foreign LoRAs end in {' or '.join(LORA_FILES)}."
             )
-        said = json.loads(tensors.metadata["adapter"])
-        sizes = {name: value for name, value in said["config"].items() if "epsilon" not in name}
+        found = own_adapter(tensors, path)
+        sizes = {name: value for name, value in found.config.items() if "epsilon" not in name}
         ours = {name: value for name, value in backbone.config.to_dict().items() if "epsilon" not in name}
         if sizes != ours:
-            differing = ", ".join(f"{n} {sizes.get(n)}, not {ours.get(n)}" for n in ours if sizes.get(n) != ours[n])
+            differing = ", ".join(
+                f"{n} {shown(sizes.get(n))}, not {ours[n]!r}" for n in ours if sizes.get(n) != ours[n]
+            )
             raise WeightsError(f"'{path}' was tuned on another model: {differing or 'other keys'}.")
-        names = sorted({name.rpartition("/")[0] for name in tensors if name.endswith(("/lora_a", "/lora_b"))})
-        pairs = {name: (tensors[f"{name}/lora_a"], tensors[f"{name}/lora_b"]) for name in names}
-        state = None
-        if "start/wkv" in tensors:
-            state = RWKVState(tensors["start/wkv"], tensors["start/shift"], backbone.config.model)
-        others = {name.removeprefix(WHOLE): tensors[name] for name in tensors if name.startswith(WHOLE)}
-    return _File(pairs, said.get("alpha", 1.0), state, said["shift"], others)
+        pairs = {name: (a.read(), b.read()) for name, (a, b) in found.pairs.items()}
+        state = found.state and RWKVState(*(part.read() for part in found.state), backbone.config.model)
+        others = {name: part.read() for name, part in found.others.items()}
+    return _File(pairs, found.alpha, state, found.shift, others)

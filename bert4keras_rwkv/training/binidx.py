@@ -71,7 +71,8 @@ class Binidx(Sequence):
         size = os.path.getsize(self.path)
         self.total = size // self.dtype.itemsize
         ends = self._starts + self._sizes.astype(np.int64) * self.dtype.itemsize
-        wrong = (self._sizes < 0) | (self._starts < 0) | (ends > size) | (self._starts % self.dtype.itemsize > 0)
+        outside = (self._starts < 0) | (self._starts > size) | (ends > size)  # a start near 2^63 has a negative end
+        wrong = (self._sizes < 0) | outside | (self._starts % self.dtype.itemsize > 0)
         self._refuse(wrong, index_path, ends, size)
         if size % self.dtype.itemsize:
             raise ValueError(f"'{self.path}' is damaged: {size} bytes are no whole number of {self.dtype} tokens.")
