@@ -8,7 +8,7 @@ The plain loop is the truth; the chunked form is what runs. Both are float32 ins
 from keras import ops
 
 from bert4keras_rwkv.ops import backend
-from bert4keras_rwkv.ops.chunks import each_chunk, each_token, one_token, real, transposed
+from bert4keras_rwkv.ops.chunks import each_chunk, each_token, exchanged, one_token, real, transposed
 from bert4keras_rwkv.ops.kernels.choose import chosen
 
 CHUNK = 32  # fastest of 8..128 for forward and for forward with gradient on a CPU
@@ -29,8 +29,7 @@ def wkv6_step(r, w, k, v, u, state, present=None, reset=None, start=None):
 def wkv6_chunked(r, w, k, v, u, state, present=None, reset=None, start=None, chunk=CHUNK):
     """`wkv6` by chunks of `chunk` tokens (a power of two): matrix products inside a chunk, a loop over chunks.
 
-    Accurate for every decay, for nothing is subtracted or divided: a score between two tokens is a product of decays,
-    all at most 1, built up over blocks of 1, 2, 4, ... tokens (see `_scores`).
+    Accurate for every decay, see `ops.chunks.exchanged`.
     """
     r, w, k, v, u, state = prepare(r, w, k, v, u, state, present)
     B, _, H, N = ops.shape(r)
@@ -47,39 +46,9 @@ def wkv6_chunked(r, w, k, v, u, state, present=None, reset=None, start=None, chu
 
 
 def _scores(r, w, k, u):
-    """The scores of a chunk, and what its tokens and the state exchange.
-
-    r, w, k (G, C, N), u (G, 1, N). Returns
-    scores (G, C, C), [t, s] = r_t . (decay between s and t) k_s below the diagonal, r_t . u k_t on it, 0 above;
-    r (G, C, N) decayed from the chunk's first token on; k (G, C, N) decayed to its last; the whole decay (G, N).
-
-    Blocks double: when two neighbours of m tokens join, r of the later one has decayed since the block's first token
-    and k of the earlier one to its last, so their product is the (m, m) square of scores between the two.
-    """
-    C, N = r.shape[-2:]
-    total = ops.exp(w)
-    scores = ops.reshape(ops.sum(r * u * k, axis=-1), (-1, C, 1, 1))
-    m = 1
-    while m < C:
-        pairs = (-1, C // (2 * m), 2, m, N)
-        r, k = ops.reshape(r, pairs), ops.reshape(k, pairs)
-        total = ops.reshape(total, (-1, C // (2 * m), 2, 1, N))
-        earlier, later = total[:, :, 0], total[:, :, 1]
-        if m == 1:
-            between = ops.sum(r[:, :, 1] * k[:, :, 0], axis=-1, keepdims=True)
-        else:
-            between = ops.matmul(r[:, :, 1], transposed(k[:, :, 0]))
-        scores = ops.reshape(scores, (-1, C // (2 * m), 2, m, m))
-        above = ops.concatenate([scores[:, :, 0], ops.zeros_like(between)], axis=-1)
-        below = ops.concatenate([between, scores[:, :, 1]], axis=-1)
-        scores = ops.concatenate([above, below], axis=-2)
-        one = ops.ones_like(earlier)
-        r = r * ops.stack([one, earlier], axis=2)
-        k = k * ops.stack([later, one], axis=2)
-        total = earlier * later
-        m *= 2
-    r, k = ops.reshape(r, (-1, C, N)), ops.reshape(k, (-1, C, N))
-    return ops.reshape(scores, (-1, C, C)), r, k, ops.reshape(total, (-1, N))
+    """`exchanged` for r, w, k (G, C, N), u (G, 1, N): on the diagonal of the scores stands r_t . u k_t."""
+    own = ops.sum(r * u * k, axis=-1)[..., None, None]
+    return exchanged(r[:, :, None], k[:, :, None], own, w)
 
 
 def _chunk_with_resets(r, w, k, v, u, S, segment, start):
