@@ -99,7 +99,7 @@ def exchanged(readers, writers, own, w):
         if m * K == 1:
             between = ops.sum(readers[:, :, 1] * writers[:, :, 0], axis=-1, keepdims=True)
         else:
-            between = ops.matmul(readers[:, :, 1], transposed(writers[:, :, 0]))
+            between = readers[:, :, 1] @ transposed(writers[:, :, 0])
         scores = ops.reshape(scores, (-1, C // (2 * m), 2, m * K, m * K))
         above = ops.concatenate([scores[:, :, 0], ops.zeros_like(between)], axis=-1)
         below = ops.concatenate([between, scores[:, :, 1]], axis=-1)

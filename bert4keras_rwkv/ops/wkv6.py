@@ -39,8 +39,8 @@ def wkv6_chunked(r, w, k, v, u, state, present=None, reset=None, start=None, chu
         if segments:
             return _chunk_with_resets(r, w, k, v, u, S, *segments)
         scores, r, k, decay = _scores(r, w, k, u)
-        y = ops.matmul(scores, v) + ops.matmul(r, S)
-        return decay[..., None] * S + ops.matmul(transposed(k), v), y
+        y = scores @ v + r @ S
+        return decay[..., None] * S + transposed(k) @ v, y
 
     return each_chunk(form, (r, w, k, v), state, chunk, real(reset, present), start)
 
@@ -57,15 +57,15 @@ def _chunk_with_resets(r, w, k, v, u, S, segment, start):
     scores, r_old, k_end, decay = _scores(r, w, k, u)
     old = ops.equal(segment, 0)[..., None]
     last = segment[:, -1:]
-    y = ops.matmul(ops.where(same, scores, 0.0), v) + ops.matmul(ops.where(old, r_old, 0.0), S)
+    y = ops.where(same, scores, 0.0) @ v + ops.where(old, r_old, 0.0) @ S
     ended = ops.equal(last, 0)
-    new = ops.matmul(transposed(ops.where(ops.equal(segment, last)[..., None], k_end, 0.0)), v)
+    new = transposed(ops.where(ops.equal(segment, last)[..., None], k_end, 0.0)) @ v
     new = new + ops.where(ended, decay, 0.0)[..., None] * S
     if start is not None:
         C = segment.shape[-1]
         before = ops.logical_and(same, ops.tril(ops.ones((C, C), "bool"), -1))
-        since = ops.matmul(ops.cast(before, w.dtype), w)  # log decay since the document's first token
-        y = y + ops.matmul(ops.where(old, 0.0, r * ops.exp(since)), start)
+        since = ops.cast(before, w.dtype) @ w  # log decay since the document's first token
+        y = y + ops.where(old, 0.0, r * ops.exp(since)) @ start
         whole = ops.exp(since[:, -1] + w[:, -1])
         new = new + ops.where(ended, 0.0, whole)[..., None] * start
     return new, y
@@ -75,7 +75,7 @@ def _token(u):
     """The function of one token: r, w, k, v (B, H, N), S (B, H, N, N) -> y (B, H, N), S."""
 
     def token(r, w, k, v, S):
-        y = ops.matmul(r[..., None, :], S)[..., 0, :] + ops.sum(r * u * k, axis=-1, keepdims=True) * v
+        y = (r[..., None, :] @ S)[..., 0, :] + ops.sum(r * u * k, axis=-1, keepdims=True) * v
         return y, ops.exp(w)[..., None] * S + k[..., :, None] * v[..., None, :]
 
     return token

@@ -2,7 +2,8 @@
 
     S_t = diag(e^{w_t}) S_{t-1} + b_t^T (a_t S_{t-1}) + k_t^T v_t        y_t = r_t S_t
 
-The plain loop is the truth; the chunked form is what runs. Both are float32 inside (float64 when r is float64).
+The plain loop is the truth; the chunked form is what runs. Both are float32 inside (float64 when r is float64; there
+`ops.matmul` of PyTorch would give float32).
 """
 
 from functools import partial
@@ -56,9 +57,9 @@ def _on_jax_cpu():
 
 def _token(r, w, k, v, a, b, S):
     """One token. r, w, k, v, a, b (B, H, N), S (B, H, N, N) -> y (B, H, N), S."""
-    aS = ops.matmul(a[..., None, :], S)
+    aS = a[..., None, :] @ S
     S = ops.exp(w)[..., None] * S + b[..., None] * aS + k[..., None] * v[..., None, :]
-    return ops.matmul(r[..., None, :], S)[..., 0, :], S
+    return (r[..., None, :] @ S)[..., 0, :], S
 
 
 def _chunk(r, w, k, v, a, b, S, segment=None, first=None, bounded=False):
@@ -72,15 +73,15 @@ def _chunk(r, w, k, v, a, b, S, segment=None, first=None, bounded=False):
     scores, readers, writers, decay = (_exchanged_bounded if bounded else _exchanged)(r, w, k, a, b)
     scores = ops.where(_readable(C, segment), scores, 0.0)
     if segment is None:
-        old = ops.matmul(readers, S)
+        old = readers @ S
         S = decay * S
     else:
         old, S = _old(readers, ops.concatenate([a, r], axis=-2), w, decay, S, segment, first)
         writers = ops.where(ops.tile(ops.equal(segment, segment[:, -1:]), (1, 2))[..., None], writers, 0.0)
-    p = old[:, :C] + ops.matmul(scores[:, :C, C:], v)
-    written = ops.concatenate([ops.matmul(_inverse(scores[:, :C, :C]), p), v], axis=-2)
-    y = old[:, C:] + ops.matmul(scores[:, C:], written)
-    return S + ops.matmul(transposed(writers), written), y
+    p = old[:, :C] + scores[:, :C, C:] @ v
+    written = ops.concatenate([_inverse(scores[:, :C, :C]) @ p, v], axis=-2)
+    y = old[:, C:] + scores[:, C:] @ written
+    return S + transposed(writers) @ written, y
 
 
 def _exchanged_bounded(r, w, k, a, b):
@@ -92,12 +93,12 @@ def _exchanged_bounded(r, w, k, a, b):
     chunk: for |w| < 0.61 neither factor exceeds e^20 in a chunk of 64.
     """
     C = r.shape[-2]
-    until = ops.cumsum(w, axis=-2)
+    until = ops.cast(ops.cumsum(w, axis=-2), w.dtype)
     middle, end = until[:, C // 2 : C // 2 + 1], until[:, -1:]
     readers = ops.concatenate([a * ops.exp(until - w - middle), r * ops.exp(until - middle)], axis=-2)
     fade = ops.exp(middle - until)
     writers = ops.concatenate([b * fade, k * fade], axis=-2)
-    scores = ops.matmul(readers, transposed(writers))
+    scores = readers @ transposed(writers)
     return scores, readers * ops.exp(middle), writers * ops.exp(end - middle), transposed(ops.exp(end))
 
 
@@ -138,14 +139,14 @@ def _old(readers, undecayed, w, decay, S, segment, first):
     C = segment.shape[-1]
     brought = ops.equal(segment, 0)
     ended = brought[:, -1:, None]
-    old = ops.matmul(ops.where(ops.tile(brought, (1, 2))[..., None], readers, 0.0), S)
+    old = ops.where(ops.tile(brought, (1, 2))[..., None], readers, 0.0) @ S
     left = ops.where(ended, decay * S, 0.0)
     if first is not None:
         same = ops.equal(segment[:, :, None], segment[:, None, :])
-        since = ops.matmul(ops.cast(ops.logical_and(same, np.tri(C, k=-1, dtype=bool)), w.dtype), w)
+        since = ops.cast(ops.logical_and(same, np.tri(C, k=-1, dtype=bool)), w.dtype) @ w
         since = ops.exp(ops.concatenate([since, since + w], axis=-2))
         begun = ops.where(ops.tile(brought, (1, 2))[..., None], 0.0, undecayed * since)
-        old = old + ops.matmul(begun, first)
+        old = old + begun @ first
         left = left + ops.where(ended, 0.0, transposed(since[:, -1:]) * first)
     return old, left
 
@@ -163,7 +164,7 @@ def _inverse(lower):
         pair, block = at // (2 * m), at // m
         between = (pair[:, None] == pair) & (block[:, None] > block)
         step = ops.where(between, lower, 0.0)
-        inverse = inverse + (step if m == 1 else ops.matmul(inverse, ops.matmul(step, inverse)))
+        inverse = inverse + (step if m == 1 else inverse @ (step @ inverse))
         m *= 2
     return inverse
 
