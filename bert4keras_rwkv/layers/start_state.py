@@ -30,6 +30,10 @@ class StartState(Layer):
             self.time_x, self.channel_x = (self._weight(name, (1, 1, self.width)) for name in ("time_x", "channel_x"))
         self.built = True
 
+    def load_own_variables(self, store):
+        if store.keys():  # weights without a tuned state leave it as it is
+            super().load_own_variables(store)
+
     def values(self, dtype):
         """The nested state of one row, with a batch axis of 1. dtype: of the last inputs."""
         time = {"x": self._last("time_x", dtype)}

@@ -39,11 +39,34 @@ def enable_lora(backbone, rank, alpha=None, targets=None):
     for layer in _chosen(_kernels(backbone), targets).values():
         layer.enable_lora(rank, lora_alpha=known)
     freeze(backbone)
+    backbone.changed()
 
 
 def adapted(backbone):
     """Path -> layer of every projection that has a LoRA: 'blocks/0/time_mix/key'."""
     return {path: layer for path, layer in _kernels(backbone).items() if layer.lora_enabled}
+
+
+def described(backbone):
+    """What is tuned, for a config: paths of projections with (rank, alpha) of their LoRA, whether the last inputs are
+    tuned with the states (None: no states are), paths of other weights that train. {} if nothing is.
+    """
+    layers, states = adapted(backbone), backbone.start_states
+    if not layers and not states:
+        return {}
+    lora = {path: [layer.lora_rank, layer.lora_alpha] for path, layer in layers.items()}
+    return {"lora": lora, "shift": states[0].shift if states else None, "others": list(_others(backbone))}
+
+
+def prepare(backbone, tuned):
+    """Switch on what `described` says."""
+    for path, (rank, alpha) in tuned["lora"].items():
+        backbone.variable_at(path).enable_lora(rank, lora_alpha=alpha)
+    if tuned["shift"] is not None:
+        backbone.tune_states(tuned["shift"])
+    freeze(backbone)
+    for path in tuned["others"]:
+        backbone.variable_at(path).trainable = True
 
 
 def merge_adapter(backbone, scale=1.0):
@@ -119,7 +142,7 @@ def load_adapter(backbone, path, scale=1.0, alpha=ALPHA):
         if any(ops.convert_to_numpy(layer.lora_kernel_b).any() for layer in here.values()):
             _refuse(path, backbone, ["LoRA is on for other projections or another rank; `merge_adapter` makes room"])
         for layer in here.values():
-            _drop_lora(layer)
+            layer.drop_lora()
         here = {}
     _take_over(backbone, kernels, file, scale, new=bool(file.pairs) and not here)
 
@@ -225,14 +248,8 @@ def _take_over(backbone, kernels, file, scale, new):
         variable = backbone.variable_at(name)
         variable.assign(array)
         variable.trainable = True
-
-
-def _drop_lora(layer):
-    """Take a LoRA off a projection; what it added is lost. Keras has no way to."""
-    for name in ("lora_kernel_a", "lora_kernel_b"):
-        layer._untrack_variable(getattr(layer, name))
-        setattr(layer, name, None)
-    layer.lora_enabled, layer.lora_rank, layer.lora_alpha = False, None, None
+    if new or file.others:
+        backbone.changed()
 
 
 def _weights(backbone):

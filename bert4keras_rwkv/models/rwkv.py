@@ -53,8 +53,16 @@ class RWKV:
         self.tokenizer = tokenizer
         self.sampling = Sampling(top_p=0.85) if sampling is None else sampling
         self.sequence_length, self.with_lm, self.packed = sequence_length, with_lm, packed
+        self._made_with = {"input_state": input_state, "output_state": output_state, "prefix": prefix, "name": name}
         self.model = _functional(backbone, sequence_length, with_lm, input_state, output_state, packed, prefix, name)
-        self._forget_programs()
+        self.forget_programs()
+        for user in (self, self.model):
+            backbone.used_by(user)
+
+    def __reduce__(self):
+        """A copy (`copy.deepcopy`, `pickle`) has weights of its own, what was tuned too; its model is not compiled."""
+        own = {"sequence_length": self.sequence_length, "with_lm": self.with_lm, "packed": self.packed}
+        return _copied, (type(self), self.backbone, self.tokenizer, self.sampling, {**own, **self._made_with})
 
     def __repr__(self):
         c = self.config
@@ -343,7 +351,6 @@ class RWKV:
         trained on begins in it, unless a state is given. Call it before `compile`.
         """
         tuning.enable_state_tuning(self.backbone, time_shift_tuning)
-        self._forget_programs()
 
     def enable_state_tunig(self, time_shitf_tuning=False):
         """`enable_state_tuning` as bert4keras3 spells it."""
@@ -357,7 +364,6 @@ class RWKV:
         saved or exported have the LoRA added; `save_adapter` keeps it apart.
         """
         lora.enable_lora(self.backbone, rank, alpha, targets)
-        self._forget_programs()
 
     def save_adapter(self, path):
         """Write what was tuned, LoRA, state and other weights that train, to a safetensors file; a LoRA alone to `.pth`
@@ -372,7 +378,6 @@ class RWKV:
         and a scale for each, what the LoRAs add is added up, and tuned states are averaged with the scales as weights.
         """
         lora.load_adapter(self.backbone, path, scale, alpha)
-        self._forget_programs()
 
     def merge_adapter(self, scale=1.0):
         """Add the LoRA, times `scale`, to the weights and start it anew at zero, so that another can be stacked."""
@@ -428,6 +433,10 @@ class RWKV:
             raise ValueError("The weights of a quantised model are rounded. Write those it had before `quantize`.")
         return export(rules_of(self.config), self.backbone.value_at)
 
+    def forget_programs(self):
+        """Compiled programs know the weights that there were."""
+        self._reader = self._writer = self._trainer = None
+
     @classmethod
     def from_preset(cls, preset, **options):
         """The model in a preset folder, in a weight file, or shipped with the package under a name ('finch-jargon').
@@ -437,10 +446,6 @@ class RWKV:
         from bert4keras_rwkv.models.build import build_transformer_model
 
         return build_transformer_model(checkpoint_path=named(preset), **options)
-
-    def _forget_programs(self):
-        """Compiled programs know the weights that there were."""
-        self._reader = self._writer = self._trainer = None
 
     def _read(self):
         if self._reader is None:
@@ -536,6 +541,11 @@ class RWKV:
                 f"{max_length}."
             )
         return [max_length] * len(lengths)
+
+
+def _copied(kind, backbone, tokenizer, sampling, options):
+    """What `RWKV.__reduce__` makes a copy with."""
+    return kind(backbone, tokenizer, sampling, **options)
 
 
 def check_chunk(chunk_len):

@@ -12,6 +12,7 @@ from bert4keras_rwkv.generation import loop
 from bert4keras_rwkv.generation.compile import compiled
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras, ops
+from bert4keras_rwkv.models.finite import not_finite_of
 from bert4keras_rwkv.state import RWKVState
 
 BUFFER = 64  # buffers are multiples of this, so that few programs are compiled
@@ -101,9 +102,11 @@ class Writer:
 
     def not_finite(self, request, row, drawn):
         """The error for a row whose logits are no numbers after the tokens `drawn`. It reads the row once more."""
+        ids = np.concatenate([request.ids[row, : request.length[row]], drawn]).astype("int32")
+        layer = not_finite_of(self._network, ids[None], request.state[row].wkv, request.state[row].shift)
         return ValueError(
-            f"No token can be drawn: after {request.length[row] + len(drawn)} tokens the logits of row {row} are not "
-            "finite."
+            f"No token can be drawn: after {len(ids)} tokens the logits of row {row} are not finite, and the first that is "
+            f"not is {layer or 'the logits'}. Damaged weights do this, and float16 where numbers grow: use dtype='float32'."
         )
 
     def _program(self, programs, make, request):

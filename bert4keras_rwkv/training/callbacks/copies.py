@@ -18,14 +18,6 @@ class Copies:
             variable.assign(value)
 
 
-def finite(value):
-    """Whether all numbers of an array or variable are; integers always."""
-    array = np.asarray(ops.convert_to_numpy(value))
-    if array.dtype.kind not in "fV":  # V: bfloat16, which NumPy does not know
-        return True
-    return bool(np.isfinite(array.astype("float32", copy=False)).all())
-
-
 def optimizer_variables(model):
     """All variables of a model's optimizer, those of its slots too."""
     if not model.optimizer.built:

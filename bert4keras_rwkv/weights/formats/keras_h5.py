@@ -23,7 +23,8 @@ from bert4keras_rwkv.weights.write import cast, report
 from bert4keras_rwkv.whole import whole_file, whole_folder
 
 ROOT = "layers/backbone"
-TUNED = f"{ROOT}/start_states/"  # of a model whose state was tuned; it has files of its own
+# Of a model that was tuned: kernels have the LoRA added, and the rest has files of its own.
+TUNED = re.compile(rf"{ROOT}/(start_states/.*|vars/tuned_state|.*/vars/(lora|base)_\w+)")
 INDEX = ".weights.json"  # how Keras' index of shards ends
 OWN_NORM = "norm"  # our HeadNorm has the names that Keras' LayerNormalization numbers
 NUMBERED = {"kernel": "0", "bias": "1", "gamma": "0", "beta": "1", "embeddings": "0"}
@@ -106,7 +107,7 @@ def _official(found, config, path):
         raise WeightsError(f"'{path}' holds {len(found)} arrays, which cannot be {config.num_hidden_layers} layers.")
     rules = rules_of(config)
     wanted = {h5_path(rule.path) for rule in filled(rules)}
-    ours = {name for name in weights_only(found) if not name.startswith(TUNED)}
+    ours = {name for name in weights_only(found) if not TUNED.fullmatch(name)}
     missing, extra = sorted(wanted - ours), sorted(ours - wanted)
     if missing or extra:
         lines = [f"nothing at '{name}'" for name in missing] + [f"no rule for '{name}'" for name in extra]
