@@ -123,7 +123,10 @@ class CacheModel(keras.Model):
 
     def __call__(self, inputs, *args, **kwargs):
         """Ids alone are taken as well as a list of them."""
-        return super().__call__([inputs] if hasattr(inputs, "shape") else inputs, *args, **kwargs)
+        inputs = [inputs] if hasattr(inputs, "shape") else inputs
+        if isinstance(inputs, list | tuple):
+            self._check(inputs)
+        return super().__call__(inputs, *args, **kwargs)
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """As `keras.Model.predict`. The last batch is filled up with empty rows, which generate nothing."""
@@ -145,7 +148,20 @@ class CacheModel(keras.Model):
         x = x if isinstance(x, list | tuple) else [x]
         if not all(hasattr(array, "shape") or isinstance(array, list | tuple) for array in x):
             return None
-        return [ops.convert_to_numpy(array) for array in x]
+        arrays = [ops.convert_to_numpy(array) for array in x]
+        self._check(arrays)
+        return arrays
+
+    def _check(self, arrays):
+        """A ValueError for inputs of other shapes than the model has; Keras would cut or pass on some of them."""
+        for array, tensor in zip(arrays, self.inputs, strict=False):
+            shape = tuple(getattr(array, "shape", tensor.shape))
+            if shape[1:] != tuple(tensor.shape[1:]) or shape[0] == 0:
+                wanted = ", ".join(map(str, tensor.shape[1:]))
+                raise ValueError(
+                    f"`{tensor.name}` is (B, {wanted}), with at least one row. Received: {shape}. The length is that of "
+                    "prompt and answer together, `input_lengths` of `build_cache_model`."
+                )
 
     def _predict_batches(self, arrays, batch, **options):
         rows = len(arrays[0])

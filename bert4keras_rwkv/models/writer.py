@@ -105,8 +105,9 @@ class Writer:
         ids = np.concatenate([request.ids[row, : request.length[row]], drawn]).astype("int32")
         layer = not_finite_of(self._network, ids[None], request.state[row].wkv, request.state[row].shift)
         return ValueError(
-            f"No token can be drawn: after {len(ids)} tokens the logits of row {row} are not finite, and the first that is "
-            f"not is {layer or 'the logits'}. Damaged weights do this, and float16 where numbers grow: use dtype='float32'."
+            f"No token can be drawn: after {len(ids)} tokens the logits of row {row} are not finite; the first that is "
+            f"not is {layer or 'the logits'}. Damaged weights do this, and numbers too large for float16: then use "
+            "dtype='float32'."
         )
 
     def _program(self, programs, make, request):

@@ -167,3 +167,12 @@ def test_progress_goes_to_stderr(net, capfd):
 def test_bad_options(net, options, message):
     with pytest.raises(ValueError, match=message):
         model(net, **options)
+
+
+@pytest.mark.parametrize("shape", [(0, 12), (2, 13), (2, 5)])
+@pytest.mark.parametrize("ask", ["predict", "__call__"])
+def test_other_shapes_are_refused(net, shape, ask):
+    """No row, or prompts longer or shorter than the buffer: never answered with something else, and nothing hangs."""
+    model = cache_model(net, 12, None, Sampling(temperature=0), toy.V, toy.WKV, toy.SHIFT)
+    with pytest.raises(ValueError, match=r"`Input-Token` is \(B, 12\), with at least one row"):
+        getattr(model, ask)([np.ones(shape, "int32")])
