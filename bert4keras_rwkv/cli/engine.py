@@ -1,10 +1,9 @@
 """Choosing the backend of a command, before Keras is loaded, and keeping what JAX compiled for the next start."""
 
 import os
-import sys
 from pathlib import Path
 
-NAME = "bert4keras-rwkv"
+from bert4keras_rwkv.generation.executables import cache_folder
 
 
 def choose_engine(name=None):
@@ -38,14 +37,3 @@ def keep_compiled_programs(folder=None):
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def cache_folder():
-    """Where this user's programs keep what can be made again: the XDG rule, and what Windows and macOS have instead."""
-    home = Path.home()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / NAME / "Cache"
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / NAME
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(base if os.path.isabs(base) else home / ".cache") / NAME

@@ -4,19 +4,22 @@ import contextlib
 
 import keras
 
+from bert4keras_rwkv.generation.executables import Kept
 from bert4keras_rwkv.ops import backend
 
 
-def compiled(function, variables=(), donate=()):
+def compiled(function, variables=(), donate=(), description=None):
     """A compiled version of `function(*tensors)`, kept and used again for tensors of the same shapes.
 
     function: takes and returns nested structures (tuples, lists, dicts, None) of tensors; it may read `variables`, a
     list of Keras variables or a function that returns one, but not assign them. They are arguments of the compiled
     program, not constants in it. donate: positions of arguments that are used up by the call (JAX; ignored elsewhere).
     NumPy arrays are accepted. On torch and NumPy the function runs eagerly, without gradients.
+    description: a function that returns the `executables.Description` of `function`: its executables are kept for the
+    next process, too (JAX; ignored elsewhere). It is for calls from outside compiled functions.
     """
     if backend.name() == "jax":
-        return _jax(function, variables, donate)
+        return _jax(function, variables, donate, description)
     if backend.name() == "tensorflow":
         return _tensorflow(function)
     return eager(function)
@@ -46,7 +49,7 @@ def no_gradient():
     return contextlib.nullcontext()
 
 
-def _jax(function, variables, donate):
+def _jax(function, variables, donate, description):
     import jax
 
     # The variables of the trace: set before each call, read when `run` is traced.
@@ -57,6 +60,8 @@ def _jax(function, variables, donate):
             return function(*args)
 
     program = jax.jit(run, donate_argnums=tuple(i + 1 for i in donate))
+    if description is not None:
+        program = Kept(program, description)
 
     def call(*args):
         known[:] = variables() if callable(variables) else variables

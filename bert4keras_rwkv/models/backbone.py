@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.generation.executables import Description
 from bert4keras_rwkv.layers import initial
 from bert4keras_rwkv.layers.base import Layer, dense
 from bert4keras_rwkv.layers.block import Block
@@ -228,6 +229,22 @@ class Backbone(Layer):
         """The nested tuned state of each layer, of one row."""
         return [layer.values(self.compute_dtype) for layer in self.start_states]
 
+    def description(self, *parts):
+        """The `Description` of a program that runs this network, and of whatever else `parts` say."""
+        layers = self._flatten_layers()
+        made = [
+            (
+                type(layer).__qualname__,
+                layer.dtype_policy.name,
+                layer.quantization_mode,
+                *(getattr(layer, name, None) for name in ("lora_enabled", "lora_rank", "lora_alpha")),
+            )
+            for layer in layers
+        ]
+        variables = [(v.path, v.trainable) for v in self.variables]
+        modules = sorted({type(layer).__module__ for layer in layers})
+        return Description((parts, self._own_config(), made, variables), tuple(modules))
+
     def call(self, ids, wkv=None, shift=None, reset=None):
         state = self.start(ops.shape(ids)[0]) if wkv is None else self.unpack(wkv, shift)
         present = None if self.pad_token_id is None else ops.not_equal(ids, self.pad_token_id)
@@ -249,10 +266,12 @@ class Backbone(Layer):
             return None
         return ops.not_equal(inputs, self.pad_token_id), None, None
 
-    def get_config(self):
+    def _own_config(self):
         own = {"kernel": self.kernel, "pad_token_id": self.pad_token_id, "head": self.with_head, "remat": self.remat}
-        own["rescale_layer"] = self.rescale_layer
-        return {**super().get_config(), **own, "config": self.config.to_dict()}
+        return {**own, "rescale_layer": self.rescale_layer, "config": self.config.to_dict()}
+
+    def get_config(self):
+        return {**super().get_config(), **self._own_config()}
 
     @classmethod
     def from_config(cls, config):
