@@ -1,13 +1,19 @@
 """Choosing the backend of a command, before Keras is loaded, and keeping what JAX compiled for the next start."""
 
+import contextlib
+import gc
 import os
+import sys
 from pathlib import Path
 
 from bert4keras_rwkv.generation.executables import cache_folder
 
+# Keras imports these if they are installed, to plot and for notebooks, which no command does. It takes as long again.
+UNUSED = ("matplotlib", "IPython")
+
 
 def choose_engine(name=None):
-    """Set the Keras backend of this process: `name`, else KERAS_BACKEND, else jax. Returns it.
+    """Load Keras on the backend `name`, else KERAS_BACKEND, else jax. Returns its name.
 
     Only a command does this, never an import. Keras reads the variable when it is first loaded.
     """
@@ -15,9 +21,35 @@ def choose_engine(name=None):
     os.environ["KERAS_BACKEND"] = chosen
     if chosen == "tensorflow":
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it greets with the processor's features otherwise
-    if chosen == "jax":
-        keep_compiled_programs()
+    with all_kept(), without(UNUSED):
+        if chosen == "jax":
+            keep_compiled_programs()
+        import keras  # noqa: F401
     return chosen
+
+
+@contextlib.contextmanager
+def all_kept():
+    """While it lasts no garbage is looked for: what is imported stays. Looking takes a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def without(modules):
+    """While it lasts these cannot be imported, unless they are already; afterwards they can."""
+    absent = [name for name in modules if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 def keep_compiled_programs(folder=None):

@@ -1,8 +1,8 @@
 """Compiled programs kept in the user's cache folder, so that the next process neither traces nor compiles them.
 
 JAX's own compile cache needs the traced program to find an entry, and tracing and lowering a deep network takes
-seconds. Here an entry is found by what the program is made of: the description its maker gives, the code that is loaded,
-the versions, options and device, and the shapes and dtypes of what it is called with.
+seconds. Here an entry is found by what the program is made of: the description its maker gives, the code that is
+loaded, the versions, options and device, and the shapes and dtypes of what it is called with.
 
 An entry holds machine code, and loading it runs what is in it, as with JAX's cache: only a folder of the user's own
 that nobody else can write to is used. An entry that is damaged, or another program's, is written anew.

@@ -142,7 +142,7 @@ def _next_token(logits, plan, carry, values):
     """Penalties, forbidden ids, then the draw. logits: (B, V) float32 -> (B,) int32."""
     if plan.penalty:
         logits = penalise_repetition(
-            logits, carry.ids, carry.position, values["penalty"], plan.penalty_window, plan.max_penalty_range
+            logits, carry.ids, carry.position, values["penalty"], values["penalty_window"], plan.max_penalty_range
         )
     if plan.frequency:
         names = ("presence_penalty", "frequency_penalty", "penalty_decay")
