@@ -58,3 +58,61 @@ def test_a_state_moves_between_sessions(rwkv):
 def test_writing_needs_a_token(rwkv):
     with pytest.raises(ValueError, match="call read"):
         Session(rwkv).write(3)
+
+
+WAYS = ["close", "exception", "state", "fork", "read"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_left_in_the_middle(rwkv, way):
+    """However writing is left, the session has read what was handed out, and goes on bit for bit as if no more had been
+    asked for.
+    """
+    left, exact = (Session(rwkv, sampling=SAMPLING, seed=5).read("The cat") for _ in range(2))
+    stream, given = left.stream(20), ""
+    for _ in range(4):
+        given += next(stream)
+    if way == "close":
+        stream.close()
+        assert list(stream) == []
+    elif way == "exception":
+        with pytest.raises(KeyError):
+            for piece in stream:
+                given += piece
+                raise KeyError
+    elif way == "state":
+        assert left.state is not None
+        given += next(stream)  # looking at the state leaves nothing
+    written = exact.write(len(stream.pieces.ids))
+    assert written == given
+    if way == "fork":
+        other, left = left, left.fork()
+        other.write(3)
+    elif way == "read":
+        for session in (left, exact):
+            session.read(" and")
+    for got, want in zip(arrays(np.ones(1), left.state), arrays(np.ones(1), exact.state), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert left.write(9) == exact.write(9)
+
+
+def test_one_user_at_a_time(rwkv):
+    """A stream that the session has left behind does not go on; a second thread at the same moment is refused."""
+    session = Session(rwkv, sampling=SAMPLING, seed=5).read("The cat")
+    first = session.stream(20)
+    next(first)
+    session.read(" and")
+    with pytest.raises(RuntimeError, match="used since"):
+        next(first)
+    with session._alone(), pytest.raises(RuntimeError, match="Another thread"):
+        session.read("x")
+
+
+def test_a_stop_text_ends_a_turn(rwkv):
+    """The next turn goes on from the text before the stop."""
+    session, plain = (Session(rwkv, sampling=SAMPLING, seed=5).read("The cat") for _ in range(2))
+    text = plain.fork().write(20)
+    stop = text[9:11]
+    assert session.write(20, stop_texts=stop) == text[: text.index(stop)]
+    plain.write(len(session._writing.pieces.ids))
+    assert session.read("!").write(5) == plain.read("!").write(5)

@@ -5,7 +5,6 @@ import time
 
 from bert4keras_rwkv.cli.arguments import SAMPLING, UsageError
 from bert4keras_rwkv.cli.engine import choose_engine
-from bert4keras_rwkv.cli.until import Until
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.tokenizers import load_tokenizer
 from bert4keras_rwkv.weights.files import named
@@ -23,10 +22,11 @@ def run(arguments):
         if rwkv.tokenizer is None:
             raise ValueError(f"No vocabulary was found beside '{arguments.model}'. Name one with --tokenizer.")
         state = tuned(rwkv, arguments)
-        ids = rwkv.tokenizer.encode(prompt)
-        ids = rwkv.stream(ids, arguments.max_length, sampling=sampling, seed=arguments.seed, state=state)
+        stops = [stop for stop in arguments.stop if stop]
+        options = {"sampling": sampling, "seed": arguments.seed, "state": state, "stop_texts": stops, "as_text": True}
+        pieces = rwkv.stream(rwkv.tokenizer.encode(prompt), arguments.max_length, **options)
         line.show("reading the prompt")
-        clock = write_stream(ids, rwkv.tokenizer, arguments.stop, line, prompt if arguments.echo else "")
+        clock = write_stream(pieces, line, prompt if arguments.echo else "")
     write("\n")
     print(clock.told(), file=sys.stderr)
 
@@ -74,21 +74,18 @@ def tuned(rwkv, arguments):
     return state
 
 
-def write_stream(ids, tokenizer, stops, line, before=""):
-    """Write the text of token ids as they come, up to a stop, after `before`. Returns the `Clock` that ran along."""
-    clock, text, until = Clock(), tokenizer.stream(), Until(stops)
+def write_stream(pieces, line, before=""):
+    """Write a `Stream` of text as it comes, after `before`. Returns the `Clock` that ran along."""
+    clock = Clock()
     quiet = sys.stdout.isatty()  # the text itself is the progress there
-    for token in ids:
-        clock.tick()
-        piece = "" if token == tokenizer.end_token else until.feed(text.feed(token))
+    for piece in pieces:
+        clock.tick(pieces.drawn)
         line.clear() if quiet else line.show(clock.told())
         write(before + piece)
         before = ""
-        if until.found:
-            break
-    else:
-        line.clear()
-        write(before + until.feed(text.flush()) + until.flush())
+    clock.tick(pieces.drawn)
+    line.clear()
+    write(before)
     return clock
 
 
@@ -98,20 +95,21 @@ def write(text):
 
 
 class Clock:
-    """Counts tokens. The rate leaves out what came before the first: reading the prompt and compiling."""
+    """Counts tokens. The rate leaves out what came before the first ones: reading the prompt and compiling."""
 
     def __init__(self):
-        self.tokens, self._first, self._last = 0, 0.0, 0.0
+        self.tokens, self._before, self._first, self._last = 0, 0, 0.0, 0.0
 
-    def tick(self):
-        self._last = time.perf_counter()
-        self._first = self._first or self._last
-        self.tokens += 1
+    def tick(self, tokens):
+        """So many tokens there are now."""
+        self._last, self.tokens = time.perf_counter(), tokens
+        if not self._first:
+            self._first, self._before = self._last, tokens
 
     def told(self):
         """`12 tokens, 30.1 tokens/s`."""
         seconds = self._last - self._first
-        rate = (self.tokens - 1) / seconds if seconds > 0 else 0.0
+        rate = (self.tokens - self._before) / seconds if seconds > 0 else 0.0
         return f"{self.tokens} tokens, {rate:.1f} tokens/s"
 
 

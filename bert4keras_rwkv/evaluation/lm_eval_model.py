@@ -109,15 +109,16 @@ class RWKVForLMEval(LM):
         until = options.get("until") or []
         stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
         ids = [*end_ids(self.tokenizer), *self.tokenizer.encode(context)]
-        stream, text = self.tokenizer.stream(), ""
-        length = len(ids) + int(options.get("max_gen_toks", NEW_TOKENS))
-        for token in self.rwkv.stream(ids, length, sampling=_sampling(options), seed=seed, state=self._state):
-            text += stream.feed(token)
-            if any(stop in text for stop in stops):
-                break
-        else:
-            text += stream.flush()
-        return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+        pieces = self.rwkv.stream(
+            ids,
+            max_new_tokens=int(options.get("max_gen_toks", NEW_TOKENS)),
+            stop_texts=stops,
+            sampling=_sampling(options),
+            seed=seed,
+            state=self._state,
+            as_text=True,
+        )
+        return "".join(pieces)
 
     def _read(self, passages, quiet):
         """The `Found` of each passage, with a progress bar."""

@@ -8,18 +8,17 @@ from bert4keras_rwkv.generation.executables import Kept
 from bert4keras_rwkv.ops import backend
 
 
-def compiled(function, variables=(), donate=(), description=None):
+def compiled(function, variables=(), description=None):
     """A compiled version of `function(*tensors)`, kept and used again for tensors of the same shapes.
 
     function: takes and returns nested structures (tuples, lists, dicts, None) of tensors; it may read `variables`, a
     list of Keras variables or a function that returns one, but not assign them. They are arguments of the compiled
-    program, not constants in it. donate: positions of arguments that are used up by the call (JAX; ignored elsewhere).
-    NumPy arrays are accepted. On torch and NumPy the function runs eagerly, without gradients.
+    program, not constants in it. NumPy arrays are accepted. On torch and NumPy the function runs eagerly, without gradients.
     description: a function that returns the `executables.Description` of `function`: its executables are kept for the
     next process, too (JAX; ignored elsewhere). It is for calls from outside compiled functions.
     """
     if backend.name() == "jax":
-        return _jax(function, variables, donate, description)
+        return _jax(function, variables, description)
     if backend.name() == "tensorflow":
         return _tensorflow(function)
     return eager(function)
@@ -37,7 +36,7 @@ def eager(function):
 
 def wants_fixed_shapes():
     """Whether every new shape costs a compilation."""
-    return backend.name() == "jax" or (backend.name() == "tensorflow" and _xla())
+    return backend.name() in ("jax", "tensorflow")
 
 
 def no_gradient():
@@ -49,7 +48,7 @@ def no_gradient():
     return contextlib.nullcontext()
 
 
-def _jax(function, variables, donate, description):
+def _jax(function, variables, description):
     import jax
 
     # The variables of the trace: set before each call, read when `run` is traced.
@@ -59,7 +58,7 @@ def _jax(function, variables, donate, description):
         with keras.StatelessScope(state_mapping=list(zip(known, values, strict=True))):
             return function(*args)
 
-    program = jax.jit(run, donate_argnums=tuple(i + 1 for i in donate))
+    program = jax.jit(run)
     if description is not None:
         program = Kept(program, description)
 
@@ -71,14 +70,24 @@ def _jax(function, variables, donate, description):
 
 
 def _tensorflow(function):
+    """A program for each set of shapes, so that the shapes are numbers in it and no graph is traced for two of them."""
     import tensorflow as tf
 
-    program = tf.function(function, autograph=False, reduce_retracing=True, jit_compile=_xla())
+    programs = {}
 
     def call(*args):
-        return program(*keras.tree.map_structure(_tensor, args))
+        args = keras.tree.map_structure(_tensor, args)
+        # What is None, and what is nested in what, is part of the key.
+        key = repr(keras.tree.map_structure(_kind, args))
+        if key not in programs:
+            programs[key] = tf.function(function, autograph=False, jit_compile=_xla())
+        return programs[key](*args)
 
     return call
+
+
+def _kind(tensor):
+    return None if tensor is None else (str(tensor.dtype), str(tensor.shape))
 
 
 def _xla():

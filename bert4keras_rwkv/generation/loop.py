@@ -31,6 +31,7 @@ class Carry(NamedTuple):
     live: Any  # (B,) bool, the row has not ended
     seeds: Any  # (B, 2) int32, (seed, tokens generated before)
     state: Any  # the network's, nested
+    finite: Any  # (B,) bool, the row's logits were numbers so far; one whose were not has ended
 
 
 def front_pack(ids, present, fill=0):
@@ -109,23 +110,26 @@ def begin(network, ids, length, limit, state, seeds, chunks=CHUNKS):
     token = ops.take_along_axis(ids, ops.expand_dims(consumed, 1), axis=1)[:, 0]
     limit = ops.where(limit < ids.shape[1], limit, ids.shape[1])
     live = ops.logical_and(length > 0, length < limit)
-    return Carry(ids, token, length, length, limit, live, seeds, state)
+    return Carry(ids, token, length, length, limit, live, seeds, state, ops.ones_like(live))
 
 
 def advance(network, plan, ends, carry, values):
-    """One step: consume the last token of each live row and write the next one. Rows that have ended stay as they are.
+    """One step: consume the last token of each live row and write the next one. Rows that have ended stay as they are,
+    and a row whose logits are not finite ends without a token.
 
     plan, values: of a `Sampling`. ends: ids that end a row, a tuple of ints. Returns the next carry.
     """
     present = ops.expand_dims(carry.live, 1)
     hidden, state = network.hidden(ops.expand_dims(carry.token, 1), carry.state, present)
-    token = _next_token(ops.cast(network.logits(hidden), "float32"), plan, carry, values)
-    token = ops.where(carry.live, token, carry.token)
+    logits = ops.cast(network.logits(hidden), "float32")
+    finite = ops.all(logits < float("inf"), axis=1)  # false for NaN, too
+    writes = ops.logical_and(carry.live, finite)
+    token = ops.where(writes, next_token(logits, plan, carry, values), carry.token)
     at = ops.arange(carry.ids.shape[1], dtype="int32")
-    here = ops.logical_and(ops.equal(at, ops.expand_dims(carry.position, 1)), present)
-    written = ops.cast(carry.live, "int32")
+    here = ops.logical_and(ops.equal(at, ops.expand_dims(carry.position, 1)), ops.expand_dims(writes, 1))
+    written = ops.cast(writes, "int32")
     position = carry.position + written
-    live = ops.logical_and(carry.live, position < carry.limit)
+    live = ops.logical_and(writes, position < carry.limit)
     for end in ends:
         live = ops.logical_and(live, ops.not_equal(token, end))
     return carry._replace(
@@ -135,11 +139,15 @@ def advance(network, plan, ends, carry, values):
         live=live,
         seeds=ops.stack([carry.seeds[:, 0], carry.seeds[:, 1] + written], 1),
         state=state,
+        finite=ops.logical_and(carry.finite, ops.logical_or(finite, ops.logical_not(carry.live))),
     )
 
 
-def _next_token(logits, plan, carry, values):
-    """Penalties, forbidden ids, then the draw. logits: (B, V) float32 -> (B,) int32."""
+def next_token(logits, plan, carry, values):
+    """Penalties, forbidden ids, then the draw. logits: (B, V) float32 -> (B,) int32.
+
+    Of the carry only `ids`, `position`, `start` and `seeds` count.
+    """
     if plan.penalty:
         logits = penalise_repetition(
             logits, carry.ids, carry.position, values["penalty"], values["penalty_window"], plan.max_penalty_range

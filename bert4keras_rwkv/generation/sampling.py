@@ -6,7 +6,7 @@ from numbers import Integral, Real
 
 import numpy as np
 
-NAMES = ("greedy", "top_k", "top_p")
+NAMES = ("greedy", "top_k", "top_p", "random")
 SEARCH_MODES = ("greedy", "topk", "topp")
 ROOMS = (64, 256)  # counts of `top_k` that programs are made for; a larger one has a program without a limit
 ALL = 2**31 - 1  # a count, or a length, that is never reached
@@ -46,9 +46,9 @@ class Sampling:
     penalty_free: ids whose occurrences add nothing to their count.
     mask_output: ids that are never produced.
     temperature: the logits are divided by it. 0 is greedy: always the likeliest token.
-    top_k: only the k likeliest tokens. None for all.
+    top_k: only the k likeliest tokens. None or 0 for all.
     top_p: only the smallest set of the likeliest tokens that holds this share of the whole probability, the token that
-        reaches it included. 1.0 for all.
+        reaches it included. 1.0 for all; 0 is greedy.
     temperature_after: divide by the temperature after top_k and top_p have chosen, not before.
     """
 
@@ -78,9 +78,9 @@ class Sampling:
             ("temperature", "divides the logits, 0 or above", "Use 0 for greedy, 1.0 for no change", lambda x: x >= 0),
             (
                 "top_p",
-                "is the share of probability to keep, in (0, 1]",
+                "is the share of probability to keep, in [0, 1]",
                 "Use 1.0 to keep every token",
-                lambda x: 0 < x <= 1,
+                lambda x: 0 <= x <= 1,
             ),
             ("penalty", "divides the logits of tokens seen before, above 0", "Use 1.0 for none", lambda x: x > 0),
             ("presence_penalty", "is subtracted from logits, a finite number", "Use 0.0 for none", lambda x: True),
@@ -97,9 +97,9 @@ class Sampling:
                 raise ValueError(f"`{name}` {rule}. Received: {name}={value!r}. {way_out}.")
 
     def _check_counts(self):
-        if self.top_k is not None and not (_is(self.top_k, Integral) and self.top_k >= 1):
+        if self.top_k is not None and not (_is(self.top_k, Integral) and self.top_k >= 0):
             raise ValueError(
-                "`top_k` is the number of tokens to keep, an int of at least 1. "
+                "`top_k` is the number of tokens to keep, an int, or 0 for all. "
                 f"Received: top_k={self.top_k!r}. Use top_k=None to keep every token."
             )
         window = self.penalty_window
@@ -110,9 +110,55 @@ class Sampling:
             )
 
     @classmethod
+    def of(cls, given, default=None):
+        """A `Sampling` from one, from a name of Keras Hub's, or `default` for None."""
+        if given is None:
+            return default
+        if isinstance(given, str):
+            return cls.named(given)
+        if not isinstance(given, cls):
+            raise ValueError(
+                f"`sampling` is a `Sampling` or one of the names {_listed(NAMES)}. Received: {given!r}. "
+                "Use Sampling(temperature=..., top_k=..., top_p=...)."
+            )
+        return given
+
+    @classmethod
+    def from_pipeline(
+        cls,
+        temperature=1.0,
+        top_p=0.85,
+        top_k=0,
+        alpha_frequency=0.2,
+        alpha_presence=0.2,
+        alpha_decay=0.996,
+        token_ban=(),
+        tokenizer=None,
+        **options,
+    ):
+        """The `Sampling` that `rwkv.utils.PIPELINE_ARGS` with these values means, its defaults included.
+
+        There the temperature comes after top-k and top-p, a temperature or top_p of 0 is greedy, and top_k of 0 keeps
+        all. tokenizer: the vocabulary, for the rule that the occurrences of tokens whose text is part of
+        ' \\t0123456789' do not add up; None leaves that rule out. `token_stop` is `stop_token_ids` of `generate`, and
+        `chunk_len` changes no answer. options: other fields of `Sampling`.
+        """
+        return cls(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            frequency_penalty=alpha_frequency,
+            presence_penalty=alpha_presence,
+            penalty_decay=alpha_decay,
+            penalty_free=() if tokenizer is None else tokenizer.parts_of(" \t0123456789"),
+            mask_output=tuple(token_ban),
+            **{"temperature_after": True, **options},
+        )
+
+    @classmethod
     def named(cls, name, **options):
-        """The sampler that Keras Hub calls `name`, with its numbers: "greedy", "top_k" (5), "top_p" (0.1)."""
-        known = {"greedy": {"temperature": 0.0}, "top_k": {"top_k": 5}, "top_p": {"top_p": 0.1}}
+        """The sampler that Keras Hub calls `name`, with its numbers: "greedy", "top_k" (5), "top_p" (0.1), "random"."""
+        known = {"greedy": {"temperature": 0.0}, "top_k": {"top_k": 5}, "top_p": {"top_p": 0.1}, "random": {}}
         if name not in known:
             raise ValueError(
                 f"`sampling` is a `Sampling` or one of the names {_listed(NAMES)}. Received: {name!r}. "
@@ -140,10 +186,10 @@ class Sampling:
 
     def plan(self):
         """The `Plan`: what a compiled program is made for. Two samplings with equal plans share one program."""
-        greedy = self.temperature == 0
+        greedy = self.temperature == 0 or self.top_p == 0
         return Plan(
             greedy=greedy,
-            room=None if greedy or self.top_k is None else next((n for n in ROOMS if n >= self.top_k), 0),
+            room=None if greedy or not self.top_k else next((n for n in ROOMS if n >= self.top_k), 0),
             top_p=not greedy and self.top_p < 1,
             penalty=self.penalty != 1,
             max_penalty_range=self.max_penalty_range if self.penalty != 1 else None,

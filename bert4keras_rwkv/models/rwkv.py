@@ -1,21 +1,24 @@
 """What the user holds: a model with its tokenizer, its way of sampling, and everything one does with them."""
 
 import dataclasses
+from numbers import Integral
 
 import keras
 import numpy as np
 from keras import ops
 
-from bert4keras_rwkv.generation import loop
-from bert4keras_rwkv.generation.compile import compiled
 from bert4keras_rwkv.generation.layer import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models import lora, tuning
 from bert4keras_rwkv.models.reading import Reader
 from bert4keras_rwkv.models.segments import segment_trainer
-from bert4keras_rwkv.models.texts import Prompts, token_ids
+from bert4keras_rwkv.models.stream import Stream
+from bert4keras_rwkv.models.text_training import Texts, is_dataset, of_text, text_loss
+from bert4keras_rwkv.models.texts import Prompts, need_tokenizer, strings_in, token_ids
 from bert4keras_rwkv.models.training import training_model
+from bert4keras_rwkv.models.writer import Request, Writer, Writing, seeds
 from bert4keras_rwkv.state import RWKVState
+from bert4keras_rwkv.tokenizers.text_stream import TokenText
 from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter
 from bert4keras_rwkv.weights.files import named
 from bert4keras_rwkv.weights.formats.keras_h5 import write_preset
@@ -24,7 +27,6 @@ from bert4keras_rwkv.weights.rules import export, rules_of
 from bert4keras_rwkv.weights.states import read_state, write_state
 
 NEW_TOKENS = 256  # how many `generate` writes when neither max_length nor sequence_length says it
-BUFFER = 64  # buffers of `generate` are multiples of this, so that few programs are compiled
 
 
 class RWKV:
@@ -51,8 +53,7 @@ class RWKV:
         self.sampling = Sampling(top_p=0.85) if sampling is None else sampling
         self.sequence_length, self.with_lm, self.packed = sequence_length, with_lm, packed
         self.model = _functional(backbone, sequence_length, with_lm, input_state, output_state, packed)
-        self._reader = None
-        self._programs = {}
+        self._forget_programs()
 
     def __repr__(self):
         c = self.config
@@ -108,78 +109,107 @@ class RWKV:
         seed=None,
         state=None,
         return_state=False,
+        max_new_tokens=None,
+        stop_texts=(),
     ):
         """Write on from one or several prompts.
 
-        inputs: str, list of str, ids, or a ragged list of ids; the answer has the same form. max_length: tokens of
-        prompt and answer together; None: sequence_length, or 256 more than the longest prompt. stop_token_ids: an id,
-        several, None, or 'auto', the tokenizer's end token. strip_prompt: leave the prompt out of the answer. sampling:
-        a `Sampling`, or 'greedy', 'top_k', 'top_p'; None: what the model was built with. seed: an int makes the answer
-        repeatable, row i draws with (seed + i, 0); an (B, 2) array continues earlier draws; None: new noise.
+        inputs: str, list of str, ids, or a ragged list of ids; the answer has the same form. An array or a `tf.data`
+        set of strings is a list of them. Line ends of a str become line feeds, as the models have read them.
+        max_length: tokens of prompt and answer together; max_new_tokens: those of the answer; neither: sequence_length,
+        or 256 new tokens after the longest prompt. stop_token_ids: an id, several, None, or 'auto', the tokenizer's end
+        token. stop_texts: a str or several; the answer ends before the first of them, wherever in a token that is, and
+        ids hold the tokens that are whole before it. strip_prompt: leave the prompt out of the answer. sampling: a
+        `Sampling`, or 'greedy', 'top_k', 'top_p', 'random'; None: what the model was built with. seed: an int makes the
+        answer repeatable, row i draws with (seed + i, 0); an (B, 2) array continues earlier draws; None: new noise.
         state: RWKVState to start from. return_state: also return the state that has consumed all but each row's last
         token. A stop token ends a row; ids contain it, text does not.
+
+        Ids without a text are never drawn where text is wanted, for str or with stop_texts. Logits that are not finite
+        are a ValueError.
         """
-        prompts, ends, sampling, limit = self._request(inputs, max_length, stop_token_ids, sampling)
-        ids, length = prompts.padded(_buffer(limit))
-        batch = len(ids)
-        state = self._state(state, batch)
-        program = self._program("generate", sampling.plan(), ends)
-        texts, count, wkv, shift = program(
-            ids,
-            length,
-            np.full(batch, limit, "int32"),
-            state.wkv,
-            state.shift,
-            seeds(seed, batch),
-            sampling.values(batch),
+        if is_dataset(inputs):
+            inputs = [text for batch in inputs.as_numpy_iterator() for text in strings_in(np.atleast_1d(batch))]
+        prompts, request, texts = self._request(
+            inputs, max_length, max_new_tokens, stop_token_ids, stop_texts, sampling, seed, state
         )
-        texts, count = ops.convert_to_numpy(texts), ops.convert_to_numpy(count)
-        starts = length if strip_prompt else np.zeros_like(length)
-        wrote = count > length
-        answer = prompts.answers(
-            [row[a:b] for row, a, b in zip(texts, starts, count, strict=True)],
-            [set(ends) if w else set() for w in wrote],
-        )
-        return (answer, RWKVState(wkv, shift, self.config.model)) if return_state else answer
+        if not stop_texts:
+            rows, count, state = self._write().write(request)
+            answers = [row[start:end] for row, start, end in zip(rows, request.length, count, strict=True)]
+            if prompts.is_text:
+                kept = [row[:-1] if len(row) and row[-1] in request.ends else row for row in answers]
+                whole = kept if strip_prompt else map(np.concatenate, zip(prompts.rows, kept, strict=True))
+                answers = self.tokenizer.decode([row.tolist() for row in whole])
+            elif not strip_prompt:
+                answers = map(np.concatenate, zip(prompts.rows, answers, strict=True))
+            answers = prompts.answers(answers)
+        else:
+            writing = Writing(self._write(), request, texts)
+            answers = [""] * len(texts)
+            while writing.live:
+                answers = [answer + piece for answer, piece in zip(answers, writing.step(), strict=True)]
+                writing.handed_out()
+            writing.finished()
+            writing.handed_out()
+            before = ["" if prompts.is_text else []] * len(texts) if strip_prompt else prompts.rows
+            if prompts.is_text:
+                before = before if strip_prompt else self.tokenizer.decode([row.tolist() for row in prompts.rows])
+            else:
+                before, answers = [list(row) for row in before], writing.tokens
+            answers = prompts.answers(a + b for a, b in zip(before, answers, strict=True))
+            state = writing.state if return_state else None
+        return (answers, state) if return_state else answers
 
     def stream(
-        self, inputs, max_length=None, stop_token_ids="auto", sampling=None, seed=None, state=None, return_state=False
+        self,
+        inputs,
+        max_length=None,
+        stop_token_ids="auto",
+        sampling=None,
+        seed=None,
+        state=None,
+        return_state=False,
+        max_new_tokens=None,
+        stop_texts=(),
+        as_text=False,
     ):
         """`generate` for one prompt, piece by piece: yields text as it is written, without the prompt (ids for ids).
 
-        A piece is what the last tokens completed: bytes of an unfinished character are held back. With return_state the
-        last thing yielded is the RWKVState.
+        A piece is the text of whole tokens: what belongs to an unfinished character, or may become a stop text, is held
+        back. as_text: text also for a prompt of ids. The `Stream` that is returned may be left at any moment; its
+        `state` is that of what was yielded. With return_state the last thing yielded is the RWKVState.
         """
-        prompts, ends, sampling, limit = self._request(inputs, max_length, stop_token_ids, sampling)
+        prompts, request, texts = self._request(
+            inputs, max_length, max_new_tokens, stop_token_ids, stop_texts, sampling, seed, state, as_text
+        )
         if not prompts.single:
             raise ValueError(f"`stream` takes one prompt. Received: {len(prompts.rows)}. Use `generate` for several.")
-        return self._stream(prompts, ends, sampling, limit, self._state(state, 1), seeds(seed, 1), return_state)
+        return Stream(self._write(), request, texts[0], prompts.is_text or as_text, return_state)
 
-    def _stream(self, prompts, ends, sampling, limit, state, seed, return_state):
-        ids, length = prompts.padded(_buffer(limit))
-        begin = self._program("begin")
-        step = self._program("step", sampling.plan(), ends)
-        values = sampling.values(1)
-        carry = begin(ids, length, np.full(1, limit, "int32"), state.wkv, state.shift, seed)
-        live, text = bool(ops.convert_to_numpy(carry.live)[0]), None
-        if prompts.is_text:
-            text = self.tokenizer.stream()
-        while live:
-            carry = step(carry, values)
-            token = int(ops.convert_to_numpy(carry.token)[0])
-            live = bool(ops.convert_to_numpy(carry.live)[0])
-            if text is None:
-                yield token
-            elif token not in ends:
-                piece = text.feed(token)
-                if piece:
-                    yield piece
-        if text is not None:
-            rest = text.flush()
-            if rest:
-                yield rest
-        if return_state:
-            yield RWKVState(*self._program("pack")(carry.state), self.config.model)
+    def sample(self, logits, sampling=None, seed=None, prompt=None, answer=None):
+        """The next id, for a loop of one's own: logits (V,) -> int, (B, V) -> NumPy int32 (B,).
+
+        sampling: as for `generate`. prompt, answer: the ids before, of each row if there are rows; penalties look at
+        them, and the number of tokens in the answer says how many draws were made: with them a seed draws what
+        `generate` draws. seed: as for `generate`; None: new noise.
+        """
+        logits = ops.convert_to_tensor(logits)
+        single, size = logits.ndim == 1, self.config.vocab_size
+        if logits.ndim not in (1, 2) or logits.shape[-1] != size or 0 in logits.shape:
+            raise ValueError(f"`logits` is ({size},) or (B, {size}). Received shape {tuple(logits.shape)}.")
+        logits = logits[None] if single else logits
+        batch = logits.shape[0]
+        sampling = Sampling.of(sampling, self.sampling)
+        sampling.check(size, 0)
+        if answer is None and (sampling.plan().penalty or sampling.plan().frequency):
+            raise ValueError("Penalties look at the text so far: give `prompt` and `answer`, the ids before.")
+        rows = [[[]] * batch if x is None else [x] if single else list(x) for x in (prompt, answer)]
+        prompts, answers = ([token_ids(row, size).reshape(-1) for row in part] for part in rows)
+        if len(prompts) != batch or len(answers) != batch:
+            raise ValueError(f"`prompt` and `answer` have the ids of each of {batch} rows of `logits`.")
+        seed = seeds(seed, batch) if np.ndim(seed) else seeds(seed, batch) + [[0, len(row)] for row in answers]
+        drawn = self._write().draw(logits, prompts, answers, seed.astype("int32"), sampling)
+        return int(drawn[0]) if single else drawn
 
     def build_cache_model(
         self,
@@ -203,7 +233,8 @@ class RWKV:
 
         `predict([ids (B, L)])` returns ids (B, L) int32, front-packed, the pad id behind the end; with input_state and
         output_state also `Stack-States` (B, n, H, N, N) and `Stack-Last-X` (B, 2n, 1, D); with input_seed also `Seeds`
-        (B, 2) int32, (seed, tokens generated before).
+        (B, 2) int32, (seed, tokens generated before). Any id of the head may be written, those without a text too: for
+        text build with mask_output=tokenizer.without_text(vocab_size). A row whose logits are not finite ends there.
         """
         lengths = [input_lengths] if isinstance(input_lengths, int) else list(input_lengths)
         if len(lengths) != 1:
@@ -241,6 +272,44 @@ class RWKV:
             input_seed,
             progress_print=progress_print,
         )
+
+    def compile(self, optimizer="auto", loss="auto", *, sampler=None, **options):
+        """What Keras Hub's models are told: how to train, for `fit`, and how to write, for `generate`.
+
+        optimizer: Keras', 'auto' is Adam(2e-5). loss: 'auto', or a `layers.NextTokenLoss`. sampler: a `Sampling` or
+        'greedy', 'top_k', 'top_p', 'random'; None leaves what the model was built with. options: of
+        `keras.Model.compile`.
+        """
+        self.sampling = Sampling.of(sampler, self.sampling)
+        if isinstance(optimizer, str) and optimizer == "auto":
+            optimizer = keras.optimizers.Adam(2e-5)
+        loss = text_loss() if isinstance(loss, str) and loss == "auto" else loss
+        self._trainer = self.training_model(loss)
+        self._trainer.compile(optimizer, **options)
+
+    def fit(self, x, batch_size=None, **options):
+        """Train on texts with what `compile` was told. Returns Keras' `History`.
+
+        x: a list or NumPy array of str, or a `tf.data` set of str or of batches of str. Each text is a row, closed by
+        the end token, and as long as the longest, or sequence_length; longer ones are cut. A `tf.data` set has rows of
+        sequence_length, 1,024 if the model has none. options: of `keras.Model.fit`. Anything else that
+        `training_model` takes goes to it unchanged. docs/training.md shows what packs texts into rows without padding.
+        """
+        if self._trainer is None:
+            self.compile()
+        texts = Texts(self.tokenizer, self.sequence_length, self.packed)
+        strings = None if is_dataset(x) else strings_in([x] if isinstance(x, str) else x)
+        if strings or (is_dataset(x) and of_text(x)):
+            need_tokenizer(self.tokenizer)
+            if not self._trainer.get_layer("token_loss").loss.answer_mask:
+                raise ValueError("The loss that `compile` got has no answer mask, so it takes ids. Use loss='auto'.")
+            x = texts.rows(strings) if strings else texts.dataset(x, batch_size)
+        options = {"shuffle": False, **options} if is_dataset(x) else {"batch_size": batch_size, **options}
+        return self._trainer.fit(x, **options)
+
+    def summary(self, *args, **options):
+        """That of `RWKV.model`."""
+        self.model.summary(*args, **options)
 
     def training_model(self, loss=None, accuracy=False):
         """A Keras model `Input-Token` (B, T) [, `Answer-Mask`] [, `Reset`] -> scalar loss, on the same weights.
@@ -336,7 +405,7 @@ class RWKV:
         one text, without token-shift vectors, which must be zero unless `drop_shift`. 'auto': by the suffix, `.pth` or
         `.st`, and 'own' for any other.
         """
-        state = dataclasses.replace(self._state(state, state.batch), model=self.config.model)
+        state = dataclasses.replace(self.state_for(state, state.batch), model=self.config.model)
         write_state(path, state, layout, drop_shift)
 
     def merge_lora(self, path, alpha=ALPHA, base=None):
@@ -370,12 +439,17 @@ class RWKV:
 
     def _forget_programs(self):
         """Compiled programs know the weights that there were."""
-        self._reader, self._programs = None, {}
+        self._reader = self._writer = self._trainer = None
 
     def _read(self):
         if self._reader is None:
             self._reader = Reader(self.backbone)
         return self._reader
+
+    def _write(self):
+        if self._writer is None:
+            self._writer = Writer(self.backbone)
+        return self._writer
 
     def _inputs(self, ids, state, present):
         """What `forward` and `prefill` take, checked, as NumPy ids and mask and an RWKVState of the same batch."""
@@ -386,10 +460,13 @@ class RWKV:
             present = np.asarray(present).astype(bool)
             if present.shape != ids.shape:
                 raise ValueError(f"`present` has the shape of `ids`, {ids.shape}. Received: {present.shape}.")
-        return ids, self._state(state, len(ids)), present
+        return ids, self.state_for(state, len(ids)), present
 
-    def _state(self, state, batch):
-        """An RWKVState of this batch."""
+    def state_for(self, state, batch):
+        """`state` as an RWKVState of `batch` rows: one of a single row is repeated, None is where every text begins.
+
+        Raises ValueError for the state of another model or of another number of rows.
+        """
         dtype = self.backbone.compute_dtype
         if state is None:
             if not self.backbone.start_states:
@@ -399,7 +476,7 @@ class RWKV:
             raise ValueError(f"This is a state of {state.model}, the model is {self.config.model}.")
         wanted = RWKVState.shapes(self.config)
         received = (tuple(state.wkv.shape[1:]), tuple(state.shift.shape[1:]))
-        if received != wanted or len({1, batch, state.batch, state.shift.shape[0]} - {1}) > 1:
+        if received != wanted or not {state.batch, int(state.shift.shape[0])} <= {1, batch}:
             raise ValueError(
                 f"For {batch} rows the state is wkv {(batch, *wanted[0])} and shift {(batch, *wanted[1])}, or of batch "
                 f"1. Received: wkv {tuple(state.wkv.shape)}, shift {tuple(state.shift.shape)}."
@@ -409,70 +486,55 @@ class RWKV:
         wkv, shift = (ops.broadcast_to(x, (batch, *x.shape[1:])) for x in (state.wkv, state.shift))
         return RWKVState(wkv, shift, state.model)
 
-    def _request(self, inputs, max_length, stop_token_ids, sampling):
-        """What `generate` and `stream` take, checked: prompts, ending ids, Sampling, tokens in all."""
+    def _request(
+        self, inputs, max_length, max_new_tokens, stop_token_ids, stop_texts, sampling, seed, state, as_text=False
+    ):
+        """What `generate` and `stream` take, checked: prompts, a `Request`, and a `TokenText` for each row or None."""
         prompts = Prompts(inputs, self.tokenizer, self.config.vocab_size)
-        if isinstance(sampling, str):
-            sampling = Sampling.named(sampling)
-        elif sampling is None:
-            sampling = self.sampling
-        if prompts.is_text:  # rows of the head without a text: the World vocabulary fills 65,530 of 65,536
-            unused = self.tokenizer.without_text(self.config.vocab_size)
+        stops = _stop_texts(stop_texts)
+        sampling = Sampling.of(sampling, self.sampling)
+        texts = [None] * len(prompts.rows)
+        if prompts.is_text or as_text or stops:
+            tokenizer = need_tokenizer(self.tokenizer)
+            texts = [TokenText(tokenizer, stops) for _ in texts]
+            # Rows of the head without a text: the World vocabulary fills 65,530 of 65,536.
+            unused = tokenizer.without_text(self.config.vocab_size)
             sampling = dataclasses.replace(sampling, mask_output=(*sampling.mask_output, *unused))
         sampling.check(self.config.vocab_size, 0)
+        ends, limits = self._ends(stop_token_ids), self._limits(prompts, max_length, max_new_tokens)
+        batch = len(prompts.rows)
+        state = self.state_for(state, batch)
+        return prompts, Request.of(prompts.rows, limits, state, seeds(seed, batch), sampling, ends), texts
+
+    def _ends(self, stop_token_ids):
+        """The ids that end a row, a tuple."""
+        if stop_token_ids is None:
+            return ()
         if isinstance(stop_token_ids, str):
             if stop_token_ids != "auto":
                 raise ValueError(
                     f"`stop_token_ids` is an id, a list of ids, None or 'auto'. Received: {stop_token_ids!r}."
                 )
             end = None if self.tokenizer is None else self.tokenizer.end_token
-            ends = () if end is None else (end,)
-        else:
-            ends = (
-                ()
-                if stop_token_ids is None
-                else tuple(token_ids(stop_token_ids, self.config.vocab_size).ravel().tolist())
-            )
-        longest = max(map(len, prompts.rows))
+            return () if end is None else (end,)
+        return tuple(token_ids(stop_token_ids, self.config.vocab_size).ravel().tolist())
+
+    def _limits(self, prompts, max_length, max_new_tokens):
+        """How many tokens each row has at most, its prompt included."""
+        lengths = [len(row) for row in prompts.rows]
+        if max_new_tokens is not None:
+            if max_length is not None:
+                raise ValueError("Give `max_length`, prompt and answer together, or `max_new_tokens`, not both.")
+            return [length + whole_number("max_new_tokens", max_new_tokens, 0) for length in lengths]
         if max_length is None:
-            max_length = longest + NEW_TOKENS if self.sequence_length is None else self.sequence_length
-        if longest > max_length:
+            max_length = max(lengths) + NEW_TOKENS if self.sequence_length is None else self.sequence_length
+        max_length = whole_number("max_length", max_length, 1)
+        if max(lengths) > max_length:
             raise ValueError(
-                f"The longest prompt has {longest} tokens; `max_length`, prompt and answer together, is {max_length}."
+                f"The longest prompt has {max(lengths)} tokens; `max_length`, prompt and answer together, is "
+                f"{max_length}."
             )
-        return prompts, ends, sampling, int(max_length)
-
-    def _program(self, kind, plan=None, ends=()):
-        """A compiled function, made once for each kind of request."""
-        key = (kind, plan, ends)
-        if key not in self._programs:
-            self._programs[key] = compiled(*getattr(self, f"_{kind}_program")(plan, ends))
-        return self._programs[key]
-
-    def _generate_program(self, plan, ends):
-        network = self.backbone
-
-        def run(ids, length, limit, wkv, shift, seeds, values):
-            state = network.unpack(wkv, shift)
-            carry = loop.generate(network, plan, ends, ids, length, limit, state, seeds, values)
-            return (carry.ids, carry.position, *network.pack(carry.state))
-
-        return run, network.variables
-
-    def _begin_program(self, plan, ends):
-        network = self.backbone
-
-        def run(ids, length, limit, wkv, shift, seeds):
-            return loop.begin(network, ids, length, limit, network.unpack(wkv, shift), seeds)
-
-        return run, network.variables
-
-    def _step_program(self, plan, ends):
-        network = self.backbone
-        return (lambda carry, values: loop.advance(network, plan, ends, carry, values)), network.variables, (0,)
-
-    def _pack_program(self, plan, ends):
-        return self.backbone.pack, ()
+        return [max_length] * len(lengths)
 
 
 def check_chunk(chunk_len):
@@ -481,22 +543,19 @@ def check_chunk(chunk_len):
         raise ValueError(f"`chunk_len` is how many tokens are read at once, at least 1. Received: {chunk_len}.")
 
 
-def seeds(seed, batch):
-    """(B, 2) int32 (seed, tokens generated before): from an int, such an array, or None for new ones."""
-    if seed is None:
-        first = np.random.default_rng().integers(-(2**31), 2**31, batch)
-        return np.stack([first, np.zeros(batch)], axis=1).astype("int32")
-    array = np.asarray(seed)
-    if array.ndim == 0:
-        first = (int(seed) + np.arange(batch, dtype="int64")) & 0xFFFFFFFF
-        return np.stack([first.astype("uint32").view("int32"), np.zeros(batch, "int32")], axis=1)
-    if array.shape != (batch, 2):
-        raise ValueError(f"`seed` is an int or an array ({batch}, 2). Received shape {array.shape}.")
-    return array.astype("int32")
+def whole_number(name, value, least):
+    """`value` as an int of at least `least`; a ValueError that names the argument for anything else."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < 2**31:
+        raise ValueError(f"`{name}` is a number of tokens, an int of at least {least}. Received: {name}={value!r}.")
+    return int(value)
 
 
-def _buffer(length):
-    return -(-length // BUFFER) * BUFFER
+def _stop_texts(given):
+    """Stop texts as a tuple of str."""
+    stops = (given,) if isinstance(given, str) else tuple(given or ())
+    if not all(isinstance(stop, str) and stop for stop in stops):
+        raise ValueError(f"`stop_texts` is a text or several, none of them empty. Received: {given!r}.")
+    return stops
 
 
 def _functional(backbone, sequence_length, with_lm, input_state, output_state, packed):

@@ -16,29 +16,40 @@ def token_ids(ids, vocab_size):
     return array.astype("int32")
 
 
-class Prompts:
-    """One or several prompts: str, list of str, ids, or a ragged list of ids.
+def unix_lines(text):
+    """Text with line ends as the models have read them: one line feed each."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
-    rows: a list of NumPy int32 arrays. `answers` puts rows of ids back into the form that came in.
+
+class Prompts:
+    """One or several prompts: str, list of str, ids, or a ragged list of ids. Line ends of a str become line feeds.
+
+    rows: a list of NumPy int32 arrays. `answers` puts answers back into the form that came in.
     """
 
     def __init__(self, inputs, tokenizer, vocab_size):
         if hasattr(inputs, "shape") and not isinstance(inputs, np.ndarray):
             inputs = np.asarray(inputs)
+        if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "USO" and inputs.ndim <= 1:
+            texts = strings_in(inputs) or inputs
+            inputs = texts if inputs.ndim else texts[0]
         self.tokenizer = tokenizer
         self.is_text = isinstance(inputs, str) or (
             isinstance(inputs, list | tuple) and len(inputs) > 0 and all(isinstance(x, str) for x in inputs)
         )
         if self.is_text:
             self.single = isinstance(inputs, str)
-            rows = need_tokenizer(tokenizer).encode([inputs] if self.single else list(inputs))
-        else:
+            texts = [unix_lines(text) for text in ([inputs] if self.single else inputs)]
+            rows = need_tokenizer(tokenizer).encode(texts)
+        elif isinstance(inputs, list | tuple) or (isinstance(inputs, np.ndarray) and inputs.ndim > 0):
             rows = list(inputs)
             self.single = len(rows) == 0 or isinstance(rows[0], Integral | np.integer)
             rows = [rows] if self.single else rows
+        else:
+            raise _no_prompt(inputs)
         self.rows = [token_ids(row, vocab_size) for row in rows]
         if any(row.ndim != 1 for row in self.rows):
-            raise ValueError(f"A prompt is a str or a list of ids, or a list of such. Received: {_shown(inputs)}.")
+            raise _no_prompt(inputs)
         empty = [i for i, row in enumerate(self.rows) if not len(row)]
         if empty or not self.rows:
             raise ValueError(
@@ -46,20 +57,9 @@ class Prompts:
                 "Use '\\n' or id 0 (the end of a document) to begin a new text."
             )
 
-    def padded(self, length):
-        """The rows as (B, length) int32, zeros behind, and their lengths (B,) int32."""
-        ids = np.zeros((len(self.rows), length), "int32")
-        for out, row in zip(ids, self.rows, strict=True):
-            out[: len(row)] = row
-        return ids, np.array([len(row) for row in self.rows], "int32")
-
-    def answers(self, rows, stops):
-        """Rows of ids in the form of the input. stops: each row's ids before which a text is cut; ids keep them."""
-        if self.is_text:
-            cut = [row[:-1] if len(row) and row[-1] in ends else row for row, ends in zip(rows, stops, strict=True)]
-            rows = self.tokenizer.decode(cut)
-        else:
-            rows = [[int(i) for i in row] for row in rows]
+    def answers(self, rows):
+        """Answers, each a str or ids as `is_text` says, in the form of the input."""
+        rows = list(rows) if self.is_text else [[int(i) for i in row] for row in rows]
         return rows[0] if self.single else rows
 
 
@@ -71,6 +71,18 @@ def need_tokenizer(tokenizer):
             "Set RWKV.tokenizer = RWKV_TOKENIZER(path), or pass tokenizer=, or use ids."
         )
     return tokenizer
+
+
+def _no_prompt(inputs):
+    return ValueError(f"A prompt is a str or a list of ids, or a list of such. Received: {_shown(inputs)}.")
+
+
+def strings_in(texts):
+    """A list of str from a list, a tuple or an array of str or of UTF-8 bytes; None for anything else."""
+    texts = np.ravel(texts).tolist() if isinstance(texts, np.ndarray) else texts
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str | bytes) for text in texts):
+        return None
+    return [text.decode("utf-8") if isinstance(text, bytes) else text for text in texts]
 
 
 def _shown(value):

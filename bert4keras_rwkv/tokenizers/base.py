@@ -49,6 +49,34 @@ class Tokenizer:
             return [row.decode("utf-8", "replace") for row in rows]
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
+    def __call__(self, text):
+        """`encode`, as Keras Hub's tokenizers are called; arrays of strings, too."""
+        return self.encode(text.tolist() if hasattr(text, "tolist") else text)
+
+    def detokenize(self, ids):
+        """`decode`, as Keras Hub calls it."""
+        return self.decode(ids)
+
+    def vocabulary_size(self):
+        """`vocab_size`, as Keras Hub asks for it."""
+        return self.vocab_size
+
+    def token_to_id(self, token):
+        """The id of one token, a str or its bytes. A ValueError if no id has just this text."""
+        wanted = utf8(token) if isinstance(token, str) else bytes(token)
+        for token_id, data in self._tokens.items():
+            if data == wanted and (wanted or token_id == self.end_token):
+                return token_id
+        raise ValueError(f"No id of this vocabulary has the text {_short(token)}. `encode` cuts a text into tokens.")
+
+    def id_to_token(self, token_id):
+        """The text of one id, a str; bytes where they are no whole characters."""
+        data = self.token_bytes(token_id)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            return data
+
     def decode_bytes(self, ids):
         """ids (one sequence, or a single id) -> bytes."""
         ids = _plain(ids)
@@ -66,6 +94,11 @@ class Tokenizer:
         """The ids below `size`, the rows of a model, that cannot be decoded."""
         gaps = () if len(self._tokens) == self.vocab_size else range(min(self.vocab_size, size))
         return *(gap for gap in gaps if gap not in self._tokens), *range(self.vocab_size, size)
+
+    def parts_of(self, text):
+        """The ids whose text is a part of `text`, the end token and others without characters included, in order."""
+        data = utf8(text)
+        return tuple(token_id for token_id, token in sorted(self._tokens.items()) if token in data)
 
     def remapped(self, keep, texts=()):
         """The tokenizer of a model whose vocabulary was cut: its id i is the old id `keep[i]`.
@@ -122,7 +155,9 @@ class Textless(Tokenizer):
     def _refuse(self, *_, **__):
         raise ValueError(self._why)
 
-    encode = encode_text = encode_bytes = decode = decode_bytes = token_bytes = stream = remapped = save = _refuse
+    encode = encode_text = encode_bytes = decode = decode_bytes = token_bytes = parts_of = stream = remapped = save = (
+        _refuse
+    )
 
     def without_text(self, size):
         return tuple(range(size))

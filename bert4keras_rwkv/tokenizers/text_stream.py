@@ -37,3 +37,62 @@ class TextStream:
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
+
+
+class TokenText:
+    """From tokens that are written one by one to the text that may be shown: whole tokens, and nothing of a stop text.
+
+    A token waits while a character of it is not complete, and while the text may still become one of `stops`. So what
+    was given out is at every moment the text of `shown` tokens, and whoever stops reading knows what was read. Only the
+    text before a stop may end inside a token, which does not count as shown then.
+
+    fed, shown: tokens taken, and wholly given out. stopped: whether a stop was found; there is no more text then.
+    """
+
+    def __init__(self, tokenizer, stops=()):
+        self._tokenizer, self._stops = tokenizer, stops
+        self._stream = TextStream(tokenizer)
+        self._waiting, self._ends = "", []  # text, and (place, tokens) where a token ends between two characters
+        self.fed, self.shown, self.stopped = 0, 0, False
+
+    def feed(self, token):
+        """The text that can be shown now that `token`, an id, has come."""
+        data = self._tokenizer.decode_bytes(token)
+        if self._stream.pending:
+            first, data = self._stream.feed_bytes(data[:1]), data[1:]
+            if len(first) + len(self._stream.pending) == 2:  # no rest of the character: the token before ends in U+FFFD
+                self._ends.append((len(self._waiting) + 1, self.fed))
+            self._waiting += first
+        self._waiting += self._stream.feed_bytes(data)
+        self.fed += 1
+        if not self._stream.pending:
+            self._ends.append((len(self._waiting), self.fed))
+        elif len(self._stream.pending) == len(data):
+            self._ends.append((len(self._waiting), self.fed - 1))
+        return self._given(self._begun())
+
+    def flush(self):
+        """The rest, when no token comes any more."""
+        self._waiting += self._stream.flush()
+        self._ends.append((len(self._waiting), self.fed))
+        return self._given(0)
+
+    def _begun(self):
+        """How many of the last characters may be the beginning of a stop."""
+        text = self._waiting
+        return max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+
+    def _given(self, kept):
+        """What comes before a stop, else the whole tokens before the last `kept` characters."""
+        if self.stopped:
+            return ""
+        text = self._waiting
+        places = [place for place in map(text.find, self._stops) if place >= 0]
+        if places:
+            self.stopped, end = True, min(places)
+        else:
+            end = max((place for place, _ in self._ends if place <= len(text) - kept), default=0)
+        self.shown = max((count for place, count in self._ends if place <= end), default=self.shown)
+        self._waiting = text[end:]
+        self._ends = [(place - end, count) for place, count in self._ends if place > end]
+        return text[:end]

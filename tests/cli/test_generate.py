@@ -9,7 +9,6 @@ import keras
 import pytest
 
 from bert4keras_rwkv.cli import engine, main
-from bert4keras_rwkv.cli.until import Until
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models import RWKV
 
@@ -80,14 +79,3 @@ def test_an_early_end_is_quiet(model, start, end):
         running.stdout.close()
         assert own_words(running.stderr.read().decode()) == ""
         assert running.wait(timeout=60) == 141
-
-
-@pytest.mark.backend_free
-@pytest.mark.parametrize(
-    "stops, shown", [([], "aababc.abd"), (["abc"], "aab"), (["zzz"], "aababc.abd"), (["d", "c.a"], "aabab")]
-)
-@pytest.mark.parametrize("step", [1, 2, 3, 10])
-def test_a_stop_is_found_however_the_text_is_cut(stops, shown, step):
-    until, text = Until(stops), "aababc.abd"
-    assert "".join(until.feed(text[i : i + step]) for i in range(0, len(text), step)) + until.flush() == shown
-    assert until.found == (shown != text)

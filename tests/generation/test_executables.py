@@ -46,7 +46,7 @@ def started(weight, parts=("first",)):
         traces.append(1)
         return helper(x) * weight / 3 + state["a"], {"a": state["a"] + 1, "none": None}
 
-    program = compiled(run, [weight], (1,), lambda: Description(parts, (__name__, "bert4keras_rwkv.generation.draw")))
+    program = compiled(run, [weight], lambda: Description(parts, (__name__, "bert4keras_rwkv.generation.draw")))
     program.traces = traces
     return program
 

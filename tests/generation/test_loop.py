@@ -204,7 +204,7 @@ def test_prefill_consumes_exactly_its_length(net, chunks):
     hidden, state = run(ids, length, net.start(4), before)
     plains = [toy.Plain(net) for _ in rows]
     logits = [[plain.read(token) for token in row][-1:] for plain, row in zip(plains, rows, strict=True)]
-    check_state(loop.Carry(*[None] * 7, state), plains)
+    check_state(loop.Carry(*[None] * 7, state, None), plains)
     assert ops.convert_to_numpy(hidden)[1].tolist() == [9] * toy.D
     got = ops.convert_to_numpy(net.logits(hidden))
     for i in (0, 2, 3):

@@ -1,0 +1,87 @@
+"""What is written, handed out piece by piece."""
+
+from bert4keras_rwkv.models.writer import Writing
+
+
+class Stream:
+    """The answer to one prompt, an iterator that may be left at any moment.
+
+    It yields text as soon as it may be shown, or ids. `state`, `ids` and `seed` are at every moment those of what was
+    yielded, bit for bit as if no more had been asked for: after a `break`, an exception or Ctrl-C one goes on from
+    there. With return_state the last thing yielded is the RWKVState. Nothing is computed before the first piece is
+    wanted. ended: nothing more comes.
+    """
+
+    def __init__(self, writer, request, text, as_text, return_state=False):
+        self._writer, self._request, self._text = writer, request, text
+        self._as_text, self._return_state, self.ended = as_text, return_state, False
+        self._begun = None
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.ended:
+            raise StopIteration
+        self.ended = True  # whatever interrupts a step ends the stream, as it does a generator
+        piece = self._next_text() if self._as_text else self._next_id()
+        if piece is None:
+            if self._return_state:
+                return self.state
+            raise StopIteration
+        self.ended = False
+        return piece
+
+    def _next_text(self):
+        """A str that is not empty, None at the end."""
+        writing = self._writing
+        while writing.live:
+            piece = writing.step()[0]
+            if piece:
+                writing.handed_out()
+                return piece
+        writing.finished()
+        writing.handed_out()
+        return None
+
+    def _next_id(self):
+        """An id, None at the end. Where stop texts are looked for, ids may wait as their text does."""
+        writing, place = self._writing, len(self.ids)
+        while writing.live and place == writing.shown[0]:
+            writing.step()
+        if not writing.live:
+            writing.finished()
+        if place == writing.shown[0]:
+            return None
+        writing.handed_out(place + 1)
+        return writing.drawn[0][place]
+
+    def close(self):
+        """Write nothing more."""
+        self.ended = True
+
+    @property
+    def state(self):
+        """The RWKVState that has consumed the prompt and what was yielded, but for the last token."""
+        return self._writing.state
+
+    @property
+    def ids(self):
+        """The ids of what was yielded, a list of int; the end token is among them once nothing more comes."""
+        return self._writing.tokens[0]
+
+    @property
+    def seed(self):
+        """(1, 2) int32: with it, `state` and the last id the draws go on as here."""
+        return self._writing.seeds
+
+    @property
+    def drawn(self):
+        """How many tokens were drawn, those included that wait to be shown."""
+        return len(self._writing.drawn[0])
+
+    @property
+    def _writing(self):
+        if self._begun is None:
+            self._begun = Writing(self._writer, self._request, [self._text])
+        return self._begun

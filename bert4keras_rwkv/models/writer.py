@@ -1,0 +1,290 @@
+"""Writing tokens: compiled programs over rows of ids, and the bookkeeping of rows that are written step by step.
+
+Nothing here knows text but for one thing: a `TokenText` says how many of a row's tokens have been shown.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from keras import ops
+
+from bert4keras_rwkv.generation import loop
+from bert4keras_rwkv.generation.compile import compiled
+from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.state import RWKVState
+
+BUFFER = 64  # buffers are multiples of this, so that few programs are compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be written, checked and in the form that programs take.
+
+    ids: (B, L) int32, prompts at the front. length, limit: (B,) int32, tokens of each prompt, and of prompt and answer
+    together at most. state: RWKVState of batch B. seeds: (B, 2) int32, see `seeds`. ends: ids that end a row.
+    """
+
+    ids: np.ndarray
+    length: np.ndarray
+    limit: np.ndarray
+    state: RWKVState
+    seeds: np.ndarray
+    sampling: Sampling
+    ends: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows, limits, state, seeds, sampling, ends=()):
+        """A request for ragged rows of ids."""
+        length = np.array([len(row) for row in rows], "int32")
+        return cls(_padded(rows, max(limits)), length, np.array(limits, "int32"), state, seeds, sampling, ends)
+
+
+class Writer:
+    """Runs a backbone to write tokens. Its programs are made when first wanted, one for each way of drawing.
+
+    What it takes and returns between programs is the `Carry` of generation/loop.py. A carry is a value: no program
+    uses one up, so an earlier one can be gone back to.
+    """
+
+    def __init__(self, backbone):
+        self._network = backbone
+        self._wholes, self._steps, self._draws = {}, {}, {}
+        self._begin = self._compiled(self._begin_row)
+        self._pack, self._choose = compiled(backbone.pack), compiled(_chosen)
+
+    def write(self, request):
+        """Write until every row has ended, as one program.
+
+        Returns rows of ids (B, L) and how many tokens each has (B,), both NumPy int32, and the RWKVState that has
+        consumed all of them but the last.
+        """
+        program = self._program(self._wholes, self._whole_row, request)
+        r, state = request, request.state
+        sampling = r.sampling.values(len(r.ids))
+        *arrays, wkv, shift = program(r.ids, r.length, r.limit, state.wkv, state.shift, r.seeds, sampling)
+        ids, count, finite = map(ops.convert_to_numpy, arrays)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            raise self.not_finite(request, row, ids[row, r.length[row] : count[row]])
+        return ids, count, RWKVState(wkv, shift, self._network.config.model)
+
+    def begin(self, request):
+        """Read the prompts. Returns the carry before the first step."""
+        state = request.state
+        return self._begin(request.ids, request.length, request.limit, state.wkv, state.shift, request.seeds)
+
+    def step(self, request, carry):
+        """Write one token in each live row. Returns the next carry."""
+        return self._program(self._steps, self._step_row, request)(carry, request.sampling.values(len(request.ids)))
+
+    def draw(self, logits, prompts, answers, seeds, sampling):
+        """The next id of each row, (B,) NumPy int32. logits: (B, V). prompts, answers: rows of ids, all that was read
+        and written so far. seeds: (B, 2) int32.
+        """
+        start, position = (np.array([len(row) for row in rows], "int32") for rows in (prompts, answers))
+        position += start
+        ids = _padded([np.concatenate(row) for row in zip(prompts, answers, strict=True)], max(1, position.max()))
+        plan = sampling.plan()
+        if plan not in self._draws:
+            self._draws[plan] = compiled(_drawing(plan))
+        drawn = self._draws[plan](logits, ids, start, position, seeds, sampling.values(len(ids)))
+        return ops.convert_to_numpy(drawn)
+
+    def state(self, carry):
+        """The RWKVState in a carry: it has consumed all tokens of each row but the last."""
+        return RWKVState(*self._pack(carry.state), self._network.config.model)
+
+    def chosen(self, rows, these, others):
+        """The carry with the given rows, (B,) bool, of `these`, and the rest of `others`."""
+        return self._choose(rows, these, others)
+
+    def not_finite(self, request, row, drawn):
+        """The error for a row whose logits are no numbers after the tokens `drawn`. It reads the row once more."""
+        return ValueError(
+            f"No token can be drawn: after {request.length[row] + len(drawn)} tokens the logits of row {row} are not "
+            "finite."
+        )
+
+    def _program(self, programs, make, request):
+        key = (request.sampling.plan(), request.ends)
+        if key not in programs:
+            programs[key] = self._compiled(make(*key))
+        return programs[key]
+
+    def _compiled(self, function):
+        return compiled(function, self._network.variables)
+
+    def _begin_row(self, ids, length, limit, wkv, shift, seeds):
+        return loop.begin(self._network, ids, length, limit, self._network.unpack(wkv, shift), seeds)
+
+    def _whole_row(self, plan, ends):
+        network = self._network
+
+        def run(ids, length, limit, wkv, shift, seeds, values):
+            state = network.unpack(wkv, shift)
+            carry = loop.generate(network, plan, ends, ids, length, limit, state, seeds, values)
+            return (carry.ids, carry.position, carry.finite, *network.pack(carry.state))
+
+        return run
+
+    def _step_row(self, plan, ends):
+        return lambda carry, values: loop.advance(self._network, plan, ends, carry, values)
+
+
+class Progress(NamedTuple):
+    """What was handed out: the carry that it is computed from, and how many tokens of each row, both (B,) ints."""
+
+    carry: loop.Carry
+    at: np.ndarray  # tokens that `carry` has written
+    shown: np.ndarray  # tokens that were handed out, `at` or more
+
+
+class Writing:
+    """Rows that are written step by step, and may be left after any step.
+
+    texts: a `TokenText` for each row, None where ids are wanted. Tokens that are drawn may wait to be shown, for the
+    rest of a character, or until they are known not to begin a stop text. `state`, `tokens` and `seeds` are those of
+    what `handed_out` was told last, exactly as if no more had been asked for.
+    """
+
+    def __init__(self, writer, request, texts):
+        self._writer, self._request, self._texts = writer, request, texts
+        self._carry = writer.begin(request)
+        none = np.zeros(len(request.ids), int)
+        self.drawn = [[] for _ in none]  # the tokens of each row
+        self._live = ops.convert_to_numpy(self._carry.live)
+        self._progress = Progress(self._carry, none, none)
+
+    @property
+    def live(self):
+        """Whether any row goes on."""
+        return bool(self._live.any())
+
+    def step(self):
+        """Write a token in each live row. Returns, for each row, what may be shown now: a str, or a list of ids."""
+        self._carry = self._writer.step(self._request, self._carry)
+        tokens, live, finite = (
+            ops.convert_to_numpy(x) for x in (self._carry.token, self._carry.live, self._carry.finite)
+        )
+        if not finite.all():
+            row = int(np.argmin(finite))
+            raise self._writer.not_finite(self._request, row, self.drawn[row])
+        pieces = [[] if text is None else "" for text in self._texts]
+        for row in np.flatnonzero(self._live):
+            token, text = int(tokens[row]), self._texts[row]
+            self.drawn[row].append(token)
+            if text is None:
+                pieces[row] = [token]
+                continue
+            pieces[row] = "" if token in self._request.ends else text.feed(token)
+            live[row] = live[row] and not text.stopped
+            if not live[row] and not text.stopped:
+                pieces[row] += text.flush()
+        self._live = live
+        if not np.array_equal(live, ops.convert_to_numpy(self._carry.live)):
+            self._carry = self._carry._replace(live=ops.convert_to_tensor(live))
+        return pieces
+
+    @property
+    def shown(self):
+        """How many tokens of each row the steps have returned, (B,) ints; those that wait do not count."""
+        pairs = zip(self._texts, self.drawn, strict=True)
+        return np.array([len(tokens) if text is None else text.shown for text, tokens in pairs])
+
+    def handed_out(self, count=None):
+        """What the steps returned so far, or `count` tokens of it, has reached its reader."""
+        drawn = np.array([len(tokens) for tokens in self.drawn])
+        shown = self.shown if count is None else np.minimum(self.shown, count)
+        whole = shown == drawn
+        carry, at, _ = self._progress
+        if whole.all():
+            carry = self._carry
+        elif (whole & (at < drawn)).any():
+            carry = self._writer.chosen(whole, self._carry, carry)
+        self._progress = Progress(carry, np.where(whole, drawn, at), shown)
+
+    def finished(self):
+        """All rows have ended, and all that they show is returned: their end tokens, which show nothing, count too."""
+        for row, text in enumerate(self._texts):
+            if text is not None and not text.stopped:
+                text.shown = len(self.drawn[row])
+
+    @property
+    def tokens(self):
+        """The tokens of each row that were handed out."""
+        return [tokens[:count] for tokens, count in zip(self.drawn, self._progress.shown, strict=True)]
+
+    @property
+    def carry(self):
+        """The carry of what was handed out."""
+        carry, at, shown = self._progress
+        missing = int((shown - at).max())
+        if missing:  # a step is a function of the carry: those that waited are taken again
+            limit = carry.position + ops.convert_to_tensor((shown - at).astype("int32"))
+            carry = carry._replace(limit=limit, live=carry.position < limit)
+            for _ in range(missing):
+                carry = self._writer.step(self._request, carry)
+            self._progress = Progress(carry, shown, shown)
+        return carry
+
+    @property
+    def state(self):
+        """The RWKVState that has consumed all that was handed out but each row's last token."""
+        return self._writer.state(self.carry)
+
+    @property
+    def seeds(self):
+        """(B, 2) int32: how the draws go on."""
+        seeds = self._request.seeds.copy()
+        seeds[:, 1] += self._progress.shown.astype("int32")
+        return seeds
+
+
+def _drawing(plan):
+    def draw(logits, ids, start, position, seeds, values):
+        so_far = loop.Carry(ids, None, position, start, None, None, seeds, None, None)
+        return loop.next_token(ops.cast(logits, "float32"), plan, so_far, values)
+
+    return draw
+
+
+def seeds(seed, batch):
+    """(B, 2) int32 (seed, tokens generated before): from an int of any size, such an array, or None for new ones."""
+    if seed is None:
+        first = np.random.default_rng().integers(-(2**31), 2**31, batch)
+        return np.stack([first, np.zeros(batch)], axis=1).astype("int32")
+    array = np.asarray(seed)
+    if array.ndim == 0:
+        try:
+            first = (int(seed) & 0xFFFFFFFF) + np.arange(batch, dtype="int64") & 0xFFFFFFFF
+        except (TypeError, ValueError):
+            raise ValueError(f"`seed` is an int, an array ({batch}, 2), or None. Received: {seed!r}.") from None
+        return np.stack([first.astype("uint32").view("int32"), np.zeros(batch, "int32")], axis=1)
+    if array.shape != (batch, 2) or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"`seed` is an int or an array of ints ({batch}, 2). Received: {array.dtype}, shape {array.shape}."
+        )
+    return (array.astype("int64") & 0xFFFFFFFF).astype("uint32").view("int32")
+
+
+def _chosen(rows, these, others):
+    """Leaf by leaf, rows of one nested structure of (B, ...) tensors or of another."""
+    from keras import tree
+
+    def one(this, other):
+        return ops.where(ops.reshape(rows, (-1, *[1] * (len(this.shape) - 1))), this, other)
+
+    return tree.map_structure(one, these, others)
+
+
+def _padded(rows, length):
+    """Rows of ids as (B, L) int32 with zeros behind, L at least `length`."""
+    ids = np.zeros((len(rows), _buffer(length)), "int32")
+    for out, row in zip(ids, rows, strict=True):
+        out[: len(row)] = row
+    return ids
+
+
+def _buffer(length):
+    return -(-length // BUFFER) * BUFFER
