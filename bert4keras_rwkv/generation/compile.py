@@ -13,7 +13,8 @@ def compiled(function, variables=(), description=None):
 
     function: takes and returns nested structures (tuples, lists, dicts, None) of tensors; it may read `variables`, a
     list of Keras variables or a function that returns one, but not assign them. They are arguments of the compiled
-    program, not constants in it. NumPy arrays are accepted. On torch and NumPy the function runs eagerly, without gradients.
+    program, not constants in it. NumPy arrays are accepted. On torch and NumPy the function runs eagerly, without
+    gradients.
     description: a function that returns the `executables.Description` of `function`: its executables are kept for the
     next process, too (JAX; ignored elsewhere). It is for calls from outside compiled functions.
     """
@@ -48,22 +49,27 @@ def no_gradient():
     return contextlib.nullcontext()
 
 
-def _jax(function, variables, description):
+def compiled_for_any(function, variables, description):
+    """A compiled `function(*tensors)` that is called with other values for `variables` each time (JAX only).
+
+    Called as (list of values, *tensors). Otherwise as `compiled`.
+    """
     import jax
 
-    # The variables of the trace: set before each call, read when `run` is traced.
-    known = []
-
     def run(values, *args):
+        known = variables() if callable(variables) else variables
         with keras.StatelessScope(state_mapping=list(zip(known, values, strict=True))):
             return function(*args)
 
     program = jax.jit(run)
-    if description is not None:
-        program = Kept(program, description)
+    return program if description is None else Kept(program, description)
+
+
+def _jax(function, variables, description):
+    program = compiled_for_any(function, variables, description)
 
     def call(*args):
-        known[:] = variables() if callable(variables) else variables
+        known = variables() if callable(variables) else variables
         return program([v.value for v in known], *args)
 
     return call

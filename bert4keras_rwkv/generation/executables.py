@@ -47,6 +47,10 @@ class Description:
     parts: tuple
     modules: tuple[str, ...] = ()
 
+    def of(self, *parts):
+        """That of one of several programs."""
+        return Description((*self.parts, *parts), self.modules)
+
 
 def cache_folder():
     """Where this user's programs keep what can be made again: the XDG rule, and what Windows and macOS have instead."""

@@ -8,7 +8,7 @@ import numpy as np
 
 NAMES = ("greedy", "top_k", "top_p", "random")
 SEARCH_MODES = ("greedy", "topk", "topp")
-ROOMS = (64, 256)  # counts of `top_k` that programs are made for; a larger one has a program without a limit
+ROOMS = (8, 20, 40, 64, 128, 256)  # of `top_k`, for which programs are made; for a larger one, one without a limit
 ALL = 2**31 - 1  # a count, or a length, that is never reached
 
 
