@@ -124,10 +124,14 @@ class Kept:
         path = folder / (hashlib.sha256(key).hexdigest()[:40] + SUFFIX)
         executable = _read(path, key)
         if executable is None:
-            with _without_compile_cache():
-                executable = self._program.lower(values, *args).compile()
+            executable = _compiled(self._program, values, args)
             _write(path, key, executable)
         return executable
+
+
+def _compiled(program, values, args):
+    with _without_compile_cache():
+        return program.lower(values, *args).compile()
 
 
 @contextlib.contextmanager
