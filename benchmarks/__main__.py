@@ -53,9 +53,13 @@ def main():
     if not options.report:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
         results = json.loads(options.json.read_text()) if options.json.exists() else {"groups": {}}
-        results["machine"] = machine(options.threads)
+        here = machine(options.threads)
+        if "model" in options.only:
+            results["machine"] = here
+        results.setdefault("machine", here)
         for name, group in plans.measure(options):
             group["series"] = [asdict(series) for series in group["series"]]
+            group["processor"] = here["processor"]
             group["command"] = " ".join(["python -m benchmarks", *sys.argv[1:]])
             results["groups"][name] = group
             options.json.write_text(json.dumps(results, indent=1) + "\n")

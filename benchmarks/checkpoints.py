@@ -1,4 +1,4 @@
-"""RWKV-6 checkpoints of real shapes with random weights, written once to a cache folder.
+"""RWKV-6 and RWKV-7 checkpoints of real shapes with random weights, written once to a cache folder.
 
 The speed of a model does not depend on its values, as long as they stay finite and of ordinary size.
 """
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VOCABULARY, HEAD, MIX_RANK, DECAY_RANK = 65536, 64, 32, 64
+RANKS7 = {"w": 64, "a": 64, "v": 32, "g": 128}
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,35 @@ class Size:
         return VOCABULARY * self.width
 
 
+def shapes7(size):
+    """(official name, shape, spread, centre) of every weight of an RWKV-7."""
+    C, H = size.width, size.width // HEAD
+    yield "emb.weight", (VOCABULARY, C), 0.5, 0.0
+    for i in range(size.layers):
+        block = f"blocks.{i}."
+        for norm in ("ln1", "ln2", "att.ln_x", *(["ln0"] if i == 0 else [])):
+            yield f"{block}{norm}.weight", (C,), 0.02, 1.0
+            yield f"{block}{norm}.bias", (C,), 0.02, 0.0
+        for name in "rwkvag":
+            yield f"{block}att.x_{name}", (1, 1, C), 0.2, 0.5
+        for name, rank in RANKS7.items():
+            yield f"{block}att.{name}1", (C, rank), 0.02, 0.0
+            yield f"{block}att.{name}2", (rank, C), 0.05, 0.0
+        for name, centre in (("w0", -2.0), ("a0", 0.0), ("v0", 0.7), ("k_k", 0.7), ("k_a", 1.0)):
+            yield f"{block}att.{name}", (1, 1, C), 0.1, centre
+        yield f"{block}att.r_k", (H, HEAD), 0.1, 0.0
+        for name in ("receptance", "key", "value", "output"):
+            yield f"{block}att.{name}.weight", (C, C), 0.5 / C**0.5, 0.0
+        yield f"{block}ffn.x_k", (1, 1, C), 0.2, 0.5
+        yield f"{block}ffn.key.weight", (4 * C, C), 0.5 / C**0.5, 0.0
+        yield f"{block}ffn.value.weight", (C, 4 * C), 0.25 / C**0.5, 0.0
+    yield "ln_out.weight", (C,), 0.02, 1.0
+    yield "ln_out.bias", (C,), 0.02, 0.0
+    yield "head.weight", (VOCABULARY, C), 0.5 / C**0.5, 0.0
+
+
 def shapes(size):
-    """(official name, shape, spread, centre) of every weight."""
+    """(official name, shape, spread, centre) of every weight of an RWKV-6."""
     C, F, H = size.width, size.inner, size.width // HEAD
     yield "emb.weight", (VOCABULARY, C), 0.5, 0.0
     yield "blocks.0.ln0.weight", (C,), 0.02, 1.0
@@ -80,16 +108,16 @@ def cache_folder():
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bert4keras_rwkv" / "benchmarks"
 
 
-def checkpoint(size, folder=None):
+def checkpoint(size, folder=None, version="6"):
     """The path of a bfloat16 `.pth` of this size; it is written if it is not there."""
-    path = Path(folder or cache_folder()) / f"rwkv6-{size}.pth"
+    path = Path(folder or cache_folder()) / f"rwkv{version}-{size}.pth"
     if not path.exists():
         import torch
 
         random = torch.Generator().manual_seed(0)
         weights = {
             name: (torch.randn(shape, generator=random) * spread + centre).to(torch.bfloat16)
-            for name, shape, spread, centre in shapes(size)
+            for name, shape, spread, centre in {"6": shapes, "7": shapes7}[version](size)
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")

@@ -6,10 +6,11 @@ from . import peer_sampling, peer_wkv
 from .checkpoints import Size, checkpoint
 from .conversion import conversion
 from .rounds import Worker, interleave
+from .start import start
 from .training import training
 
 USUAL = ["model", "wkv", "sampling", "convert"]  # what `make bench` measures
-GROUPS = [*USUAL, "train"]
+GROUPS = [*USUAL, "train", "start"]
 PROMPT, DECODE = 512, 32
 
 
@@ -27,6 +28,8 @@ def measure(options):
         yield "sampling", sampling(options)
     if "convert" in options.only:
         yield "convert", conversion(options, say)
+    if "start" in options.only:
+        yield "start", start(options, say)
     for version in ("7", "6") if "train" in options.only else []:
         yield f"train rwkv{version}", training(version, options, say)
 

@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from . import training
+from . import start, training
 from .tables import Group, milliseconds, spread, table
 
 FLOAT_BYTES = 4
@@ -217,6 +217,8 @@ def targets(groups):
                     continue
                 faster = group.times_faster("wkv6 jax", "wkv6 jax", "chunked_both", loop)
                 yield "RWKV-6 recurrence, forward and backward", f"6 x {means}", f"{faster:.1f} x", faster >= 6
+        if name == "start":
+            yield from start.targets(group)
         if name.startswith("train"):
             yield from training.targets(name, group)
         if name == "sampling":
@@ -269,6 +271,8 @@ programs used this share of the processors meanwhile (median; 100% is one proces
     if "sampling" in groups:
         parts.append(sampling_page(groups["sampling"]))
     parts += [training.page(name, group) for name, group in groups.items() if name.startswith("train")]
+    if "start" in groups:
+        parts.append(start.page(groups["start"]))
     if "convert" in groups:
         parts.append(conversion_page(groups["convert"]))
     return "\n".join(parts)

@@ -8,6 +8,7 @@ class Group:
 
     def __init__(self, group):
         self.facts, self.starts, self.command = group.get("facts", {}), group.get("starts", {}), group["command"]
+        self.processor = group.get("processor")
         self.series = {(s["label"], s["command"]): s for s in group["series"]}
 
     def labels(self, command):

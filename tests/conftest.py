@@ -32,6 +32,8 @@ COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Nothing that an earlier run compiled is used, or kept.
+os.environ["BERT4KERAS_RWKV_CACHE"] = "off"
 
 SEED = 20240424
 

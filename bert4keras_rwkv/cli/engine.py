@@ -1,17 +1,22 @@
 """Choosing the backend of a command, before Keras is loaded, and keeping what JAX compiled for the next start."""
 
+import contextlib
+import gc
+import importlib
 import logging
 import os
 import sys
 from pathlib import Path
 
+from bert4keras_rwkv.generation.executables import cache_folder
 from bert4keras_rwkv.keras_loader import VARIABLE, check_backend
 
-NAME = "bert4keras-rwkv"
+# Keras imports these if they are installed, to plot and for notebooks, which no command does. It takes as long again.
+UNUSED = ("matplotlib", "IPython")
 
 
 def choose_engine(name=None, default="jax"):
-    """Set the Keras backend of this process: `name`, else KERAS_BACKEND, else `default`. Returns it.
+    """Load Keras on the backend `name`, else KERAS_BACKEND, else `default`. Returns its name.
 
     Only a command does this, never an import. Keras reads the variable when it is first loaded. Raises ImportError if
     the backend is not installed.
@@ -27,14 +32,40 @@ def choose_engine(name=None, default="jax"):
     if chosen == "tensorflow":
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it greets with the processor's features otherwise
         logging.getLogger("tensorflow").addFilter(_no_retracing)
-    if chosen == "jax":
-        keep_compiled_programs()
+    with all_kept(), without(UNUSED):
+        if chosen == "jax":
+            keep_compiled_programs()
+        importlib.import_module("keras")
     return chosen
 
 
 def _no_retracing(record):
     """Leave out TensorFlow's advice on functions that are compiled again, which is meant for who wrote them."""
     return "retracing" not in record.getMessage()
+
+
+@contextlib.contextmanager
+def all_kept():
+    """While it lasts no garbage is looked for: what is imported stays. Looking takes a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def without(modules):
+    """While it lasts these cannot be imported, unless they are already; afterwards they can."""
+    absent = [name for name in modules if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 def keep_compiled_programs(folder=None):
@@ -54,14 +85,3 @@ def keep_compiled_programs(folder=None):
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def cache_folder():
-    """Where this user's programs keep what can be made again: the XDG rule, and what Windows and macOS have instead."""
-    home = Path.home()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / NAME / "Cache"
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / NAME
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(base if os.path.isabs(base) else home / ".cache") / NAME

@@ -2,20 +2,23 @@
 
 import contextlib
 
+from bert4keras_rwkv.generation.executables import Kept
 from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.ops import backend
 
 
-def compiled(function, variables=()):
+def compiled(function, variables=(), description=None):
     """A compiled version of `function(*tensors)`, kept and used again for tensors of the same shapes.
 
     function: takes and returns nested structures (tuples, lists, dicts, None) of tensors; it may read `variables`, a
     list of Keras variables or a function that returns one, but not assign them. They are arguments of the compiled
-    program, not constants in it.
-    NumPy arrays are accepted. On torch and NumPy the function runs eagerly, without gradients.
+    program, not constants in it. NumPy arrays are accepted. On torch and NumPy the function runs eagerly, without
+    gradients.
+    description: a function that returns the `executables.Description` of `function`: its executables are kept for the
+    next process, too (JAX; ignored elsewhere). It is for calls from outside compiled functions.
     """
     if backend.name() == "jax":
-        return _jax(function, variables)
+        return _jax(function, variables, description)
     if backend.name() == "tensorflow":
         return _tensorflow(function)
     return eager(function)
@@ -45,20 +48,27 @@ def no_gradient():
     return contextlib.nullcontext()
 
 
-def _jax(function, variables):
+def compiled_for_any(function, variables, description):
+    """A compiled `function(*tensors)` that is called with other values for `variables` each time (JAX only).
+
+    Called as (list of values, *tensors). Otherwise as `compiled`.
+    """
     import jax
 
-    # The variables of the trace: set before each call, read when `run` is traced.
-    known = []
-
     def run(values, *args):
+        known = variables() if callable(variables) else variables
         with keras.StatelessScope(state_mapping=list(zip(known, values, strict=True))):
             return function(*args)
 
     program = jax.jit(run)
+    return program if description is None else Kept(program, description)
+
+
+def _jax(function, variables, description):
+    program = compiled_for_any(function, variables, description)
 
     def call(*args):
-        known[:] = variables() if callable(variables) else variables
+        known = variables() if callable(variables) else variables
         return program([v.value for v in known], *args)
 
     return call

@@ -49,13 +49,13 @@ def draw(logits, plan, values, seeds):
     temperature = _Temperature(plan, ops.expand_dims(values["temperature"], 1))
     logits = temperature.before(logits)
     size = logits.shape[-1]
-    count = plan.top_k if plan.top_k is not None and plan.top_k < size else None
+    count = None if plan.room is None else ops.expand_dims(values["top_k"], 1)
     share = ops.expand_dims(values["top_p"], 1) if plan.top_p else None
     everything = _Ranked(logits, ops.expand_dims(ops.arange(size, dtype="int32"), 0), share, count)
     if size < SMALLEST:
         return _draw_closely(everything, temperature, seeds)
-    if count is not None and count <= size // (4 * BLOCK):
-        return _draw_from_first_blocks(everything, temperature, seeds, count)
+    if plan.room and plan.room <= size // (4 * BLOCK):
+        return _draw_from_first_blocks(everything, temperature, seeds, plan.room)
     return _draw_from_bounds(everything, temperature, seeds)
 
 
@@ -79,7 +79,10 @@ class _Temperature:
 
 
 class _Ranked:
-    """Tokens in the order of filters.py, and which of them are kept. logits: (B, S). ids: (1 or B, S), rising."""
+    """Tokens in the order of filters.py, and which of them are kept. logits: (B, S). ids: (1 or B, S), rising.
+
+    share: (B, 1), of the probability that is kept. count: (B, 1) int32, how many are. None for all.
+    """
 
     def __init__(self, logits, ids, share, count):
         self.logits, self.ids, self.count, self.limit = logits, ids, count, None
@@ -160,10 +163,10 @@ def _draw_closely(everything, temperature, seeds):
     return _try_and_drop(*_untried(everything), everything, sums, everything)[1][:, 0]
 
 
-def _draw_from_first_blocks(everything, temperature, seeds, count):
-    """Only the blocks that hold the first `count` tokens."""
+def _draw_from_first_blocks(everything, temperature, seeds, room):
+    """Only the blocks that hold the first `room` tokens, no fewer than are kept."""
     blocks = _blocks(everything.logits, -float("inf"))
-    chosen = _first_blocks(ops.max(blocks, axis=-1), count)
+    chosen = _first_blocks(ops.max(blocks, axis=-1), room)
     some, sums = _look_closely(blocks, chosen, everything, temperature, seeds)
     return _try_and_drop(*_untried(everything), some, sums, some)[1][:, 0]
 

@@ -159,8 +159,8 @@ class CacheModel(keras.Model):
             if shape[1:] != tuple(tensor.shape[1:]) or shape[0] == 0:
                 wanted = ", ".join(map(str, tensor.shape[1:]))
                 raise ValueError(
-                    f"`{tensor.name}` is (B, {wanted}), with at least one row. Received: {shape}. The length is that of "
-                    "prompt and answer together, `input_lengths` of `build_cache_model`."
+                    f"`{tensor.name}` is (B, {wanted}), with at least one row. Received: {shape}. The length is that "
+                    "of prompt and answer together, `input_lengths` of `build_cache_model`."
                 )
 
     def _predict_batches(self, arrays, batch, **options):

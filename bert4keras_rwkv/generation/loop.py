@@ -18,6 +18,7 @@ from .draw import draw
 from .penalties import forbid, penalise_frequency, penalise_repetition
 
 CHUNKS = (256, 32)
+SHORTEST_BUFFER = 64
 
 
 class Carry(NamedTuple):
@@ -68,6 +69,17 @@ def prefill(network, ids, length, state, chunks=CHUNKS, hidden=None):
     return (None if hidden is None else carried[1]), carried[0]
 
 
+def chunks_for(length):
+    """`CHUNKS` but those that no prompt of these lengths, (B,) NumPy, fills: a program has a network for each."""
+    longest = max(length) - 1
+    return (*(size for size in CHUNKS[:-1] if size <= longest), CHUNKS[-1])
+
+
+def buffer_length(length):
+    """The length of a buffer for `length` tokens: a power of two, so that few programs are compiled."""
+    return max(SHORTEST_BUFFER, 1 << (length - 1).bit_length())
+
+
 def _sizes(chunks, length):
     """The chunk sizes that a buffer of `length` can use."""
     sizes = tuple(chunks) if isinstance(chunks, tuple | list) else (chunks,)
@@ -107,6 +119,12 @@ def begin(network, ids, length, limit, state, seeds, chunks=CHUNKS):
     """
     consumed = ops.where(length > 0, length - 1, 0)
     _, state = prefill(network, ids, consumed, state, chunks)
+    return started(ids, length, limit, state, seeds)
+
+
+def started(ids, length, limit, state, seeds):
+    """The carry before the first step, with a state that has consumed all of each row but the last token."""
+    consumed = ops.where(length > 0, length - 1, 0)
     token = ops.take_along_axis(ids, ops.expand_dims(consumed, 1), axis=1)[:, 0]
     limit = ops.where(limit < ids.shape[1], limit, ids.shape[1])
     live = ops.logical_and(length > 0, length < limit)
@@ -121,14 +139,19 @@ def advance(network, plan, ends, carry, values):
     """
     present = ops.expand_dims(carry.live, 1)
     hidden, state = network.hidden(ops.expand_dims(carry.token, 1), carry.state, present)
+    return written(network, plan, ends, carry._replace(state=state), hidden, values)
+
+
+def written(network, plan, ends, carry, hidden, values):
+    """The second half of a step: from the hidden vectors (B, D) of each row's last token to the next carry."""
     logits = ops.cast(network.logits(hidden), "float32")
     finite = ops.all(logits < float("inf"), axis=1)  # false for NaN, too
     writes = ops.logical_and(carry.live, finite)
     token = ops.where(writes, next_token(logits, plan, carry, values), carry.token)
     at = ops.arange(carry.ids.shape[1], dtype="int32")
     here = ops.logical_and(ops.equal(at, ops.expand_dims(carry.position, 1)), ops.expand_dims(writes, 1))
-    written = ops.cast(writes, "int32")
-    position = carry.position + written
+    one = ops.cast(writes, "int32")
+    position = carry.position + one
     live = ops.logical_and(writes, position < carry.limit)
     for end in ends:
         live = ops.logical_and(live, ops.not_equal(token, end))
@@ -137,8 +160,7 @@ def advance(network, plan, ends, carry, values):
         token=token,
         position=position,
         live=live,
-        seeds=ops.stack([carry.seeds[:, 0], carry.seeds[:, 1] + written], 1),
-        state=state,
+        seeds=ops.stack([carry.seeds[:, 0], carry.seeds[:, 1] + one], 1),
         finite=ops.logical_and(carry.finite, ops.logical_or(finite, ops.logical_not(carry.live))),
     )
 
@@ -150,7 +172,7 @@ def next_token(logits, plan, carry, values):
     """
     if plan.penalty:
         logits = penalise_repetition(
-            logits, carry.ids, carry.position, values["penalty"], plan.penalty_window, plan.max_penalty_range
+            logits, carry.ids, carry.position, values["penalty"], values["penalty_window"], plan.max_penalty_range
         )
     if plan.frequency:
         names = ("presence_penalty", "frequency_penalty", "penalty_decay")

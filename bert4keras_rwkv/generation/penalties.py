@@ -8,25 +8,19 @@ import numpy as np
 from bert4keras_rwkv.keras_loader import ops
 
 
-def penalise_repetition(logits, ids, position, penalty, window=None, count_range=None):
+def penalise_repetition(logits, ids, position, penalty, window, count_range=None):
     """CTRL's penalty (arXiv 1909.05858), as bert4keras3 counts: logit / penalty^n above 0, logit * penalty^n otherwise.
 
     n is 1 for a token in the window; with count_range (low, high) it is min(count, high) if count >= low, else 0.
     The window of position `index`, the one to be written, is its own block of `window` positions and the one before.
 
     logits: (B, V) float32. ids: (B, L) int32, position: (B,) int32: tokens before `position` are real, what follows is
-    ignored, whatever number it is. penalty: (B,) float32. Returns (B, V).
+    ignored, whatever number it is. penalty: (B,) float32. window: (B,) int32. Returns (B, V).
     """
     ids = _known(ids, logits)
-    position = ops.expand_dims(position, 1)
-    length = ids.shape[1]
-    at = ops.expand_dims(ops.arange(length, dtype="int32"), 0)
-    if window is not None and 2 * window < length:
-        at = at[:, : 2 * window] + _window_start(position, window)
-        ids = ops.take_along_axis(ids, ops.where(at < length, at, length - 1), axis=1)
-    seen = at < position
-    if window is not None:
-        seen = ops.logical_and(seen, at >= _window_start(position, window))
+    position, window = ops.expand_dims(position, 1), ops.expand_dims(window, 1)
+    at = ops.expand_dims(ops.arange(ids.shape[1], dtype="int32"), 0)
+    seen = ops.logical_and(at < position, at >= _window_start(position, window))
     count = _count(ids, ops.cast(seen, "float32"), logits)
     if count_range is None:
         times = ops.minimum(count, 1.0)

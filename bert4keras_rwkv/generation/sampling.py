@@ -8,17 +8,21 @@ import numpy as np
 
 NAMES = ("greedy", "top_k", "top_p", "random")
 SEARCH_MODES = ("greedy", "topk", "topp")
+ROOMS = (8, 20, 40, 64, 128, 256)  # of `top_k`, for which programs are made; for a larger one, one without a limit
+ALL = 2**31 - 1  # a count, or a length, that is never reached
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The part of a `Sampling` that shapes the compiled program; the numbers are its arguments (`Sampling.values`)."""
+    """The part of a `Sampling` that shapes the compiled program; the numbers are its arguments (`Sampling.values`).
+
+    room: no row has a larger `top_k`; 0: it may have any; None: no row has one.
+    """
 
     greedy: bool = False
-    top_k: int | None = None
+    room: int | None = None
     top_p: bool = False
     penalty: bool = False
-    penalty_window: int | None = None
     max_penalty_range: tuple[int, int] | None = None
     frequency: bool = False
     penalty_free: tuple[int, ...] = ()
@@ -185,10 +189,9 @@ class Sampling:
         greedy = self.temperature == 0 or self.top_p == 0
         return Plan(
             greedy=greedy,
-            top_k=None if greedy else self.top_k or None,
+            room=None if greedy or not self.top_k else next((n for n in ROOMS if n >= self.top_k), 0),
             top_p=not greedy and self.top_p < 1,
             penalty=self.penalty != 1,
-            penalty_window=self.penalty_window if self.penalty != 1 else None,
             max_penalty_range=self.max_penalty_range if self.penalty != 1 else None,
             frequency=self.presence_penalty != 0 or self.frequency_penalty != 0,
             penalty_free=self.penalty_free,
@@ -197,9 +200,14 @@ class Sampling:
         )
 
     def values(self, batch):
-        """The numbers, one for each of `batch` rows: a dict of (batch,) float32 arrays, arguments of the program."""
+        """The numbers, one for each of `batch` rows: a dict of (batch,) arrays, arguments of the program.
+
+        They are float32, but `top_k` and `penalty_window`, counts, are int32.
+        """
         numbers = ("temperature", "top_p", "penalty", "presence_penalty", "frequency_penalty", "penalty_decay")
-        return {name: np.full(batch, getattr(self, name), "float32") for name in numbers}
+        values = {name: np.full(batch, getattr(self, name), "float32") for name in numbers}
+        counts = {name: min(getattr(self, name) or ALL, ALL) for name in ("top_k", "penalty_window")}
+        return values | {name: np.full(batch, count, "int32") for name, count in counts.items()}
 
     def check(self, vocabulary, length):
         """Raise ValueError where this does not fit `vocabulary` ids or a buffer of `length` positions."""

@@ -30,7 +30,7 @@ class TimeMix(Layer):
     def __init__(self, config, index, initial, kernel="auto", **kwargs):
         super().__init__(**kwargs)
         c, policy = config, self.dtype_policy
-        self.heads, self.head_size, self.index = c.num_attention_heads, c.attention_head_size, index
+        self.heads, self.head_size, self.first = c.num_attention_heads, c.attention_head_size, index == 0
         self.kernel, self.initial = check_kernel(kernel), initial
         attention = self.heads * self.head_size
 
@@ -40,7 +40,7 @@ class TimeMix(Layer):
 
         self.decay_low_rank = low_rank("decay_low_rank", c.decay_low_rank_dim, "tanh")
         self.rate_low_rank = low_rank("rate_low_rank", c.a_low_rank_dim)
-        self.value_low_rank = low_rank("value_low_rank", c.v_low_rank_dim) if index else None
+        self.value_low_rank = None if self.first else low_rank("value_low_rank", c.v_low_rank_dim)
         self.gate_low_rank = low_rank("gate_low_rank", c.gate_low_rank_dim, "sigmoid")
         self.receptance, self.key, self.value = (
             dense(attention, name, initial[name], policy) for name in ("receptance", "key", "value")
@@ -54,10 +54,10 @@ class TimeMix(Layer):
         attention = self.heads * self.head_size
         self.mix = self.add("mix", (len(MIXED), shape[-1]), self.initial["mix"])
         self.bonus = self.add("bonus", (self.heads, self.head_size), self.initial["bonus"])
-        for name in ("decay", "rate", *(["value_mix"] if self.index else []), "key_scale", "key_rate"):
+        for name in ("decay", "rate", *([] if self.first else ["value_mix"]), "key_scale", "key_rate"):
             setattr(self, name, self.add(name, (attention,), self.initial[name]))
         layers = [self.decay_low_rank, self.rate_low_rank, self.gate_low_rank, self.receptance, self.key, self.value]
-        for layer in layers + ([self.value_low_rank] if self.index else []):
+        for layer in layers + ([] if self.first else [self.value_low_rank]):
             layer.build(shape)
         self.output_projection.build((*shape[:-1], attention))
         self.norm.build((*shape[:-1], self.heads, self.head_size))
@@ -82,7 +82,7 @@ class TimeMix(Layer):
     def _value(self, xv, side, exact):
         """The value (B, T, H * N) with the first block's mixed in, or the first block's, which it hands on."""
         v = self.value(xv)
-        if self.index == 0:
+        if self.first:
             return v, {**side, "v_first": v}
         v, first = ops.cast(v, exact), ops.cast(side["v_first"], exact)
         return v + (first - v) * _gate(self.value_mix, self.value_low_rank(xv), exact), side

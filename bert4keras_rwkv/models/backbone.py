@@ -6,6 +6,7 @@ import weakref
 import numpy as np
 
 from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.generation.executables import Description
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers import initial
 from bert4keras_rwkv.layers.base import Layer, Projection, dense
@@ -16,6 +17,7 @@ from bert4keras_rwkv.ops.backend import accumulation_dtype
 from bert4keras_rwkv.ops.token_shift import shift_rows
 from bert4keras_rwkv.state import RWKVState
 
+PLAIN = (bool, int, float, str, tuple, list, type(None))
 RESCALE_FLOAT16 = 6  # blocks; what the official program takes in float16
 TUNED_STATE = "tuned_state"  # in a file of weights: that it has one, and whether with last inputs
 
@@ -64,6 +66,30 @@ class _Merged:
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(ops.convert_to_numpy(self.layer.kernel), dtype)
+
+
+def last_real(x, present=None):
+    """The vectors of x (B, T, D) at each row's last real token, (B, D)."""
+    if present is None or x.shape[1] == 1:
+        return x[:, -1]
+    at = ops.arange(ops.shape(x)[1], dtype="int32")
+    last = ops.max(ops.where(ops.cast(present, "bool"), at, 0), axis=1)
+    return ops.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+
+
+def facts(layer):
+    """What a layer computes with beside its weights and sublayers, in a form that can be compared and printed.
+
+    Two layers of one kind whose facts, and those of whose sublayers, are equal compute the same with equal weights.
+    """
+    plain = {
+        name: value
+        for name, value in vars(layer).items()
+        if not name.startswith("_") and name != "name" and isinstance(value, PLAIN)
+    }
+    activation = getattr(getattr(layer, "activation", None), "__qualname__", None)
+    own = (type(layer).__qualname__, layer.dtype_policy.name, layer.quantization_mode, activation)
+    return (*own, repr(sorted(plain.items())))
 
 
 def layer_state(wkv, shift, i):
@@ -203,14 +229,17 @@ class Backbone(Layer):
         """
         if reset is not None and self.start_states:
             state = [_with_start(here, start) for here, start in zip(state, self._tuned(), strict=True)]
-        ids = ops.clip(ops.cast(ids, "int32"), 0, self.config.vocab_size - 1)
-        side = side_values(ids, present, reset)
-        x, new = self.ln0(self.embed(ids)), []
+        (x, side), new = self.enter(ids, present, reset), []
         for block, layer_state in zip(self.blocks, state, strict=True):
             run = recomputed if self.remat else Block.__call__
             x, layer_state, side = run(block, x, layer_state, side)
             new.append(layer_state)
         return x, new
+
+    def enter(self, ids, present=None, reset=None):
+        """What the first block is called with, but for its state: x (B, T, D) and `side`."""
+        ids = ops.clip(ops.cast(ids, "int32"), 0, self.config.vocab_size - 1)
+        return self.ln0(self.embed(ids)), side_values(ids, present, reset)
 
     def hidden(self, ids, state, present=None):
         """`read`, and of the hidden states only those of each row's last real token, (B, D).
@@ -218,11 +247,7 @@ class Backbone(Layer):
         For a row of which `present` shows no token they mean nothing.
         """
         x, state = self.read(ids, state, present)
-        if present is None or ids.shape[1] == 1:
-            return x[:, -1], state
-        at = ops.arange(ops.shape(ids)[1], dtype="int32")
-        last = ops.max(ops.where(ops.cast(present, "bool"), at, 0), axis=1)
-        return ops.take_along_axis(x, last[:, None, None], axis=1)[:, 0], state
+        return last_real(x, present), state
 
     def logits(self, hidden):
         """(..., D) before the final norm -> (..., V) float32."""
@@ -280,6 +305,14 @@ class Backbone(Layer):
                 f"`RWKV.enable_state_tuning(time_shift_tuning={shift})` on a model of its own before `load_weights`."
             )
 
+    def description(self, *modules):
+        """The `Description` of programs that run this network as it is now, made in `modules`."""
+        layers = self._flatten_layers()
+        made = [facts(layer) for layer in layers]
+        paths = [variable.path for variable in self.variables]
+        code = {*modules, __name__, *(type(layer).__module__ for layer in layers)}
+        return Description((self._own_config(), made, paths), tuple(sorted(code)))
+
     def call(self, ids, wkv=None, shift=None, reset=None):
         self.called_by(self)
         state = self.start(ops.shape(ids)[0]) if wkv is None else self.unpack(wkv, shift)
@@ -302,12 +335,13 @@ class Backbone(Layer):
             return None
         return ops.not_equal(inputs, self.pad_token_id), None, None
 
-    def get_config(self):
+    def _own_config(self):
         own = {"kernel": self.kernel, "pad_token_id": self.pad_token_id, "head": self.with_head, "remat": self.remat}
-        own["rescale_layer"] = self.rescale_layer
-        if self.built:
-            own["tuned"] = described(self)
-        return {**super().get_config(), **own, "config": self.config.to_dict()}
+        return {**own, "rescale_layer": self.rescale_layer, "config": self.config.to_dict()}
+
+    def get_config(self):
+        tuned = {"tuned": described(self)} if self.built else {}
+        return {**super().get_config(), **self._own_config(), **tuned}
 
     @classmethod
     def from_config(cls, config):

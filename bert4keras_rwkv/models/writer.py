@@ -12,10 +12,9 @@ from bert4keras_rwkv.generation import loop
 from bert4keras_rwkv.generation.compile import compiled
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras, ops
+from bert4keras_rwkv.models.blocks import Blocks, worthwhile
 from bert4keras_rwkv.models.finite import not_finite_of
 from bert4keras_rwkv.state import RWKVState
-
-BUFFER = 64  # buffers are multiples of this, so that few programs are compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +48,13 @@ class Writer:
     """
 
     def __init__(self, backbone):
-        self._network = backbone
+        self._network, self._description = backbone, backbone.description(__name__)
+        self._blocks = Blocks(backbone) if worthwhile(backbone) else None
         self._wholes, self._steps, self._draws = {}, {}, {}
-        self._begin = self._compiled(self._begin_row)
-        self._pack, self._choose = compiled(backbone.pack), compiled(_chosen)
+        self._begins = {}
+        self._start = compiled(loop.started, (), lambda: self._description.of("start"))
+        self._pack = compiled(backbone.pack, (), lambda: self._description.of("pack"))
+        self._choose = compiled(_chosen)
 
     def write(self, request):
         """Write until every row has ended, as one program.
@@ -60,10 +62,17 @@ class Writer:
         Returns rows of ids (B, L) and how many tokens each has (B,), both NumPy int32, and the RWKVState that has
         consumed all of them but the last.
         """
-        program = self._program(self._wholes, self._whole_row, request)
-        r, state = request, request.state
-        sampling = r.sampling.values(len(r.ids))
-        *arrays, wkv, shift = program(r.ids, r.length, r.limit, state.wkv, state.shift, r.seeds, sampling)
+        if self._blocks is None:
+            chunks = loop.chunks_for(request.length)
+            program = self._program(self._wholes, self._whole_row, request, chunks)
+            r, state = request, request.state
+            sampling = r.sampling.values(len(r.ids))
+            *arrays, wkv, shift = program(r.ids, r.length, r.limit, state.wkv, state.shift, r.seeds, sampling)
+        else:
+            carry = self.begin(request)
+            while ops.convert_to_numpy(carry.live).any():
+                carry = self.step(request, carry)
+            arrays, (wkv, shift) = (carry.ids, carry.position, carry.finite), self._pack(carry.state)
         ids, count, finite = map(ops.convert_to_numpy, arrays)
         if not finite.all():
             row = int(np.argmin(finite))
@@ -72,12 +81,24 @@ class Writer:
 
     def begin(self, request):
         """Read the prompts. Returns the carry before the first step."""
-        state = request.state
-        return self._begin(request.ids, request.length, request.limit, state.wkv, state.shift, request.seeds)
+        r, state = request, request.state
+        if self._blocks is None:
+            chunks = loop.chunks_for(r.length)
+            if chunks not in self._begins:
+                self._begins[chunks] = self._compiled(self._begin_row(chunks), "begin", chunks)
+            return self._begins[chunks](r.ids, r.length, r.limit, state.wkv, state.shift, r.seeds)
+        consumed = np.maximum(r.length - 1, 0)
+        read = self._blocks.prefill(r.ids, consumed, self._blocks.unpack(state.wkv, state.shift))
+        return self._start(r.ids, r.length, r.limit, None, r.seeds)._replace(state=read)
 
     def step(self, request, carry):
         """Write one token in each live row. Returns the next carry."""
-        return self._program(self._steps, self._step_row, request)(carry, request.sampling.values(len(request.ids)))
+        values = request.sampling.values(len(request.ids))
+        if self._blocks is None:
+            return self._program(self._steps, self._step_row, request)(carry, values)
+        x, state = self._blocks.read(carry.token, carry.state, carry.live)
+        program = self._program(self._steps, self._written_row, request)
+        return program(carry._replace(state=None), x, values)._replace(state=state)
 
     def draw(self, logits, prompts, answers, seeds, sampling):
         """The next id of each row, (B,) NumPy int32. logits: (B, V). prompts, answers: rows of ids, all that was read
@@ -110,30 +131,38 @@ class Writer:
             "dtype='float32'."
         )
 
-    def _program(self, programs, make, request):
-        key = (request.sampling.plan(), request.ends)
+    def _program(self, programs, make, request, *more):
+        key = (request.sampling.plan(), request.ends, *more)
         if key not in programs:
-            programs[key] = self._compiled(make(*key))
+            programs[key] = self._compiled(make(*key), make.__name__, *key)
         return programs[key]
 
-    def _compiled(self, function):
-        return compiled(function, self._network.variables)
+    def _compiled(self, function, *parts):
+        return compiled(function, self._network.variables, lambda: self._description.of(*parts))
 
-    def _begin_row(self, ids, length, limit, wkv, shift, seeds):
-        return loop.begin(self._network, ids, length, limit, self._network.unpack(wkv, shift), seeds)
+    def _begin_row(self, chunks):
+        network = self._network
 
-    def _whole_row(self, plan, ends):
+        def run(ids, length, limit, wkv, shift, seeds):
+            return loop.begin(network, ids, length, limit, network.unpack(wkv, shift), seeds, chunks)
+
+        return run
+
+    def _whole_row(self, plan, ends, chunks):
         network = self._network
 
         def run(ids, length, limit, wkv, shift, seeds, values):
             state = network.unpack(wkv, shift)
-            carry = loop.generate(network, plan, ends, ids, length, limit, state, seeds, values)
+            carry = loop.generate(network, plan, ends, ids, length, limit, state, seeds, values, chunks)
             return (carry.ids, carry.position, carry.finite, *network.pack(carry.state))
 
         return run
 
     def _step_row(self, plan, ends):
         return lambda carry, values: loop.advance(self._network, plan, ends, carry, values)
+
+    def _written_row(self, plan, ends):
+        return lambda carry, x, values: loop.written(self._network, plan, ends, carry, x[:, 0], values)
 
 
 class Progress(NamedTuple):
@@ -283,11 +312,7 @@ def _chosen(rows, these, others):
 
 def _padded(rows, length):
     """Rows of ids as (B, L) int32 with zeros behind, L at least `length`."""
-    ids = np.zeros((len(rows), _buffer(length)), "int32")
+    ids = np.zeros((len(rows), loop.buffer_length(length)), "int32")
     for out, row in zip(ids, rows, strict=True):
         out[: len(row)] = row
     return ids
-
-
-def _buffer(length):
-    return -(-length // BUFFER) * BUFFER

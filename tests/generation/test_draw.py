@@ -10,7 +10,7 @@ from scipy import stats
 
 from bert4keras_rwkv.generation import filters, noise
 from bert4keras_rwkv.generation.compile import compiled
-from bert4keras_rwkv.generation.draw import SMALLEST, draw, first_max
+from bert4keras_rwkv.generation.draw import BLOCK, SMALLEST, draw, first_max
 from bert4keras_rwkv.generation.sampling import Sampling
 from tests.generation import toy
 
@@ -37,6 +37,9 @@ SAMPLINGS = [
 ]
 
 
+WITH_ROOM = 4 * BLOCK * 64 + 123  # ids, from which a few counted ones are drawn by their blocks
+
+
 def shown(sampling):
     """The fields that are not at their default, as a test's name."""
     return ",".join(
@@ -61,7 +64,9 @@ def truth(logits, sampling, added):
 
 @pytest.mark.parametrize(
     ("sampling", "vocabulary"),
-    [(sampling, SMALLEST + 123) for sampling in SAMPLINGS] + [(sampling, 97) for sampling in SAMPLINGS[4::2]],
+    [(sampling, SMALLEST + 123) for sampling in SAMPLINGS]
+    + [(sampling, 97) for sampling in SAMPLINGS[4::2]]
+    + [(sampling, WITH_ROOM) for sampling in SAMPLINGS if sampling.plan().room in (8, 40)],
     ids=lambda x: shown(x) if isinstance(x, Sampling) else str(x),
 )
 def test_fast_draw_is_the_definition(sampling, vocabulary, rng):
@@ -74,6 +79,20 @@ def test_fast_draw_is_the_definition(sampling, vocabulary, rng):
             added = ops.convert_to_numpy(gumbel_all(seeds))
             want = [truth(*row) for row in zip(logits, [sampling] * B, added, strict=True)]
             np.testing.assert_array_equal(got, want, err_msg=name)
+
+
+@pytest.mark.parametrize("vocabulary", [97, WITH_ROOM])
+def test_counts_are_numbers(vocabulary, rng):
+    """Rows of different counts in one program, each as it is drawn alone; one keeps as many as there is room for."""
+    counts = np.array([1, 7, 33, 40], "int32")
+    logits = rng.normal(size=(4, vocabulary)).astype("float32")
+    seeds = np.stack([np.arange(4), np.zeros(4)], 1).astype("int32")
+    values = Sampling(top_k=40).values(4)
+    got = ops.convert_to_numpy(drawer(Sampling(top_k=40))(logits, {**values, "top_k": counts}, seeds))
+    added = ops.convert_to_numpy(noise.gumbel_all(seeds, vocabulary))
+    assert got.tolist() == [
+        truth(logits[row], Sampling(top_k=int(count)), added[row]) for row, count in enumerate(counts)
+    ]
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_k=40), Sampling(top_p=0.8501)], ids=shown)

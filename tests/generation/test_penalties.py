@@ -6,14 +6,17 @@ from keras import ops
 
 from bert4keras_rwkv.generation.compile import compiled
 from bert4keras_rwkv.generation.penalties import forbid, penalise_frequency, penalise_repetition
+from bert4keras_rwkv.generation.sampling import Sampling
 
 
 def repetition(logits, ids, position, penalty=1.2, window=None, count_range=None):
-    run = compiled(lambda *args: penalise_repetition(*args, window, count_range))
+    run = compiled(lambda *args: penalise_repetition(*args, count_range))
     rows = len(ids)
     logits = np.broadcast_to(np.asarray(logits, "float32"), (rows, np.shape(logits)[-1]))
     position = np.broadcast_to(np.asarray(position, "int32"), (rows,))
-    return ops.convert_to_numpy(run(logits, np.asarray(ids, "int32"), position, np.full(1, penalty, "float32")))
+    values = Sampling(penalty=penalty, penalty_window=window).values(1)
+    tensors = logits, np.asarray(ids, "int32"), position, values["penalty"], values["penalty_window"]
+    return ops.convert_to_numpy(run(*tensors))
 
 
 def test_worked_examples():

@@ -45,10 +45,13 @@ def test_lists_become_hashable():
 
 
 def test_numbers_are_not_part_of_the_plan():
-    """Programs are compiled for a plan: another temperature, p or penalty needs no other one."""
-    one = Sampling(temperature=0.5, top_p=0.9, penalty=1.2, presence_penalty=0.1, penalty_decay=0.9)
-    other = Sampling(temperature=1.5, top_p=0.4, penalty=1.5, frequency_penalty=0.3)
+    """Programs are compiled for a plan: another temperature, p, k, penalty or window needs no other one."""
+    one = Sampling(temperature=0.5, top_p=0.9, top_k=40, penalty=1.2, presence_penalty=0.1, penalty_decay=0.9)
+    other = Sampling(temperature=1.5, top_p=0.4, top_k=21, penalty=1.5, frequency_penalty=0.3, penalty_window=9)
     assert one.plan() == other.plan()
+    assert Sampling(top_k=1000).plan() == Sampling(top_k=70_000).plan() != one.plan()
+    counts = [(values["top_k"][0], values["penalty_window"][0]) for values in (other.values(1), Sampling().values(1))]
+    assert counts == [(21, 9), (2**31 - 1, 2**31 - 1)]
     assert Sampling(temperature=0, top_k=5, top_p=0.5).plan() == Sampling(temperature=0).plan()
     assert Sampling().plan() != Sampling(top_p=0.5).plan()
     assert one.values(3)["penalty"].tolist() == pytest.approx([1.2] * 3)

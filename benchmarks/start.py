@@ -1,0 +1,124 @@
+"""From the start of a process to its fifth token: the first time, with nothing kept, and after that."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from statistics import median
+
+from .checkpoints import Size, checkpoint
+from .rounds import wait_for_quiet
+from .tables import spread, table
+
+SHIPPED = "finch-jargon"
+MOST = 1.3  # times the `rwkv` package's time
+MOST_SHIPPED = 2.5  # seconds
+GENERATE = ["generate", "--prompt", "The", "--max-length", "6", "--mask-output", "0", "--model"]
+
+
+def start(options, say):
+    """Every program once with nothing kept, then round after round in turn.
+
+    Facts: model -> program -> its starts, the first of them with empty caches.
+    """
+    models = {SHIPPED: SHIPPED}
+    for version in ("6", "7"):
+        for text in options.sizes:
+            models[f"RWKV-{version} {text}"] = str(checkpoint(Size.parse(text), options.cache, version))
+    rows = {}
+    for name, path in models.items():
+        peers = {
+            "ours, Python": ["-m", "benchmarks.peer_start", "ours", path],
+            "ours, `generate`": ["-m", "bert4keras_rwkv", *GENERATE, path],
+        }
+        if name != SHIPPED:
+            peers["rwkv fp32"] = ["-m", "benchmarks.peer_start", "rwkv", path]
+        rows[name] = {program: [] for program in peers}
+        with tempfile.TemporaryDirectory() as caches:
+            for number in range(options.rounds + 1):
+                for program, arguments in peers.items():
+                    wait_for_quiet(options.wait)
+                    rows[name][program].append(started(arguments, caches))
+                    seconds = rows[name][program][-1]["seconds"]
+                    say(f"  start round {number}/{options.rounds}: {name}, {program}: {seconds:.2f} s")
+    return {"series": [], "facts": {"rows": rows}}
+
+
+def started(arguments, caches):
+    """One start: {'seconds'} to its fifth token, of a command to its end, and 'ends' and 'within' of `peer_start`."""
+    own = {"XDG_CACHE_HOME": caches, "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3", "START": str(time.time())}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BERT4KERAS_RWKV")}
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment | own)
+    seconds = time.time() - float(own["START"])
+    if done.returncode:
+        raise RuntimeError(f"It failed: {' '.join(arguments)}\n{done.stderr[-2000:]}")
+    if "benchmarks.peer_start" not in arguments:
+        return {"seconds": seconds}
+    answer = json.loads(done.stdout)
+    return {"seconds": answer["ends"]["fifth token"], **answer}
+
+
+PHASES = ("imports", "loaded", "first token", "fifth token")
+WITHIN = ("tokenizer", "programs read", "programs compiled")
+HEAD = ("", "first start (s)", "after that (s)", "x rwkv", *PHASES, *(f"of it {name}" for name in WITHIN))
+
+
+def page(group):
+    """The section of the page."""
+    return f"""## From the start of a process to its fifth token (s)
+
+On {group.processor}.
+
+A prompt of 8 tokens, then 5 tokens. The first start finds no compiled programs, those after that do; `generate` is
+timed to the end of the command. The phases of later starts: how long each took, and what of it went into the
+vocabulary, into reading executables and into tracing and compiling.
+
+{table(HEAD, [row(name, program, group) for name, programs in rows(group).items() for program in programs])}
+"""
+
+
+def rows(group):
+    return group.facts["rows"]
+
+
+def row(name, program, group):
+    """A row of HEAD."""
+    first, *then = rows(group)[name][program]
+    cells = [f"{name}, {program}", f"{first['seconds']:.1f}", spread(seconds(then), 1), "", *[""] * 7]
+    quotient = times_rwkv(name, program, group)
+    if quotient is not None:
+        cells[3] = f"{quotient:.2f}"
+    if "ends" in first:
+        ends = [0, *(median(one["ends"][phase] for one in then) for phase in PHASES)]
+        cells[4:8] = [f"{b - a:.1f}" for a, b in pairwise(ends)]
+        cells[8:] = [f"{median(one['within'].get(part, 0) for one in then):.1f}" for part in WITHIN]
+    return cells
+
+
+def seconds(starts):
+    return [one["seconds"] for one in starts]
+
+
+def times_rwkv(name, program, group):
+    """The median over rounds of our time as a multiple of the `rwkv` package's, without the first start."""
+    peers = rows(group)[name]
+    if "rwkv fp32" not in peers or not program.startswith("ours"):
+        return None
+    both = zip(seconds(peers[program])[1:], seconds(peers["rwkv fp32"])[1:], strict=True)
+    return median(mine / other for mine, other in both)
+
+
+def targets(group):
+    """As `report.targets`."""
+    for name, programs in rows(group).items():
+        for program in programs:
+            what = f"{name}, {program}: second start to the fifth token"
+            quotient = times_rwkv(name, program, group)
+            if quotient is not None:
+                yield what, f"at most {MOST} x rwkv fp32", f"{quotient:.2f} x", quotient <= MOST
+            elif name == SHIPPED:
+                took = median(seconds(programs[program])[1:])
+                yield what, f"at most {MOST_SHIPPED} s", f"{took:.1f} s", took <= MOST_SHIPPED

@@ -1,0 +1,74 @@
+"""A network that is run block by block, each block a call of one small program that all equal blocks share.
+
+A program of the whole network is as long as the network is deep, and so is the time to trace, to compile and to load
+it. Here it is one block long. Each call costs the host a tenth of a millisecond, while a block computes: where a block
+takes less than that, in a small model or on an accelerator, one program is better.
+"""
+
+import numpy as np
+
+from bert4keras_rwkv.generation import loop
+from bert4keras_rwkv.generation.compile import compiled, compiled_for_any
+from bert4keras_rwkv.keras_loader import ops
+from bert4keras_rwkv.models.backbone import facts
+from bert4keras_rwkv.ops import backend
+
+NARROWEST = 512  # hidden size from which a block takes longer than calling it
+
+
+def worthwhile(network):
+    """Whether to run a network block by block."""
+    return backend.name() == "jax" and not backend.has_accelerator() and network.config.hidden_size >= NARROWEST
+
+
+class Blocks:
+    """Runs a `Backbone` from outside compiled functions, on JAX."""
+
+    def __init__(self, network):
+        self._network, self._description = network, network.description(__name__)
+        around = [*network.embed.variables, *network.ln0.variables]
+        self._enter = compiled(self._entered, around, lambda: self._description.of("enter"))
+        self.unpack = compiled(network.unpack, (), lambda: self._description.of("unpack"))
+        shared = {}
+        self._calls = [self._program(block, shared) for block in network.blocks]
+
+    def read(self, ids, state, present):
+        """`Backbone.read`. ids, present: (B, T), or (B,) for one token."""
+        x, side = self._enter(ids, present)
+        new = []
+        for block, call, here in zip(self._network.blocks, self._calls, state, strict=True):
+            x, here, more = call([variable.value for variable in block.variables], x, here, side)
+            side = side | more
+            new.append(here)
+        return x, new
+
+    def prefill(self, ids, length, state, chunks=loop.CHUNKS):
+        """`loop.prefill`. ids (B, L), length (B,): NumPy. Returns the state."""
+        at, longest = 0, int(length.max())
+        for size in chunks:
+            while at < longest and (longest - at >= size or size == chunks[-1]):
+                piece = np.zeros((len(ids), size), ids.dtype)
+                some = ids[:, at : at + size]
+                piece[:, : some.shape[1]] = some
+                _, state = self.read(piece, state, at + np.arange(size) < length[:, None])
+                at += size
+        return state
+
+    def _entered(self, ids, present):
+        if len(ids.shape) == 1:
+            ids, present = ops.expand_dims(ids, 1), ops.expand_dims(present, 1)
+        return self._network.enter(ids, present)
+
+    def _program(self, block, shared):
+        """The program of a block: that of an equal one in `shared`, if there is one."""
+        kind = tuple(facts(layer) for layer in block._flatten_layers())
+        shapes = tuple((tuple(variable.shape), variable.dtype) for variable in block.variables)
+        if (kind, shapes) not in shared:
+
+            def run(x, state, side):
+                x, state, after = block(x, state, side)
+                return x, state, {name: value for name, value in after.items() if name not in side}
+
+            described = self._description.of("block", kind)
+            shared[kind, shapes] = compiled_for_any(run, block.variables, lambda: described)
+        return shared[kind, shapes]
