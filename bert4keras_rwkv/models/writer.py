@@ -106,7 +106,7 @@ class Writer:
         """
         start, position = (np.array([len(row) for row in rows], "int32") for rows in (prompts, answers))
         position += start
-        ids = _padded([np.concatenate(row) for row in zip(prompts, answers, strict=True)], max(1, position.max()))
+        ids = _padded([np.concatenate(row) for row in zip(prompts, answers, strict=True)], max(1, int(position.max())))
         plan = sampling.plan()
         if plan not in self._draws:
             self._draws[plan] = compiled(_drawing(plan))
