@@ -89,6 +89,6 @@ def test_a_description_says_what_its_programs_depend_on():
         described(lora(2)),
         described(lora(4)),
         described(lambda rwkv: rwkv.enable_state_tuning()),
-        described(lambda rwkv: rwkv.model.quantize("int8")),
+        described(lambda rwkv: rwkv.backbone.blocks[0].time_mix.key.quantize("int8")),
     ]
     assert len({one, *others}) == len(others) + 1
