@@ -8,7 +8,10 @@ HUB := $(VENV)-hub
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
 BACKENDS := jax torch
+NEEDS := pyproject.toml setup.py constraints.txt
 TENSORFLOW := test-tensorflow-models test-tensorflow-others
+SAMPLES ?= 5000
+SEED ?= $(shell date +%F)
 PROMPT ?= A hacker is
 PYTEST := $(BIN)/python -m pytest --quiet
 
@@ -16,7 +19,7 @@ ifdef ORACLES
 export RWKV_ORACLES := $(abspath $(ORACLES))
 endif
 
-.PHONY: help demo test test-all test-once test-notebooks notebooks interop lint format bench bench-train clean $(BACKENDS:%=test-%) test-tensorflow $(TENSORFLOW)
+.PHONY: help demo fuzz test test-all test-once test-notebooks test-wheel notebooks interop lint format bench bench-train clean $(BACKENDS:%=test-%) test-tensorflow $(TENSORFLOW)
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -27,7 +30,7 @@ demo: $(VENV)/.demo  ## install the package and write text with the model that s
 
 test: $(VENV)/.test  ## run the tests on JAX, TensorFlow and PyTorch
 	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(JOBS) --keep-going \
-	  test-tensorflow-models test-jax test-tensorflow-others test-notebooks test-once test-torch
+	  test-tensorflow-models test-jax test-tensorflow-others test-notebooks test-wheel test-once test-torch
 
 test-all:  ## the same with the slow tests
 	@$(MAKE) --no-print-directory test FLAGS="--slow $(FLAGS)"
@@ -51,6 +54,10 @@ test-notebooks: $(VENV)/.test
 	@echo "== notebooks"
 	@KERAS_BACKEND=jax $(BIN)/python scripts/notebooks.py --check
 
+test-wheel: $(VENV)/.test  ## build the package, install it into an empty environment and use it there
+	@echo "== the package as it is installed"
+	@$(BIN)/python scripts/check_wheel.py
+
 notebooks: $(VENV)/.test  ## execute notebooks/*.py and write the .ipynb with their outputs
 	@KERAS_BACKEND=jax $(BIN)/python scripts/notebooks.py
 
@@ -64,6 +71,9 @@ lint: $(VENV)/.lint  ## check style and find likely mistakes
 format: $(VENV)/.lint  ## rewrite the files in the house style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+fuzz: $(VENV)/.test  ## read random files of every kind, other ones each day: none may do harm (SAMPLES of each, 5000)
+	@KERAS_BACKEND=numpy $(BIN)/python -m tests.weights.fuzz --all --samples $(SAMPLES) --seed $(SEED)
 
 bench: $(VENV)/.test  ## measure against the rwkv package; writes docs/benchmarks.md (about half an hour)
 	@$(BIN)/python -m benchmarks $(FLAGS)
@@ -84,12 +94,12 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) 2>/dev/null \
 	  || { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --quiet --python $@ install pip; }
 
-$(VENV)/.demo: setup.py constraints.txt | $(BIN)/python
+$(VENV)/.demo: $(NEEDS) | $(BIN)/python
 	@echo "Installing the package with JAX (once)"
 	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/.test: setup.py constraints.txt | $(BIN)/python
+$(VENV)/.test: $(NEEDS) | $(BIN)/python
 	@echo "Installing the package with JAX, TensorFlow, PyTorch and the test tools (once)"
 	@$(PIP) install -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.demo

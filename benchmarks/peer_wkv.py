@@ -1,5 +1,6 @@
 """A recurrence alone as a worker, forward and backward; its argument is the version. The backend is KERAS_BACKEND."""
 
+import functools
 import importlib
 import sys
 import time
@@ -96,6 +97,8 @@ class Recurrence:
 
         wkv = getattr(importlib.import_module(f"bert4keras_rwkv.ops.wkv{version}"), f"wkv{version}")
         chunked = getattr(importlib.import_module(f"bert4keras_rwkv.ops.wkv{version}"), f"wkv{version}_chunked")
+        if version == "7":  # as the layer, whose decays keep within bounds
+            chunked = functools.partial(chunked, bounded=True)
         forms = {"jax": jax_forms, "tensorflow": tensorflow_forms, "torch": torch_forms}[keras.backend.backend()]
         self.arrays = [keras.ops.convert_to_tensor(a) for a in inputs(version)]
         named = {"loop": lambda *a: wkv(*a, kernel="loop"), "chunked": chunked}

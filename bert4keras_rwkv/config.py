@@ -1,11 +1,12 @@
 """What a model is: its version and sizes, from a JSON file, from keywords, or from the shapes of a weight file."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+
+from bert4keras_rwkv.untrusted import parse_json, shown, told
 
 # Spellings of the Hugging Face configurations for the same keys.
 ALIASES = {
@@ -15,13 +16,19 @@ ALIASES = {
     "n_embd": "hidden_size",
 }
 
-# Keys of other configurations, and of our presets, that say nothing about sizes. `unverified` names the figures of a
-# config in `configs/` that were never compared with a released file; what a file says always wins.
+# Keys of other configurations, of bert4keras3's for its other models too, and of our presets, that say nothing about
+# sizes. `unverified` names the figures of a config in `configs/` that were never compared with a released file; what a
+# file says always wins.
 UNUSED = frozenset((
-    "_name_or_path", "architectures", "auto_map", "bos_token_id", "context_length", "dtype", "eos_token_id",
-    "model_max_length", "pad_token_id", "rescale_every", "torch_dtype", "transformers_version", "unverified",
-    "use_cache",
+    "_name_or_path", "architectures", "attention_dropout_rate", "attention_key_size", "attention_probs_dropout_prob",
+    "auto_map", "bos_token_id", "context_length", "dtype", "eos_token_id", "hidden_act", "initializer_range",
+    "max_position", "max_position_embeddings", "model_max_length", "pad_token_id", "rescale_every",
+    "segment_vocab_size", "torch_dtype", "transformers_version", "type_vocab_size", "unverified", "use_cache",
 ))  # fmt: skip
+# Keys of bert4keras3 that would change how a model trains, had it what they set; nothing else than 0 is taken.
+DROPOUT = ("dropout_rate", "hidden_dropout_prob")
+# Sizes of other configurations that are the hidden size here.
+WIDTHS = ("attention_hidden_size", "embedding_size")
 
 # Parts of names that only relatives of a known version have. The first hit names the relative.
 RELATIVES = (
@@ -87,15 +94,15 @@ class RWKVConfig:
         for name in (field.name for field in fields(self) if field.type in (int, int | None)):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 < value < LARGEST):
-                raise ValueError(f"`{name}` is a positive whole number. Received: {name}={str(value)[:80]}.")
+                raise ValueError(f"`{name}` is a positive whole number. Received: {name}={shown(value)}.")
         for name in ("group_norm_epsilon", "layer_norm_epsilon"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"`{name}` is a positive number. Received: {name}={value!r}.")
+                raise ValueError(f"`{name}` is a positive number. Received: {name}={shown(value)}.")
         if self.variant not in (None, *VARIANTS):
-            raise ValueError(f"`variant` is one of {', '.join(VARIANTS)}. Received: variant={self.variant!r}.")
+            raise ValueError(f"`variant` is one of {', '.join(VARIANTS)}. Received: variant={shown(self.variant)}.")
         if self.exponential_bonus not in (None, False, True):
-            raise ValueError(f"`exponential_bonus` is true or false. Received: {self.exponential_bonus!r}.")
+            raise ValueError(f"`exponential_bonus` is true or false. Received: {shown(self.exponential_bonus)}.")
         if self.num_attention_heads and self.num_attention_heads * self.attention_head_size != self.hidden_size:
             raise ValueError(
                 "The heads share the hidden size: num_attention_heads * attention_head_size = hidden_size. Received: "
@@ -125,15 +132,15 @@ class RWKVConfig:
         if Path(path).stat().st_size > LARGEST_FILE:
             raise ValueError(f"'{path}' has {Path(path).stat().st_size} bytes, far more than a model's config.json.")
         try:
-            keys = json.loads(Path(path).read_text("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"'{path}' is not a JSON file: {error}. A model's config.json is wanted.") from error
+            keys = parse_json(Path(path).read_bytes(), f"'{path}'")
+        except ValueError as error:
+            raise ValueError(f"{error} A model's config.json is wanted.") from error
         if not isinstance(keys, dict):
             raise ValueError(f"'{path}' holds a JSON {type(keys).__name__}. A config is an object with keys.")
         try:
             return cls.from_dict(keys)
         except ValueError as error:
-            raise ValueError(f"'{path}': {error}") from error
+            raise ValueError(told(f"'{path}': {error}")) from error
 
     @classmethod
     def from_shapes(cls, shapes):
@@ -193,7 +200,7 @@ def known_model(name):
     """`name` if a model of this name can be built, else a `ValueError` that says which can."""
     if name in tuple(OWN_KEYS):  # a JSON file may say anything, a dict too
         return name
-    raise ValueError(f"The model {name!r} is not known. Known: {', '.join(map(repr, OWN_KEYS))}.")
+    raise ValueError(f"The model {shown(name)} is not known. Known: {', '.join(map(repr, OWN_KEYS))}.")
 
 
 def _common_sizes(shapes):
@@ -299,16 +306,21 @@ def _renamed(keys):
     result["model"] = "rwkv4" if result.get("model") == "rwkv" else result.get("model")  # the built-in RWKV-4 of theirs
     if result.pop("tie_word_embeddings", False):
         raise ValueError("RWKV's output matrix is a weight of its own. Received: tie_word_embeddings=True.")
-    width = result.pop("attention_hidden_size", None)
-    if width is not None and width != result.get("hidden_size"):
-        raise ValueError(
-            "`attention_hidden_size` must equal `hidden_size`. "
-            f"Received: {width} and hidden_size={result.get('hidden_size')}."
-        )
+    for name in WIDTHS:
+        width = result.pop(name, None)
+        if width is not None and width != result.get("hidden_size"):
+            raise ValueError(
+                f"`{name}` must equal `hidden_size`. Received: {shown(width)} and hidden_size="
+                f"{shown(result.get('hidden_size'))}."
+            )
+    for name in DROPOUT:
+        rate = result.pop(name, None)
+        if rate:
+            raise ValueError(f"These models have no dropout. Received: {name}={shown(rate)}. Set it to 0.")
     divisor = result.pop("head_size_divisor", None)
     if divisor is not None:
         if isinstance(divisor, bool) or not isinstance(divisor, (int, float)) or not 0 < divisor < LARGEST:
-            raise ValueError(f"`head_size_divisor` is a positive number. Received: {str(divisor)[:80]}.")
+            raise ValueError(f"`head_size_divisor` is a positive number. Received: {shown(divisor)}.")
         result.setdefault("group_norm_epsilon", 1e-5 * divisor**2)
     unknown = sorted(str(name) for name in result if name not in names)
     if unknown:

@@ -1,10 +1,11 @@
 """What a model remembers of the text it has read."""
 
 import dataclasses
-import os
-from pathlib import Path
 
 import numpy as np
+
+from bert4keras_rwkv.untrusted import shown, told
+from bert4keras_rwkv.whole import whole_file
 
 EMPTY_MAXIMUM = -1e30  # RWKV-4's running maximum before the first token
 FORMAT = "bert4keras_rwkv.state"  # how our files name themselves
@@ -60,7 +61,7 @@ class RWKVState:
         if not states:
             raise ValueError("Expected at least one state to stack. Received: none.")
         model = _one_model(states)
-        from keras import ops
+        from bert4keras_rwkv.keras_loader import ops
 
         wkv, shift = (ops.concatenate([getattr(s, name) for s in states], axis=0) for name in ("wkv", "shift"))
         return cls(wkv, shift, model)
@@ -111,7 +112,8 @@ class RWKVState:
         state = self.numpy()
         arrays = {name: np.ascontiguousarray(getattr(state, name)) for name in ("wkv", "shift")}
         metadata = {"format": FORMAT, "version": "1", "layout": LAYOUT, "model": self.model or ""}
-        _write_whole(Path(path), save(arrays, metadata))
+        with whole_file(path) as unfinished:
+            unfinished.write_bytes(save(arrays, metadata))
 
     @classmethod
     def load(cls, path):
@@ -124,15 +126,16 @@ class RWKVState:
                 if metadata.get("format") != FORMAT or set(file.keys()) != {"wkv", "shift"}:
                     raise ValueError(
                         f"Expected a state file of `RWKVState.save` (tensors 'wkv' and 'shift'). Received: {path} "
-                        f"with {sorted(file.keys())[:4]}. `RWKV.load_state` reads those of other programs."
+                        f"with {shown(sorted(file.keys()))}. `RWKV.load_state` reads those of other programs."
                     )
                 if metadata.get("version") != "1" or metadata.get("layout") != LAYOUT:
-                    raise ValueError(f"A state file of a layout this package does not know: {metadata} in {path}.")
+                    raise ValueError(
+                        f"A state file of a layout this package does not know: {shown(metadata)} in {path}."
+                    )
                 wkv, shift = file.get_tensor("wkv"), file.get_tensor("shift")
         except SafetensorError as error:
-            raise ValueError(
-                f"Expected a safetensors state file. {path} is not one, or not whole: {error}. Save the state again."
-            ) from error
+            said = f"Expected a safetensors state file. {path} is not one, or not whole: {error}. Save the state again."
+            raise ValueError(told(said)) from error
         if wkv.ndim not in (4, 5) or shift.ndim != 4 or shift.shape[:2] != (wkv.shape[0], 2 * wkv.shape[1]):
             raise ValueError(
                 "In a state file `wkv` is (B, n, H, N, N), or (B, n, 3, D), and `shift` (B, 2n, 1, D). Received: wkv "
@@ -186,7 +189,7 @@ def _numpy(array):
     """An array of any library as NumPy's."""
     if isinstance(array, np.ndarray):
         return array
-    from keras import ops
+    from bert4keras_rwkv.keras_loader import ops
 
     return ops.convert_to_numpy(array)
 
@@ -195,20 +198,6 @@ def _rows(array, index):
     """The rows `index` (NumPy ints) of an array of any library; TensorFlow's cannot be indexed by a list."""
     if isinstance(array, np.ndarray):
         return array[index]
-    from keras import ops
+    from bert4keras_rwkv.keras_loader import ops
 
     return ops.take(array, index, axis=0)
-
-
-def _write_whole(path, data):
-    """Write bytes under another name and rename: a full disk or Ctrl-C leaves `path` as it was."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise

@@ -50,6 +50,16 @@ def test_keys_of_bert4keras():
     assert config.to_dict() == {**KEYS, "model": "rwkv6", "group_norm_epsilon": 64e-5, "layer_norm_epsilon": 1e-5}
 
 
+def test_keys_that_say_nothing_about_an_rwkv():
+    """A config.json of bert4keras3 may hold those of its other models; what would change training is refused."""
+    others = {"hidden_act": "relu", "initializer_range": 0.02, "type_vocab_size": 2, "max_position_embeddings": 512}
+    others |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.1, "embedding_size": KEYS["hidden_size"]}
+    assert RWKVConfig.from_dict({**KEYS, **others}) == RWKVConfig.from_dict(KEYS)
+    for name in ("dropout_rate", "hidden_dropout_prob"):
+        with pytest.raises(ValueError, match=f"no dropout. Received: {name}=0.1. Set it to 0"):
+            RWKVConfig.from_dict({**KEYS, name: 0.1})
+
+
 def test_there_and_back(tmp_path):
     config = RWKVConfig.from_dict({**KEYS, "group_norm_epsilon": 1e-5})
     path = tmp_path / "config.json"

@@ -13,11 +13,18 @@ pytestmark = pytest.mark.backend_free
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ["README.md", "README.zh-CN.md"]
-# Each in both languages.
-GUIDES = [
-    f"docs/{name}.md"
-    for name in ("from-scratch", "evaluation", "long-documents", "rwkv-programs", "training", "tuning")
+GUIDE_NAMES = [
+    "bert4keras3",
+    "from-scratch",
+    "evaluation",
+    "keras-hub-programs",
+    "long-documents",
+    "rwkv-programs",
+    "training",
+    "tuning",
 ]
+# Each in both languages.
+GUIDES = [f"docs/{name}.md" for name in GUIDE_NAMES]
 DOCUMENTS = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/formats.md"]
 DOCUMENTS += [path for guide in GUIDES for path in (guide, guide.replace("docs/", "docs/zh/"))]
 CHECKPOINT = "RWKV-x060-World-1B6.pth"

@@ -15,19 +15,20 @@ pytestmark = pytest.mark.backend_free
 
 PACKAGE = Path(__file__).resolve().parent.parent / "bert4keras_rwkv"
 FLOORS = [
+    {"keras_loader", "untrusted", "whole"},
     {"config", "state", "tokenizers", "templates", "presets"},
     {"ops"},
     {"weights"},
     {"layers", "generation"},
     {"models"},
-    {"training"},
+    {"training", "bert4keras3"},
     {"evaluation"},
     {"session"},
     {"server"},
     {"cli"},
 ]
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
-MAY_ASK_BACKEND = ("ops/", "generation/compile.py")
+MAY_ASK_BACKEND = ("ops/", "generation/compile.py", "bert4keras3/backend.py")
 HEAVY = ("keras", "jax", "jaxlib", "tensorflow", "torch")
 
 
@@ -54,6 +55,13 @@ def parts_imported(tree, module):
         for target in targets:
             if target[0] == PACKAGE.name and len(target) > 1:
                 yield node.lineno, target[1]
+
+
+def imported(node):
+    """The packages that an import statement names, without those below this module."""
+    if isinstance(node, ast.ImportFrom):
+        return {node.module.partition(".")[0]} if node.module and not node.level else set()
+    return {alias.name.partition(".")[0] for alias in node.names}
 
 
 class AtImport(ast.NodeVisitor):
@@ -100,6 +108,8 @@ def faults_in(source, module):
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
             yield f"{node.lineno}: star import"
+        elif isinstance(node, ast.Import | ast.ImportFrom) and "keras" in imported(node):
+            yield f"{node.lineno}: imports Keras itself, not `from bert4keras_rwkv.keras_loader import keras, ops`"
         elif isinstance(node, ast.Assert):
             yield f"{node.lineno}: assert; raise an error that says the rule, what came, and the way out"
         elif isinstance(node, ast.ExceptHandler) and node.type is None:
@@ -120,6 +130,12 @@ def test_every_part_has_a_floor():
     assert {part_of(module) for module in modules()} - {"__init__", "__main__"} <= set(FLOOR)
 
 
+def test_every_folder_of_modules_is_a_package():
+    """Python imports a folder without `__init__.py` too, but what is installed lacks it."""
+    folders = {PACKAGE / folder for module in modules() for folder in Path(module).parents}
+    assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
+
+
 @pytest.mark.parametrize(
     ("module", "source"),
     [
@@ -134,7 +150,11 @@ def test_every_part_has_a_floor():
         ("config.py", "from os import *"),
         ("config.py", "def f(x):\n    assert x"),
         ("config.py", "try:\n    pass\nexcept:\n    pass"),
-        ("layers/a.py", "import keras\ndef f():\n    return keras.backend.backend()"),
+        ("layers/a.py", "from ..keras_loader import keras\ndef f():\n    return keras.backend.backend()"),
+        ("layers/a.py", "import keras"),
+        ("layers/a.py", "def f():\n    from keras import ops"),
+        ("layers/a.py", "from keras.src.trainers import data_adapters"),
+        ("keras_loader.py", "from .config import RWKVConfig"),
         ("tokenizers/a.py", "def f(line):\n    return eval(line)"),
     ],
 )
@@ -148,6 +168,7 @@ def test_a_broken_rule_is_seen(module, source):
     [
         ("layers/a.py", "from ..ops.scan import scan\nfrom . import block"),
         ("ops/kernels/a.py", "from ..scan import scan\nfrom ...config import RWKVConfig"),
+        ("ops/a.py", "from .keras import keras\nfrom bert4keras_rwkv.keras_loader import ops"),
         ("ops/a.py", "import os\ndef f():\n    return os.environ.get('OPS_KERNEL', '0')"),
     ],
 )
@@ -165,7 +186,11 @@ def loaded_by(*arguments):
     return json.loads(done.stderr.splitlines()[-1]), done.stdout
 
 
-@pytest.mark.parametrize("name", ["", ".config", ".tokenizers", ".weights", ".evaluation", ".cli"])
+LIGHT = ["", ".config", ".keras_loader", ".tokenizers", ".weights", ".evaluation", ".cli"]
+LIGHT += [".bert4keras3.snippets", ".bert4keras3.tokenizers"]
+
+
+@pytest.mark.parametrize("name", LIGHT)
 def test_import_loads_no_backend_and_prints_nothing(name):
     loaded, printed = loaded_by(f"import bert4keras_rwkv{name}")
     assert loaded == [] and printed == ""

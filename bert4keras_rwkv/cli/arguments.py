@@ -3,6 +3,7 @@
 import argparse
 
 from bert4keras_rwkv import __version__
+from bert4keras_rwkv.cli.values import Real, Whole, utf8
 
 MODEL = "finch-jargon"  # the one that ships with the package
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -10,40 +11,48 @@ DTYPES = ("float32", "bfloat16", "float16")
 TRAINING_DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 DATA_FORMS = ("jsonl", "text", "tfrecord", "binidx")
 
+COUNT, LENGTH, ID = Whole(1), Whole(2), Whole(0)
+SEED, ANY_SEED = Whole(0, 2**32 - 1), Whole(-(2**63), 2**63 - 1)
+FINITE, ABOVE_0, FROM_0 = Real(), Real(0.0, above=True), Real(0.0)
+
 # The fields of `Sampling`, with the defaults of `RWKV.generate`.
 SAMPLING = {
-    "temperature": (float, 1.0, "divides the logits; 0 always takes the likeliest token"),
-    "top_k": (int, None, "draw from the K likeliest tokens only"),
-    "top_p": (float, 0.85, "draw from the likeliest tokens that hold this share of the probability"),
-    "penalty": (float, 1.0, "for tokens of the text so far, prompt included; 1 for none"),
-    "penalty_window": (int, None, "the penalty looks at the last one to two windows of W tokens"),
-    "presence_penalty": (float, 0.0, "subtracted from the logits of tokens already written"),
-    "frequency_penalty": (float, 0.0, "subtracted as often as they were written"),
-    "penalty_decay": (float, 1.0, "how those counts fade at each token"),
+    "temperature": (FROM_0, 1.0, "divides the logits; 0 always takes the likeliest token"),
+    "top_k": (COUNT, None, "draw from the K likeliest tokens only"),
+    "top_p": (
+        Real(0.0, 1.0, above=True),
+        0.85,
+        "draw from the likeliest tokens that hold this share of the probability",
+    ),
+    "penalty": (ABOVE_0, 1.0, "for tokens of the text so far, prompt included; 1 for none"),
+    "penalty_window": (COUNT, None, "the penalty looks at the last one to two windows of W tokens"),
+    "presence_penalty": (FINITE, 0.0, "subtracted from the logits of tokens already written"),
+    "frequency_penalty": (FINITE, 0.0, "subtracted as often as they were written"),
+    "penalty_decay": (Real(0.0, 1.0), 1.0, "how those counts fade at each token"),
 }
 
 # The fields of `Plan`, with what suits small models.
 TRAINING = {
-    "steps": (int, 1000, "how many batches to train on"),
-    "batch_size": (int, 8, "rows of a batch"),
-    "length": (int, 512, "tokens of a row"),
-    "learning_rate": (float, 6e-4, "its peak, after the warm-up; it ends at a sixtieth"),
-    "weight_decay": (float, 0.1, "of the matrices"),
-    "warm_up": (int, 10, "steps in which the learning rate rises"),
-    "report_every": (int, 50, "steps between two looks at the losses"),
-    "seed": (int, 0, "of the random weights and of the order of the documents"),
+    "steps": (COUNT, 1000, "how many batches to train on"),
+    "batch_size": (COUNT, 8, "rows of a batch"),
+    "length": (LENGTH, 512, "tokens of a row"),
+    "learning_rate": (ABOVE_0, 6e-4, "its peak, after the warm-up; it ends at a sixtieth"),
+    "weight_decay": (FROM_0, 0.1, "of the matrices"),
+    "warm_up": (Whole(0), 10, "steps in which the learning rate rises"),
+    "report_every": (COUNT, 50, "steps between two looks at the losses"),
+    "seed": (SEED, 0, "of the random weights and of the order of the documents"),
 }
 
 # The fields of `Tuning` that are numbers.
 TUNING = {
-    "rank": (int, 8, "of the LoRA"),
-    "alpha": (float, None, "of the LoRA, which adds alpha / rank times its product (default: the rank)"),
-    "steps": (int, None, "how many batches to train on (default: 200, unless --epochs is given)"),
-    "epochs": (int, None, "how often to go through the data, instead of --steps"),
-    "batch_size": (int, 8, "rows of a batch"),
-    "length": (int, 256, "tokens of a row"),
-    "learning_rate": (float, None, "its peak (default: what suited the shipped model, see docs/tuning.md)"),
-    "seed": (int, 0, "of the LoRA, the order of the documents, and texts that the model writes"),
+    "rank": (COUNT, 8, "of the LoRA"),
+    "alpha": (ABOVE_0, None, "of the LoRA, which adds alpha / rank times its product (default: the rank)"),
+    "steps": (COUNT, None, "how many batches to train on (default: 200, unless --epochs is given)"),
+    "epochs": (COUNT, None, "how often to go through the data, instead of --steps"),
+    "batch_size": (COUNT, 8, "rows of a batch"),
+    "length": (LENGTH, 256, "tokens of a row"),
+    "learning_rate": (ABOVE_0, None, "its peak (default: what suited the shipped model, see docs/tuning.md)"),
+    "seed": (SEED, 0, "of the LoRA, the order of the documents, and texts that the model writes"),
 }
 TUNING_MODES = ("state", "lora", "state+lora", "prompt")
 
@@ -52,9 +61,16 @@ class UsageError(ValueError):
     """An argument with a value that cannot be, found after argparse was content."""
 
 
+class Parser(argparse.ArgumentParser):
+    """What is wrong is one line; how a command is used, `--help` says."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}. {self.prog} --help says more.\n")
+
+
 def parser():
     """The parser of the whole command line. The chosen command is in `command`."""
-    whole = argparse.ArgumentParser(
+    whole = Parser(
         prog="bert4keras-rwkv",
         description="RWKV language models in Keras 3: write text, train, tune, evaluate, convert weights.",
     )
@@ -74,12 +90,16 @@ def _generate(commands):
         description="Write on from a prompt, to stdout as it is written. "
         "The last line on stderr says how many tokens and how fast.",
     )
-    command.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on from; - reads it from stdin")
+    command.add_argument(
+        "--prompt", type=utf8, required=True, metavar="TEXT", help="what to go on from; - reads it from stdin"
+    )
     _model(command)
     command.add_argument("--tokenizer", metavar="FILE", help="vocabulary file (default: beside the weights)")
-    command.add_argument("--max-length", type=int, metavar="N", help="tokens of prompt and text together")
-    command.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
-    command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    command.add_argument("--max-length", type=COUNT, metavar="N", help="tokens of prompt and text together")
+    command.add_argument("--seed", type=ANY_SEED, metavar="N", help="the same seed writes the same text")
+    command.add_argument(
+        "--stop", type=utf8, action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
     command.add_argument("--echo", action="store_true", help="write the prompt first")
     command.add_argument("--state", metavar="FILE", help="a state to begin in, as `tune` and other programs write")
     command.add_argument("--adapter", metavar="FILE", help="a LoRA, with a state or without, as `tune` writes")
@@ -89,13 +109,13 @@ def _generate(commands):
         drawing.add_argument(_flag(name), type=kind, default=default, metavar=name[0].upper(), help=text + shown)
     drawing.add_argument(
         "--max-penalty-range",
-        type=int,
+        type=COUNT,
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="penalise tokens seen LOW times or more, as often as they were seen but at most HIGH times",
     )
-    drawing.add_argument("--penalty-free", type=int, nargs="+", default=(), metavar="ID", help="ids that add no count")
-    drawing.add_argument("--mask-output", type=int, nargs="+", default=(), metavar="ID", help="ids never written")
+    drawing.add_argument("--penalty-free", type=ID, nargs="+", default=(), metavar="ID", help="ids that add no count")
+    drawing.add_argument("--mask-output", type=ID, nargs="+", default=(), metavar="ID", help="ids never written")
     drawing.add_argument("--temperature-after", action="store_true", help="apply it after top-k and top-p")
     _running(command)
     return command
@@ -132,7 +152,7 @@ def _convert(commands):
     merging = command.add_argument_group("an adapter, merged on the way")
     merging.add_argument("--lora", metavar="FILE", help="a LoRA, PiSSA, DiSHA, Bone or Bat for SRC")
     merging.add_argument(
-        "--alpha", type=float, default=32.0, metavar="A", help="of a LoRA, whose file does not say it (default: 32)"
+        "--alpha", type=ABOVE_0, default=32.0, metavar="A", help="of a LoRA, whose file does not say it (default: 32)"
     )
     merging.add_argument("--lora-base", metavar="FILE", help="of a PiSSA: the file of its initial factors")
     command.add_argument(
@@ -156,9 +176,11 @@ def _data(commands):
     )
     command.add_argument("--from", dest="format", choices=DATA_FORMS, help="the form of SRC (default: by its suffix)")
     command.add_argument("--to", choices=DATA_FORMS, help="the form of DST (default: by its suffix)")
-    command.add_argument("--separator", metavar="LINE", help="of plain text: the line that stands between documents")
     command.add_argument(
-        "--workers", type=int, metavar="N", help="processes that encode (default: one a core, 1 below 64 MB)"
+        "--separator", type=utf8, metavar="LINE", help="of plain text: the line that stands between documents"
+    )
+    command.add_argument(
+        "--workers", type=COUNT, metavar="N", help="processes that encode (default: one a core, 1 below 64 MB)"
     )
     return command
 
@@ -184,7 +206,7 @@ def _train(commands):
         plan.add_argument(_flag(name), type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
     running = _training(command)
     running.add_argument(
-        "--save-every", type=int, default=200, metavar="N", help="steps between checkpoints (default: %(default)s)"
+        "--save-every", type=COUNT, default=200, metavar="N", help="steps between checkpoints (default: %(default)s)"
     )
     return command
 
@@ -208,7 +230,7 @@ def _evaluate(commands):
     command.add_argument("--json", action="store_true", help="for programs")
     reading = command.add_argument_group("what is read")
     _form_of_data(reading, "FILE")
-    reading.add_argument("--limit", type=int, metavar="N", help="only the first N documents or passages")
+    reading.add_argument("--limit", type=COUNT, metavar="N", help="only the first N documents or passages")
     reading.add_argument(
         "--begin",
         choices=("auto", "end", "nothing"),
@@ -218,9 +240,11 @@ def _evaluate(commands):
     )
     reading.add_argument("--no-end", action="store_true", help="do not count the end token behind a document")
     running = _running(command)
-    running.add_argument("--batch-size", type=int, default=8, metavar="B", help="texts at once (default: %(default)s)")
     running.add_argument(
-        "--chunk-length", type=int, default=256, metavar="T", help="tokens of each at once (default: %(default)s)"
+        "--batch-size", type=COUNT, default=8, metavar="B", help="texts at once (default: %(default)s)"
+    )
+    running.add_argument(
+        "--chunk-length", type=COUNT, default=256, metavar="T", help="tokens of each at once (default: %(default)s)"
     )
     return command
 
@@ -278,7 +302,12 @@ def _tune(commands):
     tuned.add_argument("--time-shift", action="store_true", help="the last inputs of the layers, with the state")
     tuned.add_argument("--targets", nargs="+", metavar="NAME", help="projections with a LoRA (default: all in blocks)")
     tuned.add_argument(
-        "--prompt", action="append", default=[], metavar="TEXT", help="of mode prompt, or a file with it; repeatable"
+        "--prompt",
+        type=utf8,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="of mode prompt, or a file with it; repeatable",
     )
     tuned.add_argument("--quantize", choices=("int8", "int4"), help="round the weights under it, as Keras does")
     for name, (kind, default, text) in TUNING.items():
@@ -298,7 +327,7 @@ def _state(commands):
     )
     command.add_argument("sources", nargs="+", metavar="FILE", help="states of one model, in any form")
     command.add_argument("--out", required=True, metavar="FILE", help="the file to write")
-    command.add_argument("--weights", nargs="+", type=float, metavar="W", help="one a file (default: all the same)")
+    command.add_argument("--weights", nargs="+", type=FROM_0, metavar="W", help="one a file (default: all the same)")
     command.add_argument("--model", default=MODEL, metavar="M", help="whose they are (default: %(default)s)")
     command.add_argument("--drop-shift", action="store_true", help="lose the last inputs: .pth and .st hold none")
     return command
@@ -316,7 +345,9 @@ def _form_of_data(command, name):
     command.add_argument(
         "--from", dest="format", choices=DATA_FORMS, help=f"the form of {name} (default: by its suffix)"
     )
-    command.add_argument("--separator", metavar="LINE", help="of plain text: the line that stands between documents")
+    command.add_argument(
+        "--separator", type=utf8, metavar="LINE", help="of plain text: the line that stands between documents"
+    )
 
 
 def _format_of_source(command):

@@ -1,7 +1,6 @@
 """`convert`: weights into another format, tensor by tensor; with `--check`, a comparison of the two files after it."""
 
 import math
-import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from bert4keras_rwkv.cli.arguments import UsageError
 from bert4keras_rwkv.cli.bar import Bar
+from bert4keras_rwkv.cli.engine import choose_engine
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.tokenizers import find_tokenizer
 from bert4keras_rwkv.weights.adapters import read_adapter
@@ -18,6 +18,7 @@ from bert4keras_rwkv.weights.formats.registry import format_named, formats
 from bert4keras_rwkv.weights.merging import merged, unused_names
 from bert4keras_rwkv.weights.preset import NAMES, SAFETENSORS, WEIGHTS
 from bert4keras_rwkv.weights.rules import in_order, rules_of
+from bert4keras_rwkv.whole import check_file, check_folder
 
 TOKENS = 64  # that `--check` reads; random ones go through every channel
 SEED = 7
@@ -43,9 +44,8 @@ SHARE = 0.9
 
 def run(arguments):
     """Read SRC and write DST; what DST is, `--to` or its name says."""
-    os.environ.setdefault(
-        "KERAS_BACKEND", "numpy"
-    )  # the table of a version lies beside its layers; only `--check` computes, and little
+    # The table of a version lies beside its layers; only `--check` computes, and little.
+    choose_engine(default="numpy")
     source, target = named(arguments.source), Path(arguments.target)
     written = _format(target, arguments.to, arguments.dtype)
     merge = _merge(arguments)
@@ -89,8 +89,7 @@ def _format(target, name, dtype):
         raise ValueError(f"Cannot write '{target}'. DST is {names}, or a folder for a preset; or --to {folders}.")
     if dtype not in (None, *found.dtypes):
         raise ValueError(f"A {found.title} has the dtypes {', '.join(found.dtypes)}. Received: --dtype {dtype}.")
-    if target.is_dir() if found.suffix else target.is_file():
-        raise ValueError(f"'{target}' is a {'folder' if found.suffix else 'file'}. Give another name for DST.")
+    (check_file if found.suffix else check_folder)(target)
     own = WEIGHTS if found.name == "preset" else SAFETENSORS
     others = [name for name in NAMES if name != own and not found.suffix and (target / name).is_file()]
     if others:  # which of the two the folder means would be anybody's guess

@@ -4,7 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-from bert4keras_rwkv.cli.arguments import UsageError
 from bert4keras_rwkv.cli.bar import Bar
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER, VOCABULARY_NAME, load_tokenizer
 from bert4keras_rwkv.training.convert import TEXTS, convert, files_of, kind_of
@@ -37,8 +36,6 @@ def run(arguments):
 
 def _workers(wanted, files):
     """How many processes encode."""
-    if wanted is not None and wanted < 1:
-        raise UsageError(f"`--workers` is at least 1. Received: {wanted}.")
     small = sum(file.stat().st_size for file in files) < SMALL
     return wanted or (1 if small else os.cpu_count() or 1)
 

@@ -2,30 +2,46 @@
 
 import contextlib
 import gc
+import importlib
+import logging
 import os
 import sys
 from pathlib import Path
 
 from bert4keras_rwkv.generation.executables import cache_folder
+from bert4keras_rwkv.keras_loader import VARIABLE, check_backend
 
 # Keras imports these if they are installed, to plot and for notebooks, which no command does. It takes as long again.
 UNUSED = ("matplotlib", "IPython")
 
 
-def choose_engine(name=None):
-    """Load Keras on the backend `name`, else KERAS_BACKEND, else jax. Returns its name.
+def choose_engine(name=None, default="jax"):
+    """Load Keras on the backend `name`, else KERAS_BACKEND, else `default`. Returns its name.
 
-    Only a command does this, never an import. Keras reads the variable when it is first loaded.
+    Only a command does this, never an import. Keras reads the variable when it is first loaded. Raises ImportError if
+    the backend is not installed.
     """
-    chosen = name or os.environ.get("KERAS_BACKEND") or "jax"
-    os.environ["KERAS_BACKEND"] = chosen
+    told = os.environ.get(VARIABLE)
+    if name:
+        check_backend(name, "as --backend says", "--backend")
+    elif told:
+        check_backend(told, f"as {VARIABLE} says")
+    else:
+        check_backend(default, "the default of this command")
+    chosen = os.environ[VARIABLE] = name or told or default
     if chosen == "tensorflow":
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it greets with the processor's features otherwise
+        logging.getLogger("tensorflow").addFilter(_no_retracing)
     with all_kept(), without(UNUSED):
         if chosen == "jax":
             keep_compiled_programs()
-        import keras  # noqa: F401
+        importlib.import_module("keras")
     return chosen
+
+
+def _no_retracing(record):
+    """Leave out TensorFlow's advice on functions that are compiled again, which is meant for who wrote them."""
+    return "retracing" not in record.getMessage()
 
 
 @contextlib.contextmanager

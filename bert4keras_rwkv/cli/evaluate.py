@@ -4,7 +4,6 @@ import json
 import time
 from itertools import chain, islice
 
-from bert4keras_rwkv.cli.arguments import UsageError
 from bert4keras_rwkv.cli.bar import Bar
 from bert4keras_rwkv.cli.data import named_tokenizer
 from bert4keras_rwkv.cli.generate import load, tuned
@@ -16,7 +15,6 @@ AFTER_END = {"auto": None, "end": True, "nothing": False}
 
 def run(arguments):
     """Load the model, let it read FILE, and print what came out, for people or with `--json` for programs."""
-    _check(arguments)
     kind = "jsonl" if arguments.task == "lambada" else kind_of(arguments.file, arguments.format)
     files = files_of(arguments.file, kind)  # before seconds go by with loading a model
     rwkv = load(arguments, None if arguments.tokenizer is None else named_tokenizer(arguments.tokenizer))
@@ -96,11 +94,3 @@ class _Progress:
     def __call__(self, *read):
         self._done += read[self._which]
         self._bar(min(self._done, self._total), self._total)
-
-
-def _check(arguments):
-    """Numbers that cannot be."""
-    for name in ("batch_size", "chunk_length", "limit"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UsageError(f"`--{name.replace('_', '-')}` is at least 1. Received: {value}.")

@@ -1,19 +1,20 @@
 """`state`: state files averaged, or one in another form."""
 
-import os
-
 from bert4keras_rwkv.cli.arguments import UsageError
+from bert4keras_rwkv.cli.engine import choose_engine
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights.files import config_of, named, opened
 from bert4keras_rwkv.weights.states import read_state, write_state
+from bert4keras_rwkv.whole import check_file
 
 
 def run(arguments):
     """Read the states, and write their average."""
-    os.environ.setdefault("KERAS_BACKEND", "numpy")  # nothing is computed with a model
+    choose_engine(default="numpy")  # nothing is computed with a model
     count = len(arguments.sources)
     if arguments.weights is not None and len(arguments.weights) != count:
         raise UsageError(f"--weights has one for each of the {count} files. Received: {len(arguments.weights)}.")
+    check_file(arguments.out)
     model = named(arguments.model)
     _, tensors = opened(model)
     with tensors:

@@ -8,9 +8,11 @@ from bert4keras_rwkv.cli.arguments import TRAINING, UsageError
 from bert4keras_rwkv.cli.bar import Bar
 from bert4keras_rwkv.cli.data import named_tokenizer
 from bert4keras_rwkv.cli.engine import choose_engine
+from bert4keras_rwkv.training.convert import files_of, kind_of
 from bert4keras_rwkv.training.run import (
     Folder,
     Plan,
+    check_place,
     check_vocabulary,
     open_documents,
     packed,
@@ -24,6 +26,9 @@ from bert4keras_rwkv.weights.files import named
 def run(arguments):
     """Train, say how it goes on stderr, and write the preset; or go on where the same command was stopped."""
     plan = chosen_plan(arguments)
+    check_place(arguments.out)  # before hours go by with training
+    for source in filter(None, (arguments.data, arguments.held_out)):
+        files_of(source, kind_of(source, arguments.format))
     tokenizer = None if arguments.tokenizer is None else named_tokenizer(arguments.tokenizer)
     rwkv = model(arguments, tokenizer)
     check_vocabulary(rwkv.tokenizer, rwkv.config.vocab_size)
@@ -39,8 +44,6 @@ def run(arguments):
 
 def chosen_plan(arguments):
     """The `Plan` that the options describe."""
-    if arguments.save_every < 1:
-        raise UsageError(f"`--save-every` is at least 1. Received: {arguments.save_every}.")
     try:
         return Plan(**{name: getattr(arguments, name) for name in TRAINING})
     except ValueError as error:

@@ -7,24 +7,28 @@ from bert4keras_rwkv.cli.arguments import TUNING, UsageError
 from bert4keras_rwkv.cli.bar import Bar
 from bert4keras_rwkv.cli.data import named_tokenizer
 from bert4keras_rwkv.cli.engine import choose_engine
+from bert4keras_rwkv.training.convert import files_of, kind_of
 from bert4keras_rwkv.weights.files import named
+from bert4keras_rwkv.whole import check_file
 
 STEPS = 200  # where neither --steps nor --epochs says it
 
 
 def run(arguments):
     """Tune, say the loss of held-out documents before and after, and write the file."""
-    path, out = named(arguments.model), Path(arguments.out)  # before seconds go by with loading a backend
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"There is no folder '{out.parent}' to write to.")
+    path, out = named(arguments.model), Path(arguments.out)
+    prompts = tuple(map(_prompt, arguments.prompt))
     if arguments.data is None and arguments.mode != "prompt":
         raise UsageError(f"--mode {arguments.mode} needs --data.")
+    check_file(out)  # before seconds go by with loading a backend, and hours with training
+    for source in filter(None, (arguments.data, arguments.held_out)):
+        files_of(source, kind_of(source, arguments.format))
     choose_engine(arguments.engine)
     from bert4keras_rwkv.models import RWKV
-    from bert4keras_rwkv.training.tune import check_file, tune
+    from bert4keras_rwkv.training.tune import check_target, tune
 
-    plan = _plan(arguments)
-    check_file(plan, out)
+    plan = _plan(arguments, prompts)
+    check_target(plan, out)
     tokenizer = None if arguments.tokenizer is None else named_tokenizer(arguments.tokenizer)
     rwkv = RWKV.from_preset(path, tokenizer=tokenizer, packed=True, dtype=arguments.dtype, remat=arguments.remat)
     documents, held_out = (_documents(source, arguments, rwkv) for source in (arguments.data, arguments.held_out))
@@ -34,7 +38,7 @@ def run(arguments):
     print(f"Wrote {out}")
 
 
-def _plan(arguments):
+def _plan(arguments, prompts):
     """The `Tuning` that the options describe."""
     from bert4keras_rwkv.training.tune import Tuning
 
@@ -47,7 +51,7 @@ def _plan(arguments):
             mode=arguments.mode,
             time_shift=arguments.time_shift,
             targets=None if arguments.targets is None else tuple(arguments.targets),
-            prompts=tuple(map(_prompt, arguments.prompt)),
+            prompts=prompts,
             quantize=arguments.quantize,
             steps=STEPS if steps is None and epochs is None else steps,
             epochs=1 if epochs is None else epochs,
@@ -64,7 +68,13 @@ def _prompt(given):
         there = path.is_file()
     except (OSError, ValueError):  # too long for a name, or no name at all
         there = False
-    return path.read_text("utf-8") if there else given
+    try:
+        text = path.read_text("utf-8") if there else given
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompt: '{path}' is no text in UTF-8: {error}.") from error
+    if not text:
+        raise UsageError("A --prompt is empty. Give it at least one character.")
+    return text
 
 
 def _documents(source, arguments, rwkv):
@@ -74,7 +84,10 @@ def _documents(source, arguments, rwkv):
     from bert4keras_rwkv.training.run import open_documents
 
     with Bar(Path(source).name, "B") as progress:
-        return open_documents(source, rwkv.tokenizer, arguments.format, arguments.separator, progress=progress)
+        documents = open_documents(source, rwkv.tokenizer, arguments.format, arguments.separator, progress=progress)
+    if not len(documents):
+        raise ValueError(f"'{source}' holds no document, or none that is not empty.")
+    return documents
 
 
 def _say(share, loss):

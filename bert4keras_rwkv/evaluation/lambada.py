@@ -1,11 +1,11 @@
 """LAMBADA: the last word of a passage, which only the whole of it tells. Paperno et al., arXiv 1606.06031."""
 
-import json
 from dataclasses import dataclass
 
 from bert4keras_rwkv.evaluation.scoring import passage, score_passages
 from bert4keras_rwkv.evaluation.text import begins_at_zero, end_ids, exponential, needed
 from bert4keras_rwkv.training.sources import read_jsonl
+from bert4keras_rwkv.untrusted import parse_json, shown
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,7 @@ def read_lambada(path):
         ValueError: a line of another form, or a text without a space: which line.
     """
     for item in read_jsonl(path):
-        try:
-            line = json.loads(item.content)
-        except ValueError as error:
-            raise ValueError(f"{item.place} is no JSON: {error}.") from error
-        yield _pair(line, item.place)
+        yield _pair(parse_json(item.content, item.place, once=False), item.place)
 
 
 def evaluate_lambada(rwkv, pairs, batch_size=8, chunk_len=256, state=None, after_end=None, progress=None):
@@ -88,11 +84,11 @@ def _pair(line, place):
     """Context and target of a parsed line."""
     text, label = (line.get("text"), line.get("label")) if isinstance(line, dict) else (None, None)
     if not isinstance(text, str) or not isinstance(label, str | None):
-        raise ValueError(f'{place}: a line is {{"text": "..."}}. Received: {str(line)[:100]}.')
+        raise ValueError(f'{place}: a line is {{"text": "..."}}. Received: {shown(line)}.')
     text = text.rstrip()
     if label is not None and not text.endswith(f" {label.strip()}"):
         return text, f" {label.strip()}"
     context, space, word = text.rpartition(" ")
     if not space:
-        raise ValueError(f"{place}: the last word is what follows the last space. Received: {text[:100]!r}.")
+        raise ValueError(f"{place}: the last word is what follows the last space. Received: {shown(text)}.")
     return context, space + word

@@ -2,9 +2,8 @@
 
 import contextlib
 
-import keras
-
 from bert4keras_rwkv.generation.executables import Kept
+from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.ops import backend
 
 

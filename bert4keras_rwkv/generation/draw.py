@@ -15,7 +15,7 @@ largest.
 
 import math
 
-from keras import ops
+from bert4keras_rwkv.keras_loader import ops
 
 from ..ops.materialise import materialise
 from .noise import gumbel_all, gumbel_runs, uniform_all
@@ -23,6 +23,7 @@ from .noise import gumbel_all, gumbel_runs, uniform_all
 BLOCK = 64
 SMALLEST = 4096  # vocabularies below this are not worth a selection
 CLOSE = 16  # blocks looked at closely at a time
+COLD = 1e-30  # no noise matters at temperatures below this, and logits that are divided by them overflow
 
 
 def first_max(x):
@@ -59,11 +60,11 @@ def draw(logits, plan, values, seeds):
 
 
 class _Temperature:
-    """Division by the temperature before or after the filters. Temperature 0 is a row without noise."""
+    """Division by the temperature before or after the filters. Temperature 0, or nearly, is a row without noise."""
 
     def __init__(self, plan, temperature):
         self.after = plan.temperature_after
-        self.hot = temperature > 0
+        self.hot = temperature > COLD
         self.factor = ops.where(self.hot, 1.0 / ops.where(self.hot, temperature, 1.0), 1.0)
 
     def before(self, logits):

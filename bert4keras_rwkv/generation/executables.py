@@ -224,8 +224,9 @@ def _key(description, values, args):
 def _versions():
     import jax
     import jaxlib
-    import keras
     import numpy
+
+    from bert4keras_rwkv.keras_loader import keras
 
     return [__version__, sys.version, *(module.__version__ for module in (jax, jaxlib, keras, numpy))]
 
@@ -233,7 +234,8 @@ def _versions():
 def _options():
     """What is set for this process that changes programs."""
     import jax
-    import keras
+
+    from bert4keras_rwkv.keras_loader import keras
 
     jax_options = sorted(name for name in jax.config.values if not any(word in name for word in IRRELEVANT))
     keras_options = ("floatx", "epsilon", "image_data_format", "dtype_policy")

@@ -5,7 +5,7 @@ tokens of that order, so keeping what both keep is `ops.minimum` of the two. Dec
 sorting (draw.py); these functions are what it is tested against.
 """
 
-from keras import ops
+from bert4keras_rwkv.keras_loader import ops
 
 
 def keep_top_k(logits, k):

@@ -1,17 +1,22 @@
 """Generation as a Keras model: what `build_cache_model` returns."""
 
+import dataclasses
 import sys
 
-import keras
 import numpy as np
-from keras import ops
+
+from bert4keras_rwkv.keras_loader import keras, ops
 
 from ..ops.host_call import host_call
 from .compile import compiled
 from .loop import CHUNKS, front_pack, generate
 from .noise import threefry2x32
+from .sampling import Sampling
+
+LOOP = "generate_loop"  # the name of a cache model's one layer
 
 
+@keras.saving.register_keras_serializable("bert4keras_rwkv")
 class GenerateLoop(keras.layers.Layer):
     """[ids, (wkv, shift), (seeds)] -> [ids, (wkv, shift), (seeds)], see `cache_model`.
 
@@ -20,7 +25,7 @@ class GenerateLoop(keras.layers.Layer):
     """
 
     def __init__(self, network, sampling, ends, seed, pad_token_id, outputs, chunks, progress_print, **kwargs):
-        super().__init__(autocast=False, trainable=False, **kwargs)
+        super().__init__(**{"autocast": False, "trainable": False, **kwargs})
         self.network = network
         # The layer that owns the weights: tracked, so that they are arguments of every compiled program.
         self.weighted = network if isinstance(network, keras.layers.Layer) else network.layer
@@ -28,6 +33,12 @@ class GenerateLoop(keras.layers.Layer):
         self.pad_token_id, self.outputs, self.chunks = pad_token_id, outputs, chunks
         self.progress_print = progress_print
         self.noise = keras.random.SeedGenerator()
+        self.forget_programs()
+        if hasattr(network, "used_by"):
+            network.used_by(self)
+
+    def forget_programs(self):
+        """The compiled program knows the variables that there were."""
         self.program = compiled(self._generate, lambda: self.variables)
 
     def build(self, input_shapes):
@@ -42,12 +53,28 @@ class GenerateLoop(keras.layers.Layer):
         return [keras.KerasTensor((batch, *shape), dtype, name=name) for name, shape, dtype in self.outputs]
 
     def call(self, inputs):
+        if hasattr(self.network, "called_by"):
+            self.network.called_by(self)
         inputs = dict(inputs)
         drawn = "seeds" not in inputs and self.seed is None and not self.sampling.plan().greedy
         if drawn:
             inputs["key"] = self.noise.next()
         result = self.program(inputs, self.sampling.values(1))
         return [result[name] for name, _, _ in self.outputs]
+
+    def get_config(self):
+        own = {name: getattr(self, name) for name in ("ends", "seed", "pad_token_id", "outputs", "progress_print")}
+        own |= {"chunks": self.chunks, "sampling": dataclasses.asdict(self.sampling)}
+        return {**super().get_config(), **own, "network": keras.saving.serialize_keras_object(self.network)}
+
+    @classmethod
+    def from_config(cls, config):
+        network = keras.saving.deserialize_keras_object(config["network"])
+        if not network.built:
+            network.build()
+        outputs = [(name, tuple(shape), dtype) for name, shape, dtype in config["outputs"]]
+        own = {"network": network, "sampling": Sampling(**config["sampling"]), "outputs": outputs}
+        return cls(**{**config, **own, "ends": tuple(config["ends"]), "chunks": tuple(config["chunks"])})
 
     def _generate(self, inputs, values):
         """One batch from prompts to texts; compiled."""
@@ -86,16 +113,20 @@ class GenerateLoop(keras.layers.Layer):
         return ops.stack([first, ops.zeros_like(row)], 1)
 
 
+@keras.saving.register_keras_serializable("bert4keras_rwkv")
 class CacheModel(keras.Model):
     """A functional model around one `GenerateLoop`. `predict` compiles once for any number of rows."""
 
-    def __init__(self, inputs, outputs, loop, **kwargs):
-        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
-        self.loop = loop
+    @property
+    def loop(self):
+        return self.get_layer(LOOP)
 
     def __call__(self, inputs, *args, **kwargs):
         """Ids alone are taken as well as a list of them."""
-        return super().__call__([inputs] if hasattr(inputs, "shape") else inputs, *args, **kwargs)
+        inputs = [inputs] if hasattr(inputs, "shape") else inputs
+        if isinstance(inputs, list | tuple):
+            self._check(inputs)
+        return super().__call__(inputs, *args, **kwargs)
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
         """As `keras.Model.predict`. The last batch is filled up with empty rows, which generate nothing."""
@@ -117,7 +148,20 @@ class CacheModel(keras.Model):
         x = x if isinstance(x, list | tuple) else [x]
         if not all(hasattr(array, "shape") or isinstance(array, list | tuple) for array in x):
             return None
-        return [ops.convert_to_numpy(array) for array in x]
+        arrays = [ops.convert_to_numpy(array) for array in x]
+        self._check(arrays)
+        return arrays
+
+    def _check(self, arrays):
+        """A ValueError for inputs of other shapes than the model has; Keras would cut or pass on some of them."""
+        for array, tensor in zip(arrays, self.inputs, strict=False):
+            shape = tuple(getattr(array, "shape", tensor.shape))
+            if shape[1:] != tuple(tensor.shape[1:]) or shape[0] == 0:
+                wanted = ", ".join(map(str, tensor.shape[1:]))
+                raise ValueError(
+                    f"`{tensor.name}` is (B, {wanted}), with at least one row. Received: {shape}. The length is that "
+                    "of prompt and answer together, `input_lengths` of `build_cache_model`."
+                )
 
     def _predict_batches(self, arrays, batch, **options):
         rows = len(arrays[0])
@@ -177,11 +221,13 @@ def cache_model(
     seeds = [("seeds", (2,), "int32")]
     taken = [("ids", (length,), "int32")] + state * input_state + seeds * input_seed
     given = [("ids", (length,), "int32")] + state * output_state + seeds * (output_state and input_seed)
-    loop = GenerateLoop(network, sampling, _ends(end_token), seed, pad_token_id, given, chunks, progress_print)
+    loop = GenerateLoop(
+        network, sampling, _ends(end_token), seed, pad_token_id, given, chunks, progress_print, name=LOOP
+    )
     shown = {"ids": "Input-Token", "wkv": "Stack-States", "shift": "Stack-Last-X", "seeds": "Seeds"}
     inputs = {key: keras.Input(shape, dtype=dtype, name=shown[key]) for key, shape, dtype in taken}
     outputs = loop(inputs)
-    return CacheModel(list(inputs.values()), outputs if len(outputs) > 1 else outputs[0], loop, name=name)
+    return CacheModel(list(inputs.values()), outputs if len(outputs) > 1 else outputs[0], name=name)
 
 
 def _ends(end_token):

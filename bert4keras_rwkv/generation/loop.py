@@ -12,7 +12,7 @@ whether or not anything was generated, and going on is bit for bit what one long
 
 from typing import Any, NamedTuple
 
-from keras import ops
+from bert4keras_rwkv.keras_loader import ops
 
 from .draw import draw
 from .penalties import forbid, penalise_frequency, penalise_repetition

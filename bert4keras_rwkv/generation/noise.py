@@ -13,7 +13,8 @@ Threefry: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011). 
 """
 
 import numpy as np
-from keras import ops
+
+from bert4keras_rwkv.keras_loader import ops
 
 KEY = 0x52574B56
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

@@ -4,7 +4,8 @@ Both are computed anew at each step from the tokens of the buffer: nothing the s
 """
 
 import numpy as np
-from keras import ops
+
+from bert4keras_rwkv.keras_loader import ops
 
 
 def penalise_repetition(logits, ids, position, penalty, window, count_range=None):
@@ -14,8 +15,9 @@ def penalise_repetition(logits, ids, position, penalty, window, count_range=None
     The window of position `index`, the one to be written, is its own block of `window` positions and the one before.
 
     logits: (B, V) float32. ids: (B, L) int32, position: (B,) int32: tokens before `position` are real, what follows is
-    ignored. penalty: (B,) float32. window: (B,) int32. Returns (B, V).
+    ignored, whatever number it is. penalty: (B,) float32. window: (B,) int32. Returns (B, V).
     """
+    ids = _known(ids, logits)
     position, window = ops.expand_dims(position, 1), ops.expand_dims(window, 1)
     at = ops.expand_dims(ops.arange(ids.shape[1], dtype="int32"), 0)
     seen = ops.logical_and(at < position, at >= _window_start(position, window))
@@ -36,9 +38,10 @@ def penalise_frequency(logits, ids, start, position, presence, frequency, decay,
     Counts fade: a token generated d steps ago counts decay^d, so the last one counts 1. The ids in `free` count 0, but
     presence applies to them.
 
-    logits: (B, V) float32. ids: (B, L) int32, position: (B,) int32. start: (B,) int32, the first generated position.
+    logits, ids, position: as for `penalise_repetition`. start: (B,) int32, the first generated position.
     presence, frequency, decay: (B,) float32. Returns (B, V).
     """
+    ids = _known(ids, logits)
     start, position, presence, frequency, decay = (
         ops.expand_dims(x, 1) for x in (start, position, presence, frequency, decay)
     )
@@ -56,6 +59,11 @@ def penalise_frequency(logits, ids, start, position, presence, frequency, decay,
 def forbid(logits, ids):
     """Set the logits of `ids`, a tuple of ints, to -inf. logits: (B, V)."""
     return ops.where(_are(ids, logits), -float("inf"), logits)
+
+
+def _known(ids, logits):
+    """Ids that are rows of the vocabulary, for what fills a buffer may be none: it counts nothing, but has a place."""
+    return ops.clip(ids, 0, logits.shape[-1] - 1)
 
 
 def _window_start(position, window):

@@ -1,7 +1,6 @@
 """Normalisation of each head of each token."""
 
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer
 
 

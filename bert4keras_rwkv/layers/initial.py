@@ -2,9 +2,9 @@
 
 import random
 
-import keras
 import numpy as np
 
+from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.ops.adopt import adopt
 from bert4keras_rwkv.weights.placing import aligned
 from bert4keras_rwkv.weights.tensors import dtype_named

@@ -1,8 +1,6 @@
 """Losses as layers, put behind a model: what they compute is added to the loss that `fit` makes smaller."""
 
-import keras
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.cross_entropy import chunked_cross_entropy, known_labels
 
 
@@ -85,9 +83,25 @@ class NextTokenLoss(Loss):
         return {**super().get_config(), **own}
 
 
-def next_tokens(ids, pad_token_id, answer=None, reset=None):
-    """What is to be predicted at each position, (B, T) int32, and whether it counts, (B, T) float32, 1 or 0."""
-    return _following(ids), token_weights(ids, pad_token_id, answer, reset)
+def next_tokens(ids, pad_token_id, answer=None, reset=None, sample_weight=None):
+    """What is to be predicted at each position, (B, T) int32, and what it counts, (B, T) float32, 1 or 0 times its
+    sample_weight (see `each_token`).
+    """
+    weights = token_weights(ids, pad_token_id, answer, reset)
+    if sample_weight is not None:
+        weights = weights * _next(each_token(sample_weight, ids))
+    return _following(ids), weights
+
+
+def each_token(sample_weight, ids):
+    """Keras' sample_weight of a batch, (B,), (B, 1) or (B, T), as float32 (B, T): the weight of each token of ids."""
+    weights = ops.reshape(ops.cast(sample_weight, "float32"), (ops.shape(ids)[0], -1))
+    if weights.shape[1] not in (1, None, ids.shape[1]):
+        raise ValueError(
+            f"`sample_weight` is a weight for each text, (B,), or for each token, (B, {ids.shape[1]}). Received: "
+            f"{weights.shape[1]} for each text."
+        )
+    return ops.broadcast_to(weights, ops.shape(ids))
 
 
 def token_weights(ids, pad_token_id, answer=None, reset=None):

@@ -1,8 +1,6 @@
 """Low-rank projections: C -> rank -> C', one or several side by side."""
 
-import keras
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.base import Layer, dense
 
 

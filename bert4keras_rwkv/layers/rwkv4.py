@@ -1,8 +1,8 @@
 """RWKV-4 "Dove": a vector-valued state, normalised by what it has read (arXiv 2305.13048, section 3)."""
 
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer, cast_like, dense, recurrent, scaled, shifted, squared_relu
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.initial import given, orthogonal

@@ -4,8 +4,8 @@ Three variants were released. '5.0' has no gate; '5.0' and '5.1' have one decay 
 """
 
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer, dense, recurrent, scaled, shifted
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm

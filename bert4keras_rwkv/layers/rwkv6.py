@@ -1,8 +1,8 @@
 """RWKV-6 "Finch": token shift and decay depend on the data (Eagle and Finch, arXiv 2404.05892, section 4)."""
 
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer, cast_like, dense, recurrent, scaled, shifted
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm

@@ -5,8 +5,8 @@
 import math
 
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer, cast_like, dense, recurrent, scaled, shifted, squared_relu
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
@@ -73,7 +73,7 @@ class TimeMix(Layer):
         rate = heads(_gate(self.rate, self.rate_low_rank(xa), exact))
         kk = unit_length(k * heads(ops.cast(self.key_scale, exact)[None, None]))
         k = k * (1 + (rate - 1) * heads(ops.cast(self.key_rate, exact)[None, None]))
-        y, wkv = wkv7(r, w, k, v, -kk, kk * rate, *recurrent(state, side), kernel=self.kernel)
+        y, wkv = wkv7(r, w, k, v, -kk, kk * rate, *recurrent(state, side), self.kernel, bounded=True)
         own = ops.sum(r * k * ops.cast(self.bonus, exact), axis=-1, keepdims=True) * v
         y = self.norm(y) + ops.reshape(own, (*ops.shape(x)[:2], -1))
         y = ops.cast(y * ops.cast(self.gate_low_rank(xg), exact), x.dtype)

@@ -1,9 +1,8 @@
 """The state in which a text begins, as weights: state tuning."""
 
-import keras
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.base import Layer
 from bert4keras_rwkv.ops.backend import accumulation_dtype
 
@@ -30,6 +29,10 @@ class StartState(Layer):
         if self.shift:
             self.time_x, self.channel_x = (self._weight(name, (1, 1, self.width)) for name in ("time_x", "channel_x"))
         self.built = True
+
+    def load_own_variables(self, store):
+        if store.keys():  # weights without a tuned state leave it as it is
+            super().load_own_variables(store)
 
     def values(self, dtype):
         """The nested state of one row, with a batch axis of 1. dtype: of the last inputs."""

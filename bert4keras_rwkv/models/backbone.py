@@ -1,23 +1,25 @@
 """Token ids and a state in, hidden states (or logits) and a state out: the one forward pass."""
 
 import importlib
+import weakref
 
-import keras
 import numpy as np
-from keras import ops
 
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.generation.executables import Description
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers import initial
-from bert4keras_rwkv.layers.base import Layer, dense
+from bert4keras_rwkv.layers.base import Layer, Projection, dense
 from bert4keras_rwkv.layers.block import Block
 from bert4keras_rwkv.layers.start_state import StartState
+from bert4keras_rwkv.models.lora import described, prepare
 from bert4keras_rwkv.ops.backend import accumulation_dtype
 from bert4keras_rwkv.ops.token_shift import shift_rows
 from bert4keras_rwkv.state import RWKVState
 
 PLAIN = (bool, int, float, str, tuple, list, type(None))
 RESCALE_FLOAT16 = 6  # blocks; what the official program takes in float16
+TUNED_STATE = "tuned_state"  # in a file of weights: that it has one, and whether with last inputs
 
 
 def version_module(model):
@@ -128,6 +130,7 @@ class Backbone(Layer):
     rescale_layer: after every so many blocks x is halved, and what the mixers add with it; the logits do not change,
     but float16 does not overflow. 0: never. None: 6 if float16 is computed with, else 0.
     blank: weights start at zero, for they are about to be read from a file; else as the authors start training.
+    tuned: what is tuned, LoRA and states, see `lora.described`; {} for nothing.
 
     Called with (ids (B, T) int [, wkv, shift [, reset (B, T)]]) it returns (outputs, wkv, shift): outputs are (B, T, V)
     float32 logits or (B, T, D) hidden states and carry the Keras mask `ids != pad_token_id`. `read` is the same with
@@ -143,11 +146,13 @@ class Backbone(Layer):
         remat=False,
         rescale_layer=None,
         blank=False,
+        tuned=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self._users = weakref.WeakSet()
         self.config, self.pad_token_id, self.with_head, self.remat = config, pad_token_id, head, remat
-        self.kernel = kernel
+        self.kernel, self._tuned_at_first = kernel, tuned
         self.rescale_layer = every = _rescale_layer(rescale_layer, self.compute_dtype)
         policy = self.dtype_policy
 
@@ -170,6 +175,36 @@ class Backbone(Layer):
         for layer in (self.ln0, *self.blocks, self.ln_out, self.head):
             layer.build(shape)
         self.built = True
+        for layer in self._flatten_layers():
+            if isinstance(layer, Projection):
+                layer.watcher = weakref.WeakMethod(self.changed)
+        if self._tuned_at_first:
+            prepare(self, self._tuned_at_first)
+
+    def used_by(self, user):
+        """Let a Keras model, or what has `forget_programs`, do that when there are other variables. It may vanish."""
+        self._users.add(user)
+
+    def called_by(self, layer):
+        """`used_by` the Keras model that is being called, of which `layer` is a part: users' own too.
+
+        On JAX a model that `fit` calls is not found so, but there it traces anew by itself.
+        """
+        self._users.add(layer._get_call_context().entry_layer)
+
+    def changed(self):
+        """There are other variables than before, or others that train: no program compiled before may run again.
+
+        A Keras model whose optimizer was built for those that trained must be compiled anew; Keras says so.
+        """
+        for user in tuple(self._users):
+            if hasattr(user, "forget_programs"):
+                user.forget_programs()
+            elif isinstance(user, keras.Model):
+                user.train_function = user.test_function = user.predict_function = None
+                optimizer = getattr(user, "optimizer", None)  # absent before `compile`
+                if optimizer is not None and optimizer.built:
+                    user.compiled = False
 
     def variable_at(self, path):
         """The variable at an attribute path, 'blocks/3/time_mix/key/kernel'."""
@@ -248,10 +283,27 @@ class Backbone(Layer):
                 )
                 layer.build()
                 self.start_states.append(layer)
+        self.changed()
 
     def _tuned(self):
         """The nested tuned state of each layer, of one row."""
         return [layer.values(self.compute_dtype) for layer in self.start_states]
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if self.start_states:
+            store[TUNED_STATE] = np.array(self.start_states[0].shift)
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        if TUNED_STATE not in set(store.keys()):
+            return  # and the tuned state stays as it is
+        shift = bool(np.asarray(store[TUNED_STATE]))
+        if not self.start_states or self.start_states[0].shift != shift:
+            raise ValueError(
+                "These weights have a tuned initial state, which this model has no room for. Call "
+                f"`RWKV.enable_state_tuning(time_shift_tuning={shift})` on a model of its own before `load_weights`."
+            )
 
     def description(self, *modules):
         """The `Description` of programs that run this network as it is now, made in `modules`."""
@@ -262,6 +314,7 @@ class Backbone(Layer):
         return Description((self._own_config(), made, paths), tuple(sorted(code)))
 
     def call(self, ids, wkv=None, shift=None, reset=None):
+        self.called_by(self)
         state = self.start(ops.shape(ids)[0]) if wkv is None else self.unpack(wkv, shift)
         present = None if self.pad_token_id is None else ops.not_equal(ids, self.pad_token_id)
         hidden, state = self.read(ids, state, present, reset)
@@ -287,7 +340,8 @@ class Backbone(Layer):
         return {**own, "rescale_layer": self.rescale_layer, "config": self.config.to_dict()}
 
     def get_config(self):
-        return {**super().get_config(), **self._own_config()}
+        tuned = {"tuned": described(self)} if self.built else {}
+        return {**super().get_config(), **self._own_config(), **tuned}
 
     @classmethod
     def from_config(cls, config):

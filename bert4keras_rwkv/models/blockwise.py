@@ -1,9 +1,8 @@
 """A model that is run straight from its file, one block in memory at a time: for looking at files, not for speed."""
 
-import keras
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.models.backbone import layer_state, new_block, side_values, variable_at
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights.rules import assign, filled, rules_of

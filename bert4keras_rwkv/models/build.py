@@ -5,11 +5,11 @@ import logging
 import os
 from dataclasses import replace
 
-import keras
 import numpy as np
 
 from bert4keras_rwkv.config import RWKVConfig, known_model
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.models.backbone import Backbone
 from bert4keras_rwkv.models.rwkv import RWKV
 from bert4keras_rwkv.ops.adopt import adopt
@@ -50,6 +50,8 @@ def build_transformer_model(
     penalty_window=None,
     max_penalty_range=None,
     temperature=1.0,
+    prefix="",
+    name=None,
     **config_keys,
 ):
     """Build a model, with the weights of a file or as its authors start training.
@@ -60,7 +62,7 @@ def build_transformer_model(
     RWKVConfig, over what the files say.
 
     return_keras_model: return the Keras model instead of the `RWKV` around it. sequence_length: fixed T of the Keras
-    model, None for any. with_lm: what it gives: 'linear' (or True) logits, 'softmax' probabilities, False hidden
+    model, None for any. with_lm: what it gives: 'linear' logits, 'softmax' (or True) probabilities, False hidden
     states. input_state, output_state: it takes and gives `Stack-States` and `Stack-Last-X` too. packed: it takes
     `Reset` (B, T), 1 where a document begins, and masks nothing. pad_token_id: the id it masks, None for none.
 
@@ -75,9 +77,13 @@ def build_transformer_model(
     file's too, is renumbered with them; where new rows have texts, set `RWKV.tokenizer = old.remapped(keep, texts)`.
     mask_output, penalty, penalty_window, max_penalty_range, temperature: how `generate` and `build_cache_model`
     sample.
+
+    prefix: what the names of the inputs and layers of the Keras model begin with, so that two models fit into one.
+    name: its own name, None for the version.
     """
     if with_lm not in LANGUAGE_MODELS:
-        raise ValueError(f"`with_lm` is 'linear' (or True), 'softmax' or False. Received: with_lm={with_lm!r}.")
+        raise ValueError(f"`with_lm` is 'linear', 'softmax' (or True) or False. Received: with_lm={with_lm!r}.")
+    with_lm = {True: "softmax", False: False}.get(with_lm, with_lm)
     if checkpoint_path is not None and keras_weights_path is not None:
         raise ValueError("Give `checkpoint_path` or `keras_weights_path`, not both: each names a weight file.")
     if model is not None:
@@ -116,7 +122,7 @@ def build_transformer_model(
             rescale_layer=rescale_layer,
             blank=tensors is not None,
             dtype=_policy(dtype, tensors),
-            name="backbone",
+            name=f"{prefix}backbone",
         )
         backbone.build()
         if tensors is not None:
@@ -126,7 +132,9 @@ def build_transformer_model(
             tensors.close()
     held = None if tensors is None else tensors.metadata.get("vocabulary")
     tokenizer = _tokenizer(tokenizer, weights_path, file_size, cut, held)
-    rwkv = RWKV(backbone, tokenizer, sampling, sequence_length, with_lm, input_state, output_state, packed)
+    rwkv = RWKV(
+        backbone, tokenizer, sampling, sequence_length, with_lm, input_state, output_state, packed, prefix, name
+    )
     return rwkv.model if return_keras_model else rwkv
 
 

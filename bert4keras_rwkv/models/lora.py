@@ -4,15 +4,17 @@ W + alpha / rank * A B for a kernel W (inputs, outputs), A (inputs, rank), B (ra
 """
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.models.tuning import enable_state_tuning, freeze, set_tuned_state, tuned_state
 from bert4keras_rwkv.state import RWKVState
-from bert4keras_rwkv.weights.adapters import ALPHA, OWN, WHOLE, read_adapter, save_lora
+from bert4keras_rwkv.untrusted import shown
+from bert4keras_rwkv.weights.adapters import ALPHA, OWN, WHOLE, own_adapter, read_adapter, save_lora
 from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors, write_safetensors
 from bert4keras_rwkv.weights.rules import filled, rules_of
@@ -29,16 +31,42 @@ def enable_lora(backbone, rank, alpha=None, targets=None):
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ValueError(f"`rank` is a positive whole number. Received: rank={rank!r}.")
+    known = rank if alpha is None else alpha
+    if isinstance(known, bool) or not isinstance(known, (int, float)) or not 0 < known < math.inf:
+        raise ValueError(f"`alpha` is a positive number, or None for the rank. Received: alpha={alpha!r}.")
     if adapted(backbone):
         raise ValueError("LoRA is on already. `save_adapter` writes it, `merge_adapter` adds it to the weights.")
     for layer in _chosen(_kernels(backbone), targets).values():
-        layer.enable_lora(rank, lora_alpha=rank if alpha is None else alpha)
+        layer.enable_lora(rank, lora_alpha=known)
     freeze(backbone)
+    backbone.changed()
 
 
 def adapted(backbone):
     """Path -> layer of every projection that has a LoRA: 'blocks/0/time_mix/key'."""
     return {path: layer for path, layer in _kernels(backbone).items() if layer.lora_enabled}
+
+
+def described(backbone):
+    """What is tuned, for a config: paths of projections with (rank, alpha) of their LoRA, whether the last inputs are
+    tuned with the states (None: no states are), paths of other weights that train. {} if nothing is.
+    """
+    layers, states = adapted(backbone), backbone.start_states
+    if not layers and not states:
+        return {}
+    lora = {path: [layer.lora_rank, layer.lora_alpha] for path, layer in layers.items()}
+    return {"lora": lora, "shift": states[0].shift if states else None, "others": list(_others(backbone))}
+
+
+def prepare(backbone, tuned):
+    """Switch on what `described` says."""
+    for path, (rank, alpha) in tuned["lora"].items():
+        backbone.variable_at(path).enable_lora(rank, lora_alpha=alpha)
+    if tuned["shift"] is not None:
+        backbone.tune_states(tuned["shift"])
+    freeze(backbone)
+    for path in tuned["others"]:
+        backbone.variable_at(path).trainable = True
 
 
 def merge_adapter(backbone, scale=1.0):
@@ -114,7 +142,7 @@ def load_adapter(backbone, path, scale=1.0, alpha=ALPHA):
         if any(ops.convert_to_numpy(layer.lora_kernel_b).any() for layer in here.values()):
             _refuse(path, backbone, ["LoRA is on for other projections or another rank; `merge_adapter` makes room"])
         for layer in here.values():
-            _drop_lora(layer)
+            layer.drop_lora()
         here = {}
     _take_over(backbone, kernels, file, scale, new=bool(file.pairs) and not here)
 
@@ -161,6 +189,9 @@ def _problems(backbone, kernels, file):
         and not backbone.start_states[0].shift
     ):
         problems.append("its state has last inputs, and state tuning is on without: time_shift_tuning=True")
+    wanted = [(1, *shape) for shape in RWKVState.shapes(backbone.config)]
+    if file.state is not None and [file.state.wkv.shape, file.state.shift.shape] != wanted:
+        problems.append(f"its state is {file.state.wkv.shape} and {file.state.shift.shape}, here {wanted}")
     known = _weights(backbone) if file.others else {}
     for name, array in file.others.items():
         shape = tuple(known[name].shape) if name in known else None
@@ -217,14 +248,8 @@ def _take_over(backbone, kernels, file, scale, new):
         variable = backbone.variable_at(name)
         variable.assign(array)
         variable.trainable = True
-
-
-def _drop_lora(layer):
-    """Take a LoRA off a projection; what it added is lost. Keras has no way to."""
-    for name in ("lora_kernel_a", "lora_kernel_b"):
-        layer._untrack_variable(getattr(layer, name))
-        setattr(layer, name, None)
-    layer.lora_enabled, layer.lora_rank, layer.lora_alpha = False, None, None
+    if new or file.others:
+        backbone.changed()
 
 
 def _weights(backbone):
@@ -310,16 +335,15 @@ def _own(backbone, path):
             raise WeightsError(
                 f"'{path}' is no adapter file of `save_adapter`. Foreign LoRAs end in {' or '.join(LORA_FILES)}."
             )
-        said = json.loads(tensors.metadata["adapter"])
-        sizes = {name: value for name, value in said["config"].items() if "epsilon" not in name}
+        found = own_adapter(tensors, path)
+        sizes = {name: value for name, value in found.config.items() if "epsilon" not in name}
         ours = {name: value for name, value in backbone.config.to_dict().items() if "epsilon" not in name}
         if sizes != ours:
-            differing = ", ".join(f"{n} {sizes.get(n)}, not {ours.get(n)}" for n in ours if sizes.get(n) != ours[n])
+            differing = ", ".join(
+                f"{n} {shown(sizes.get(n))}, not {ours[n]!r}" for n in ours if sizes.get(n) != ours[n]
+            )
             raise WeightsError(f"'{path}' was tuned on another model: {differing or 'other keys'}.")
-        names = sorted({name.rpartition("/")[0] for name in tensors if name.endswith(("/lora_a", "/lora_b"))})
-        pairs = {name: (tensors[f"{name}/lora_a"], tensors[f"{name}/lora_b"]) for name in names}
-        state = None
-        if "start/wkv" in tensors:
-            state = RWKVState(tensors["start/wkv"], tensors["start/shift"], backbone.config.model)
-        others = {name.removeprefix(WHOLE): tensors[name] for name in tensors if name.startswith(WHOLE)}
-    return _File(pairs, said.get("alpha", 1.0), state, said["shift"], others)
+        pairs = {name: (a.read(), b.read()) for name, (a, b) in found.pairs.items()}
+        state = found.state and RWKVState(*(part.read() for part in found.state), backbone.config.model)
+        others = {name: part.read() for name, part in found.others.items()}
+    return _File(pairs, found.alpha, state, found.shift, others)

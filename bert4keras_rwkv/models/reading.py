@@ -3,9 +3,9 @@
 from itertools import count
 
 import numpy as np
-from keras import ops
 
 from bert4keras_rwkv.generation.compile import compiled, wants_fixed_shapes
+from bert4keras_rwkv.keras_loader import ops
 
 SMALLEST = 16  # tokens; a shorter rest is padded to this, where shapes are compiled
 LOGITS = 1 << 25  # how many there are at once when tokens are scored: 128 MB

@@ -3,12 +3,11 @@
 import dataclasses
 from numbers import Integral
 
-import keras
 import numpy as np
-from keras import ops
 
 from bert4keras_rwkv.generation.layer import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.models import lora, tuning
 from bert4keras_rwkv.models.reading import Reader
 from bert4keras_rwkv.models.segments import segment_trainer
@@ -47,13 +46,23 @@ class RWKV:
         input_state=False,
         output_state=False,
         packed=False,
+        prefix="",
+        name=None,
     ):
         self.backbone, self.config = backbone, backbone.config
         self.tokenizer = tokenizer
         self.sampling = Sampling(top_p=0.85) if sampling is None else sampling
         self.sequence_length, self.with_lm, self.packed = sequence_length, with_lm, packed
-        self.model = _functional(backbone, sequence_length, with_lm, input_state, output_state, packed)
-        self._forget_programs()
+        self._made_with = {"input_state": input_state, "output_state": output_state, "prefix": prefix, "name": name}
+        self.model = _functional(backbone, sequence_length, with_lm, input_state, output_state, packed, prefix, name)
+        self.forget_programs()
+        for user in (self, self.model):
+            backbone.used_by(user)
+
+    def __reduce__(self):
+        """A copy (`copy.deepcopy`, `pickle`) has weights of its own, what was tuned too; its model is not compiled."""
+        own = {"sequence_length": self.sequence_length, "with_lm": self.with_lm, "packed": self.packed}
+        return _copied, (type(self), self.backbone, self.tokenizer, self.sampling, {**own, **self._made_with})
 
     def __repr__(self):
         c = self.config
@@ -342,7 +351,6 @@ class RWKV:
         trained on begins in it, unless a state is given. Call it before `compile`.
         """
         tuning.enable_state_tuning(self.backbone, time_shift_tuning)
-        self._forget_programs()
 
     def enable_state_tunig(self, time_shitf_tuning=False):
         """`enable_state_tuning` as bert4keras3 spells it."""
@@ -356,7 +364,6 @@ class RWKV:
         saved or exported have the LoRA added; `save_adapter` keeps it apart.
         """
         lora.enable_lora(self.backbone, rank, alpha, targets)
-        self._forget_programs()
 
     def save_adapter(self, path):
         """Write what was tuned, LoRA, state and other weights that train, to a safetensors file; a LoRA alone to `.pth`
@@ -371,7 +378,6 @@ class RWKV:
         and a scale for each, what the LoRAs add is added up, and tuned states are averaged with the scales as weights.
         """
         lora.load_adapter(self.backbone, path, scale, alpha)
-        self._forget_programs()
 
     def merge_adapter(self, scale=1.0):
         """Add the LoRA, times `scale`, to the weights and start it anew at zero, so that another can be stacked."""
@@ -427,6 +433,10 @@ class RWKV:
             raise ValueError("The weights of a quantised model are rounded. Write those it had before `quantize`.")
         return export(rules_of(self.config), self.backbone.value_at)
 
+    def forget_programs(self):
+        """Compiled programs know the weights that there were."""
+        self._reader = self._writer = self._trainer = None
+
     @classmethod
     def from_preset(cls, preset, **options):
         """The model in a preset folder, in a weight file, or shipped with the package under a name ('finch-jargon').
@@ -436,10 +446,6 @@ class RWKV:
         from bert4keras_rwkv.models.build import build_transformer_model
 
         return build_transformer_model(checkpoint_path=named(preset), **options)
-
-    def _forget_programs(self):
-        """Compiled programs know the weights that there were."""
-        self._reader = self._writer = self._trainer = None
 
     def _read(self):
         if self._reader is None:
@@ -537,6 +543,11 @@ class RWKV:
         return [max_length] * len(lengths)
 
 
+def _copied(kind, backbone, tokenizer, sampling, options):
+    """What `RWKV.__reduce__` makes a copy with."""
+    return kind(backbone, tokenizer, sampling, **options)
+
+
 def check_chunk(chunk_len):
     """A ValueError for what cannot be a number of tokens read at once."""
     if chunk_len < 1:
@@ -558,20 +569,22 @@ def _stop_texts(given):
     return stops
 
 
-def _functional(backbone, sequence_length, with_lm, input_state, output_state, packed):
+def _functional(backbone, sequence_length, with_lm, input_state, output_state, packed, prefix, name):
     """The Keras model around a backbone, see DESIGN of the inputs in `build_transformer_model`."""
-    inputs = [keras.Input((sequence_length,), dtype="int32", name="Input-Token")]
+    inputs = [keras.Input((sequence_length,), dtype="int32", name=f"{prefix}Input-Token")]
     wkv, shift = RWKVState.shapes(backbone.config)
     wkv_dtype, dtype = backbone.state_dtypes
     named = {}
     if input_state:
-        named["wkv"] = keras.Input(wkv, dtype=wkv_dtype, name="Stack-States")
-        named["shift"] = keras.Input(shift, dtype=dtype, name="Stack-Last-X")
+        named["wkv"] = keras.Input(wkv, dtype=wkv_dtype, name=f"{prefix}Stack-States")
+        named["shift"] = keras.Input(shift, dtype=dtype, name=f"{prefix}Stack-Last-X")
     if packed:
-        named["reset"] = keras.Input((sequence_length,), dtype="int32", name="Reset")
+        named["reset"] = keras.Input((sequence_length,), dtype="int32", name=f"{prefix}Reset")
     output, *state = backbone(inputs[0], **named)
     if with_lm == "softmax":
-        output = keras.layers.Activation("softmax", dtype=wkv_dtype, name="probabilities")(output)
+        output = keras.layers.Activation("softmax", dtype=wkv_dtype, name=f"{prefix}probabilities")(output)
     return keras.Model(
-        [*inputs, *named.values()], [output, *state] if output_state else output, name=backbone.config.model
+        [*inputs, *named.values()],
+        [output, *state] if output_state else output,
+        name=f"{prefix}{backbone.config.model}" if name is None else name,
     )

@@ -3,11 +3,9 @@
 Truncated back-propagation through time. Williams and Peng 1990. With RWKV's state it needs neither window nor cache.
 """
 
-import keras
-from keras import ops
-
-from bert4keras_rwkv.layers.losses import next_tokens
-from bert4keras_rwkv.models.training import TokenLoss, TrainingModel, loss_model
+from bert4keras_rwkv.keras_loader import keras, ops
+from bert4keras_rwkv.layers.losses import each_token, next_tokens
+from bert4keras_rwkv.models.training import IDS, TokenLoss, TrainingModel, loss_model
 from bert4keras_rwkv.state import RWKVState
 
 NONE = -1  # the last token of a row that has read nothing
@@ -33,6 +31,7 @@ class SegmentLoss(TokenLoss):
         if ids.shape[0] not in (None, self.batch_size):
             raise ValueError(f"This model carries the states of {self.batch_size} rows. Received: {ids.shape[0]} rows.")
         backbone, carry = self.backbone, self.trained if training else self.evaluated
+        backbone.called_by(self)
         wkv, shift, token, begins = (ops.copy(variable) for variable in carry)  # PyTorch assigns in place
         ids, reset = ops.cast(ids, "int32"), ops.cast(ops.not_equal(reset, 0), "int32")
         nothing_read = ops.cast(ops.equal(token, NONE), "int32")
@@ -44,7 +43,8 @@ class SegmentLoss(TokenLoss):
             variable.assign(ops.stop_gradient(value))
         if answer is not None:
             answer = _led(answer)
-        labels, weights = (x[:, :-1] for x in next_tokens(ids, self.loss.pad_token_id, answer, reset))
+        weight = _led_weight(self.sample_weight, ids[:, 1:])
+        labels, weights = (x[:, :-1] for x in next_tokens(ids, self.loss.pad_token_id, answer, reset, weight))
         return self._lost(hidden, labels, weights)
 
     def compute_output_spec(self, ids, reset, answer=None, training=None):
@@ -90,10 +90,12 @@ class SegmentTrainer(TrainingModel):
         """Forget what was read, in training and in evaluation: every row begins anew with the next segment."""
         self.get_layer("token_loss").reset_states()
 
-    def _counted(self, x):
+    def _counted(self, x, sample_weight=None):
         # The token before a segment counts as real; the column that it stands in predicts the segment's first.
-        given = {name: _led(value) for name, value in self._named(x).items()}
-        return tuple(values[:, :-1] for values in super()._counted(given))
+        given = self._named(x)
+        weight = _led_weight(sample_weight, given[IDS])
+        given = {name: _led(value) for name, value in given.items()}
+        return tuple(values[:, :-1] for values in super()._counted(given, weight))
 
 
 def segment_trainer(backbone, batch_size, sequence_length=None, loss=None, accuracy=False):
@@ -105,6 +107,11 @@ def segment_trainer(backbone, batch_size, sequence_length=None, loss=None, accur
     """
     options = {"batch_size": batch_size, "accuracy": accuracy}
     return loss_model(SegmentTrainer, SegmentLoss, backbone, sequence_length, True, loss, **options)
+
+
+def _led_weight(sample_weight, ids):
+    """The weight of each token of ids as `_led`; None stays None."""
+    return None if sample_weight is None else _led(each_token(sample_weight, ids))
 
 
 def _led(x):

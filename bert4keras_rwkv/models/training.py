@@ -1,8 +1,10 @@
 """A model that gives a loss: token ids in, a scalar out, without the logits of the whole batch in between."""
 
-import keras
-from keras import ops
+import contextlib
 
+import numpy as np
+
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.losses import NextTokenLoss, next_tokens
 from bert4keras_rwkv.models.backbone import Backbone
 
@@ -21,12 +23,23 @@ class TokenLoss(keras.layers.Layer):
         super().__init__(**{"dtype": backbone.dtype_policy, **kwargs})
         self.backbone, self.loss, self.accuracy = backbone, loss, accuracy
         self.built = loss.built = True  # else `fit` reads a batch without effect, to build them
+        self.sample_weight = None
+
+    @contextlib.contextmanager
+    def weighted(self, sample_weight):
+        """While it lasts, a call counts the tokens with the weights (B,), (B, 1) or (B, T) of a batch; None: alike."""
+        self.sample_weight = sample_weight
+        try:
+            yield
+        finally:
+            self.sample_weight = None
 
     def call(self, ids, answer=None, reset=None):
         backbone = self.backbone
+        backbone.called_by(self)
         present = None if backbone.pad_token_id is None else ops.not_equal(ids, backbone.pad_token_id)
         hidden, _ = backbone.read(ids, backbone.start(ops.shape(ids)[0]), present, reset)
-        return self._lost(hidden, *next_tokens(ids, self.loss.pad_token_id, answer, reset))
+        return self._lost(hidden, *next_tokens(ids, self.loss.pad_token_id, answer, reset, self.sample_weight))
 
     def _lost(self, hidden, labels, weights):
         """What `call` returns, from hidden states (B, T, D) before the final norm; the loss is added."""
@@ -58,6 +71,8 @@ class TrainingModel(keras.Model):
 
     Metrics get labels (B, T), a vector of the mean loss [and the number of hits], and the weights of the labels (B, T):
     those of `training.metrics` know what to make of it.
+    A `sample_weight` of `fit`, a number for each text or each token, multiplies what counts: the loss is the weighted
+    mean, so that 0 leaves out and weights that are all alike change nothing.
     """
 
     def compile(self, optimizer="rmsprop", metrics=None, weighted_metrics=None, **options):
@@ -71,18 +86,46 @@ class TrainingModel(keras.Model):
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def fit(self, x=None, y=None, *args, sample_weight=None, validation_data=None, **options):
+        """`keras.Model.fit`."""
+        if isinstance(validation_data, tuple | list) and len(validation_data) == 3:
+            held_out, labels, weights = validation_data
+            validation_data = held_out, _labels(labels, weights), weights
+        options |= {"sample_weight": sample_weight, "validation_data": validation_data}
+        return super().fit(x, _labels(y, sample_weight), *args, **options)
+
+    def evaluate(self, x=None, y=None, *args, sample_weight=None, **options):
+        """`keras.Model.evaluate`."""
+        return super().evaluate(x, _labels(y, sample_weight), *args, sample_weight=sample_weight, **options)
+
+    def train_step(self, *args):  # (data) or, on JAX, (state, data)
+        with self._weighted(args[-1]):
+            return super().train_step(*args)
+
+    def test_step(self, *args):
+        with self._weighted(args[-1]):
+            return super().test_step(*args)
+
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        labels, weights = self._counted(x)
+        labels, weights = self._counted(x, sample_weight)
         return super().compute_metrics(x, labels, ops.stack(keras.tree.flatten(y_pred)), weights)
 
-    def _counted(self, x):
+    def _weighted(self, data):
+        return self.get_layer("token_loss").weighted(keras.utils.unpack_x_y_sample_weight(data)[2])
+
+    def _counted(self, x, sample_weight=None):
         """Labels and weights of the inputs, which come by name or in their order."""
         given, loss = self._named(x), self.get_layer("token_loss").loss
-        return next_tokens(given[IDS], loss.pad_token_id, given.get(ANSWER), given.get(RESET))
+        return next_tokens(given[IDS], loss.pad_token_id, given.get(ANSWER), given.get(RESET), sample_weight)
 
     def _named(self, x):
         names = [tensor.name for tensor in self.inputs]
         return x if isinstance(x, dict) else dict(zip(names, keras.tree.flatten(x), strict=True))
+
+
+def _labels(y, sample_weight):
+    """Labels that nobody reads, for Keras drops a sample_weight without any."""
+    return np.zeros(len(sample_weight), "int32") if y is None and sample_weight is not None else y
 
 
 def head_kernel(dense):
@@ -117,4 +160,6 @@ def loss_model(model, layer, backbone, sequence_length, packed, loss, **options)
         inputs["reset"] = keras.Input((sequence_length,), dtype="int32", name=RESET)
     tensors, ids = list(inputs.values()), inputs.pop("ids")
     output = layer(backbone, loss, name="token_loss", **options)(ids, **inputs)
-    return model(tensors, output, name=f"{backbone.config.model}_training")
+    made = model(tensors, output, name=f"{backbone.config.model}_training")
+    backbone.used_by(made)
+    return made

@@ -1,8 +1,8 @@
 """State tuning: the state in which every text begins becomes the weight that trains, and all else is frozen."""
 
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.state import RWKVState
 
 
@@ -17,7 +17,10 @@ def enable_state_tuning(backbone, time_shift_tuning=False):
 
 
 def freeze(backbone):
-    """Let no weight train but those of LoRA and of tuned states. A variable is frozen, not a layer: LoRA shares it."""
+    """Let no weight train but those of LoRA and of tuned states. A variable is frozen, not a layer: LoRA shares it.
+
+    `Backbone.changed` is for the caller to say.
+    """
     adapters = {id(variable) for layer in backbone._flatten_layers() for variable in lora_variables(layer)}
     states = {id(variable) for layer in backbone.start_states for variable in layer.variables}
     for variable in backbone.variables:

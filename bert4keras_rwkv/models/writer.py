@@ -7,12 +7,13 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
 
 from bert4keras_rwkv.generation import loop
 from bert4keras_rwkv.generation.compile import compiled
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.models.blocks import Blocks, worthwhile
+from bert4keras_rwkv.models.finite import not_finite_of
 from bert4keras_rwkv.state import RWKVState
 
 
@@ -122,9 +123,12 @@ class Writer:
 
     def not_finite(self, request, row, drawn):
         """The error for a row whose logits are no numbers after the tokens `drawn`. It reads the row once more."""
+        ids = np.concatenate([request.ids[row, : request.length[row]], drawn]).astype("int32")
+        layer = not_finite_of(self._network, ids[None], request.state[row].wkv, request.state[row].shift)
         return ValueError(
-            f"No token can be drawn: after {request.length[row] + len(drawn)} tokens the logits of row {row} are not "
-            "finite."
+            f"No token can be drawn: after {len(ids)} tokens the logits of row {row} are not finite; the first that is "
+            f"not is {layer or 'the logits'}. Damaged weights do this, and numbers too large for float16: then use "
+            "dtype='float32'."
         )
 
     def _program(self, programs, make, request, *more):
@@ -299,12 +303,11 @@ def seeds(seed, batch):
 
 def _chosen(rows, these, others):
     """Leaf by leaf, rows of one nested structure of (B, ...) tensors or of another."""
-    from keras import tree
 
     def one(this, other):
         return ops.where(ops.reshape(rows, (-1, *[1] * (len(this.shape) - 1))), this, other)
 
-    return tree.map_structure(one, these, others)
+    return keras.tree.map_structure(one, these, others)
 
 
 def _padded(rows, length):

@@ -1,7 +1,8 @@
 """From NumPy to the backend without a copy, where that is possible."""
 
-import keras
 import numpy as np
+
+from bert4keras_rwkv.keras_loader import keras
 
 from . import backend
 

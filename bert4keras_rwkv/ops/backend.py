@@ -1,6 +1,6 @@
 """What differs between backends and is not covered by `keras.ops`."""
 
-import keras
+from bert4keras_rwkv.keras_loader import keras
 
 
 def name():

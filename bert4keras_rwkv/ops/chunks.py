@@ -3,8 +3,7 @@
 Their tensors are (B, T, H, N), their state is (B, H, N, N).
 """
 
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops.scan import scan
 
 
@@ -72,6 +71,45 @@ def each_chunk(form, xs, state, chunk, begins=None, start=None):
     state, y = scan(step, ops.reshape(state, (-1, N, N)), tuple(split))
     y = ops.transpose(ops.reshape(y, (-1, B, H, chunk, N)), (1, 0, 3, 2, 4))
     return ops.reshape(y, (B, -1, H, N))[:, :T], ops.reshape(state, (-1, H, N, N))
+
+
+def exchanged(readers, writers, own, w):
+    """The scores of a chunk, and what its tokens and the state exchange, accurate for every decay.
+
+    readers, writers (G, C, K, N), K of each at every token; own (G, C, K, K): what they make of each other at their own
+    token. w (G, C, N): log decay, at most 0; a reader at t sees a writer at s < t decayed by w of all tokens between
+    the two. Returns
+    scores (G, C * K, C * K), 0 for later tokens; readers (G, C * K, N) decayed from the chunk's first token on; writers
+    (G, C * K, N) decayed to its last; the whole decay (G, N).
+
+    Nothing is subtracted or divided. Blocks double: when two neighbours of m tokens join, a reader of the later one has
+    decayed since the block's first token and a writer of the earlier one to its last, so their product is the square
+    of scores between the two.
+    """
+    C, K, N = readers.shape[-3:]
+    total = ops.exp(w)
+    scores = own
+    m = 1
+    while m < C:
+        pairs = (-1, C // (2 * m), 2, m * K, N)
+        readers, writers = ops.reshape(readers, pairs), ops.reshape(writers, pairs)
+        total = ops.reshape(total, (-1, C // (2 * m), 2, 1, N))
+        earlier, later = total[:, :, 0], total[:, :, 1]
+        if m * K == 1:
+            between = ops.sum(readers[:, :, 1] * writers[:, :, 0], axis=-1, keepdims=True)
+        else:
+            between = readers[:, :, 1] @ transposed(writers[:, :, 0])
+        scores = ops.reshape(scores, (-1, C // (2 * m), 2, m * K, m * K))
+        above = ops.concatenate([scores[:, :, 0], ops.zeros_like(between)], axis=-1)
+        below = ops.concatenate([between, scores[:, :, 1]], axis=-1)
+        scores = ops.concatenate([above, below], axis=-2)
+        one = ops.ones_like(earlier)
+        readers = readers * ops.stack([one, earlier], axis=2)
+        writers = writers * ops.stack([later, one], axis=2)
+        total = earlier * later
+        m *= 2
+    readers, writers = ops.reshape(readers, (-1, C * K, N)), ops.reshape(writers, (-1, C * K, N))
+    return ops.reshape(scores, (-1, C * K, C * K)), readers, writers, ops.reshape(total, (-1, N))
 
 
 def transposed(x):

@@ -4,8 +4,7 @@ Of 65,536 ids the logits of 4 texts of 512 tokens take 0.5 GB, their gradient as
 at a time has logits, and its part of the gradients is computed while they are there.
 """
 
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops.backend import accumulation_dtype
 from bert4keras_rwkv.ops.own_gradient import with_gradients
 from bert4keras_rwkv.ops.scan import scan

@@ -1,7 +1,8 @@
 """A call from compiled code to the host, for its side effect."""
 
 import numpy as np
-from keras import ops
+
+from bert4keras_rwkv.keras_loader import ops
 
 from . import backend
 

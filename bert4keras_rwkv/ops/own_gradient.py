@@ -4,7 +4,7 @@
 several results on torch.
 """
 
-from keras import ops
+from bert4keras_rwkv.keras_loader import ops
 
 from . import backend
 

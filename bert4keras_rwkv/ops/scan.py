@@ -4,8 +4,7 @@
 shape than its carry, the second has no reverse gradient on JAX.
 """
 
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
 
 

@@ -1,6 +1,6 @@
 """Token shift: each token beside the one before it, for any mask and any document starts."""
 
-from keras import ops
+from bert4keras_rwkv.keras_loader import ops
 
 
 def shift_rows(present, reset=None):

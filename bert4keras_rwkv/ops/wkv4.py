@@ -7,8 +7,7 @@ Each channel stands alone. What is kept is a e^{-p} and b e^{-p}, p the running 
 that no exponential overflows. Float32 inside (float64 when k is float64).
 """
 
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.chunks import real
 from bert4keras_rwkv.ops.kernels.choose import chosen
@@ -55,7 +54,7 @@ def prepare(k, v, w, u, state):
     """Everything in the dtype of the recurrence, and nothing so large that a sum of two overflows."""
     dtype = backend.accumulation_dtype(k.dtype)
     k, v, w, u, state = (ops.cast(x, dtype) for x in (k, v, w, u, state))
-    return ops.clip(k, -MOST, MOST), v, ops.maximum(w, -MOST), ops.clip(u, -MOST, MOST), state
+    return ops.clip(k, -MOST, MOST), v, ops.where(w > -MOST, w, -MOST), ops.clip(u, -MOST, MOST), state
 
 
 def _read(k, v, u, S):
@@ -72,7 +71,7 @@ def _write(k, v, w, S):
     a, b, p = S
     p = p + w
     old, new = _shares(p, k)
-    return old * a + new * v, old * b + new, ops.maximum(p, k)
+    return old * a + new * v, old * b + new, ops.where(p >= k, p, k)
 
 
 def _shares(p, q):

@@ -1,7 +1,6 @@
 """The RWKV-5 recurrence (Eagle and Finch, arXiv 2404.05892, section 4.1): RWKV-6's with a constant decay."""
 
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops.wkv6 import wkv6
 
 

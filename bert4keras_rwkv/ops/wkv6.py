@@ -5,10 +5,9 @@
 The plain loop is the truth; the chunked form is what runs. Both are float32 inside (float64 when r is float64).
 """
 
-from keras import ops
-
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
-from bert4keras_rwkv.ops.chunks import each_chunk, each_token, one_token, real, transposed
+from bert4keras_rwkv.ops.chunks import each_chunk, each_token, exchanged, one_token, real, transposed
 from bert4keras_rwkv.ops.kernels.choose import chosen
 
 CHUNK = 32  # fastest of 8..128 for forward and for forward with gradient on a CPU
@@ -29,8 +28,7 @@ def wkv6_step(r, w, k, v, u, state, present=None, reset=None, start=None):
 def wkv6_chunked(r, w, k, v, u, state, present=None, reset=None, start=None, chunk=CHUNK):
     """`wkv6` by chunks of `chunk` tokens (a power of two): matrix products inside a chunk, a loop over chunks.
 
-    Accurate for every decay, for nothing is subtracted or divided: a score between two tokens is a product of decays,
-    all at most 1, built up over blocks of 1, 2, 4, ... tokens (see `_scores`).
+    Accurate for every decay, see `ops.chunks.exchanged`.
     """
     r, w, k, v, u, state = prepare(r, w, k, v, u, state, present)
     B, _, H, N = ops.shape(r)
@@ -40,46 +38,16 @@ def wkv6_chunked(r, w, k, v, u, state, present=None, reset=None, start=None, chu
         if segments:
             return _chunk_with_resets(r, w, k, v, u, S, *segments)
         scores, r, k, decay = _scores(r, w, k, u)
-        y = ops.matmul(scores, v) + ops.matmul(r, S)
-        return decay[..., None] * S + ops.matmul(transposed(k), v), y
+        y = scores @ v + r @ S
+        return decay[..., None] * S + transposed(k) @ v, y
 
     return each_chunk(form, (r, w, k, v), state, chunk, real(reset, present), start)
 
 
 def _scores(r, w, k, u):
-    """The scores of a chunk, and what its tokens and the state exchange.
-
-    r, w, k (G, C, N), u (G, 1, N). Returns
-    scores (G, C, C), [t, s] = r_t . (decay between s and t) k_s below the diagonal, r_t . u k_t on it, 0 above;
-    r (G, C, N) decayed from the chunk's first token on; k (G, C, N) decayed to its last; the whole decay (G, N).
-
-    Blocks double: when two neighbours of m tokens join, r of the later one has decayed since the block's first token
-    and k of the earlier one to its last, so their product is the (m, m) square of scores between the two.
-    """
-    C, N = r.shape[-2:]
-    total = ops.exp(w)
-    scores = ops.reshape(ops.sum(r * u * k, axis=-1), (-1, C, 1, 1))
-    m = 1
-    while m < C:
-        pairs = (-1, C // (2 * m), 2, m, N)
-        r, k = ops.reshape(r, pairs), ops.reshape(k, pairs)
-        total = ops.reshape(total, (-1, C // (2 * m), 2, 1, N))
-        earlier, later = total[:, :, 0], total[:, :, 1]
-        if m == 1:
-            between = ops.sum(r[:, :, 1] * k[:, :, 0], axis=-1, keepdims=True)
-        else:
-            between = ops.matmul(r[:, :, 1], transposed(k[:, :, 0]))
-        scores = ops.reshape(scores, (-1, C // (2 * m), 2, m, m))
-        above = ops.concatenate([scores[:, :, 0], ops.zeros_like(between)], axis=-1)
-        below = ops.concatenate([between, scores[:, :, 1]], axis=-1)
-        scores = ops.concatenate([above, below], axis=-2)
-        one = ops.ones_like(earlier)
-        r = r * ops.stack([one, earlier], axis=2)
-        k = k * ops.stack([later, one], axis=2)
-        total = earlier * later
-        m *= 2
-    r, k = ops.reshape(r, (-1, C, N)), ops.reshape(k, (-1, C, N))
-    return ops.reshape(scores, (-1, C, C)), r, k, ops.reshape(total, (-1, N))
+    """`exchanged` for r, w, k (G, C, N), u (G, 1, N): on the diagonal of the scores stands r_t . u k_t."""
+    own = ops.sum(r * u * k, axis=-1)[..., None, None]
+    return exchanged(r[:, :, None], k[:, :, None], own, w)
 
 
 def _chunk_with_resets(r, w, k, v, u, S, segment, start):
@@ -88,15 +56,15 @@ def _chunk_with_resets(r, w, k, v, u, S, segment, start):
     scores, r_old, k_end, decay = _scores(r, w, k, u)
     old = ops.equal(segment, 0)[..., None]
     last = segment[:, -1:]
-    y = ops.matmul(ops.where(same, scores, 0.0), v) + ops.matmul(ops.where(old, r_old, 0.0), S)
+    y = ops.where(same, scores, 0.0) @ v + ops.where(old, r_old, 0.0) @ S
     ended = ops.equal(last, 0)
-    new = ops.matmul(transposed(ops.where(ops.equal(segment, last)[..., None], k_end, 0.0)), v)
+    new = transposed(ops.where(ops.equal(segment, last)[..., None], k_end, 0.0)) @ v
     new = new + ops.where(ended, decay, 0.0)[..., None] * S
     if start is not None:
         C = segment.shape[-1]
         before = ops.logical_and(same, ops.tril(ops.ones((C, C), "bool"), -1))
-        since = ops.matmul(ops.cast(before, w.dtype), w)  # log decay since the document's first token
-        y = y + ops.matmul(ops.where(old, 0.0, r * ops.exp(since)), start)
+        since = ops.cast(before, w.dtype) @ w  # log decay since the document's first token
+        y = y + ops.where(old, 0.0, r * ops.exp(since)) @ start
         whole = ops.exp(since[:, -1] + w[:, -1])
         new = new + ops.where(ended, 0.0, whole)[..., None] * start
     return new, y
@@ -106,7 +74,7 @@ def _token(u):
     """The function of one token: r, w, k, v (B, H, N), S (B, H, N, N) -> y (B, H, N), S."""
 
     def token(r, w, k, v, S):
-        y = ops.matmul(r[..., None, :], S)[..., 0, :] + ops.sum(r * u * k, axis=-1, keepdims=True) * v
+        y = (r[..., None, :] @ S)[..., 0, :] + ops.sum(r * u * k, axis=-1, keepdims=True) * v
         return y, ops.exp(w)[..., None] * S + k[..., :, None] * v[..., None, :]
 
     return token

@@ -5,11 +5,12 @@ import os
 from itertools import chain
 
 from bert4keras_rwkv.tokenizers.base import Tokenizer, utf8
-from bert4keras_rwkv.tokenizers.vocabulary import write_whole
+from bert4keras_rwkv.untrusted import parse_json, shown, told
+from bert4keras_rwkv.whole import whole_file
 
 END = "<|endoftext|>"
 JSON_NAME = "tokenizer.json"
-LARGEST = 1 << 27  # bytes of a file; GPT-NeoX's has 2 million
+LARGEST = 1 << 25  # bytes of a file; GPT-NeoX's has 2 million
 
 
 class PileTokenizer(Tokenizer):
@@ -88,7 +89,8 @@ class PileTokenizer(Tokenizer):
 
     def save(self, path):
         """Write the vocabulary to `path`: the file it was read from, or that of a cut one."""
-        write_whole(path, self._saved().encode("utf-8"))
+        with whole_file(path) as unfinished:
+            unfinished.write_bytes(self._saved().encode("utf-8"))
 
     def _cut(self, places, added):
         rows = range(self.vocab_size) if self._rows is None else self._rows
@@ -182,12 +184,11 @@ def _text_of(path):
 
 def _unwrapped(text, where):
     """The JSON of the whole vocabulary, and the rows of a cut one or None."""
-    try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON: {error}.") from error
+    whole = parse_json(text, where)
     if "rows" not in whole:
         return text, None, None
+    if not isinstance(whole["rows"], list):
+        raise ValueError(f"The `rows` of {where} are a list, one for each id. Received: {shown(whole['rows'])}.")
     return json.dumps(whole.get("tokenizer"), ensure_ascii=False), whole["rows"], {}
 
 
@@ -203,7 +204,7 @@ def _loaded(text, where):
     try:
         bpe = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{where} is no vocabulary of Hugging Face's `tokenizers`: {error}.") from error
+        raise ValueError(told(f"{where} is no vocabulary of Hugging Face's `tokenizers`: {error}.")) from error
     if not isinstance(bpe.model, tokenizers.models.BPE) or not isinstance(bpe.decoder, tokenizers.decoders.ByteLevel):
         raise ValueError(
             "A vocabulary of the Pile's models is a byte-level BPE, as in 20B_tokenizer.json. "
@@ -228,4 +229,6 @@ def _bytes_of(content, alphabet, where):
     try:
         return bytes(alphabet[character] for character in content)
     except KeyError as error:
-        raise ValueError(f"{where} is no byte-level BPE: its token {content!r} has the character {error}.") from error
+        raise ValueError(
+            f"{where} is no byte-level BPE: its token {shown(content)} has the character {error}."
+        ) from error

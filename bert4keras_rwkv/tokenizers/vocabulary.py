@@ -13,14 +13,23 @@ and each line's number is its id.
 import ast
 import importlib.util
 import os
-import tempfile
+import re
 from pathlib import Path
+
+from bert4keras_rwkv.untrusted import shown, told
+from bert4keras_rwkv.whole import whole_file
 
 WORLD_NAME = "rwkv_vocab_v20230424.txt"
 # What a preset folder calls its vocabulary.
 VOCABULARY_NAME = "vocab.txt"
 NUMBERED = "`id literal length`, such as `98 'a' 1`"
 LISTED = "one Python literal each behind the first, b'<s>'"
+LARGEST_ID = (1 << 24) - 1  # hundreds of times the largest there is: a row for each id is made in several places
+LONGEST_LITERAL = 1 << 16
+ESCAPES = rb"""\\(?:[\\'"abfnrtv]|x[0-9a-fA-F]{2}|[0-3]?[0-7]{1,2}|%s)"""
+TEXT = rb"""(?:'(?:[^'\\]|%s)*'|"(?:[^"\\]|%s)*")"""
+UNICODE = ESCAPES % rb"u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}"
+LITERAL = re.compile(TEXT % (UNICODE, UNICODE) + b"|b" + TEXT % ((ESCAPES % b"0",) * 2))
 
 
 def world_path():
@@ -75,14 +84,12 @@ def read_vocabulary(path):
             try:
                 token_id, token = (number - 1, _token(content)) if listed else _parse(content)
                 if token_id in tokens:
-                    raise ValueError(f"id {token_id} was given before, to {tokens[token_id]!r}")
+                    raise ValueError(f"id {token_id} was given before, to {shown(tokens[token_id])}")
                 if token in first_lines:
-                    raise ValueError(f"the token {token!r} was given before, on line {first_lines[token]}")
+                    raise ValueError(f"the token {shown(token)} was given before, on line {first_lines[token]}")
             except ValueError as error:
-                raise ValueError(
-                    f"A vocabulary has lines {LISTED if listed else NUMBERED}. In {os.fspath(path)}, "
-                    f"line {number}: {error}. Received: {_clip(line)}."
-                ) from error
+                said = f"A vocabulary has lines {LISTED if listed else NUMBERED}. In {os.fspath(path)}, line {number}: "
+                raise ValueError(told(f"{said}{error}. Received: {_clip(line)}.")) from error
             tokens[token_id] = token
             first_lines[token] = number
     try:
@@ -101,8 +108,8 @@ def _parse(line):
     token = _token(literal)
     if len(token) != int(length):
         raise ValueError(f"the length says {int(length)} bytes, the token has {len(token)}")
-    if not 0 < (token_id := int(id_text)) < 2**31:
-        raise ValueError("an id lies in 1 .. 2**31 - 1 (0 is the end of a document)")
+    if not 0 < (token_id := int(id_text)) <= LARGEST_ID:
+        raise ValueError(f"an id lies in 1 .. {LARGEST_ID} (0 is the end of a document)")
     return token_id, token
 
 
@@ -120,12 +127,13 @@ def _token(literal):
 
 
 def _evaluate(literal):
+    """The bytes of a literal with escapes. Only one text between quotes comes to Python's parser, nothing nested."""
+    if len(literal) > LONGEST_LITERAL or not LITERAL.fullmatch(literal):
+        raise ValueError("the literal is not Python's of one str or bytes")
     try:
         value = ast.literal_eval(_utf8(literal))
     except (SyntaxError, ValueError) as error:
-        raise ValueError("the literal is not Python") from error
-    if not isinstance(value, (str, bytes)):
-        raise ValueError("the literal is neither str nor bytes")
+        raise ValueError("the literal is not Python's of one str or bytes") from error
     return _encoded(value) if isinstance(value, str) else value
 
 
@@ -158,19 +166,19 @@ def check_entries(tokens, end_token=0):
             ids = "from 1" if end_token == 0 else f"from 0, without {end_token}"
             raise ValueError(
                 f"A vocabulary maps ids (int, {ids}) to tokens (bytes, not empty). "
-                f"Received: {token_id!r} for {token!r}."
+                f"Received: {shown(token_id)} for {shown(token)}."
             )
     ids = set(tokens.values())
     if len(ids) < len(tokens):
         seen = set()
         twice = next(token for token in tokens.values() if token in seen or seen.add(token))
-        raise ValueError(f"A vocabulary has every token once. Received: {twice!r} with several ids.")
+        raise ValueError(f"A vocabulary has every token once. Received: {shown(twice)} with several ids.")
     missing = [byte for byte in range(256) if bytes([byte]) not in ids]
     if missing:
-        shown = ", ".join(f"0x{byte:02x}" for byte in missing[:8]) + (", ..." if len(missing) > 8 else "")
+        first = ", ".join(f"0x{byte:02x}" for byte in missing[:8]) + (", ..." if len(missing) > 8 else "")
         raise ValueError(
             f"A vocabulary needs a token for every single byte, so that every text can be encoded. "
-            f"Missing: {shown} ({len(missing)} in all)."
+            f"Missing: {first} ({len(missing)} in all)."
         )
 
 
@@ -183,18 +191,5 @@ def write_vocabulary(path, tokens):
         except UnicodeDecodeError:
             literal = repr(token)
         lines.append(f"{token_id} {literal} {len(token)}\n")
-    write_whole(path, "".join(lines).encode("utf-8"))
-
-
-def write_whole(path, data):
-    """Write bytes to `path`. The file appears whole or not at all."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes("".join(lines).encode("utf-8"))

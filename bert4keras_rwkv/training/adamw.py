@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-import keras
+from bert4keras_rwkv.keras_loader import keras
 
 # On PyTorch `AdamW(...)` makes an object of a class of its own, which updates all variables at once; a subclass of
 # `AdamW` would update them one by one.

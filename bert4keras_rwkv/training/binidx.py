@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bert4keras_rwkv.training.documents import Document, checked, document
-from bert4keras_rwkv.weights.whole import whole_file
+from bert4keras_rwkv.whole import whole_files
 
 MAGIC, VERSION = b"MMIDIDX\0\0", 1
 HEAD = struct.Struct("<9sQBQQ")
@@ -44,7 +44,7 @@ def write_binidx(path, documents, end_token=0, dtype="uint16"):
         raise ValueError(f"`dtype` is one of {', '.join(str(known) for known in CODES)}. Received: {dtype}.")
     tokens_path, index_path = binidx_paths(path)
     sizes, limit = [], np.iinfo(dtype).max + 1
-    with whole_file(index_path) as index, whole_file(tokens_path) as tokens:  # an index never stands without tokens
+    with whole_files(index_path, tokens_path) as (index, tokens):
         with open(tokens, "wb") as file:
             for number, one in enumerate(map(document, documents)):
                 checked(one, limit, f"Document {number} ({dtype} holds ids below {limit})")
@@ -71,7 +71,8 @@ class Binidx(Sequence):
         size = os.path.getsize(self.path)
         self.total = size // self.dtype.itemsize
         ends = self._starts + self._sizes.astype(np.int64) * self.dtype.itemsize
-        wrong = (self._sizes < 0) | (self._starts < 0) | (ends > size) | (self._starts % self.dtype.itemsize > 0)
+        outside = (self._starts < 0) | (self._starts > size) | (ends > size)  # a start near 2^63 has a negative end
+        wrong = (self._sizes < 0) | outside | (self._starts % self.dtype.itemsize > 0)
         self._refuse(wrong, index_path, ends, size)
         if size % self.dtype.itemsize:
             raise ValueError(f"'{self.path}' is damaged: {size} bytes are no whole number of {self.dtype} tokens.")

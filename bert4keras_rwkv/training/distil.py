@@ -8,11 +8,10 @@ state that stands for several prompts. Distillation: Hinton et al., arXiv 1503.0
 
 import dataclasses
 
-import keras
 import numpy as np
-from keras import ops
 
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.losses import mean
 from bert4keras_rwkv.models.lora import adapted
 from bert4keras_rwkv.models.texts import need_tokenizer, token_ids

@@ -1,8 +1,8 @@
 """What every tuning does: batches into `fit`, and a loss of texts that were held out."""
 
-import keras
 import numpy as np
 
+from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.training.pipeline import keras_dataset
 from bert4keras_rwkv.training.recipe import warm_up_cosine
 

@@ -8,10 +8,9 @@ Behind `RWKV.model` they see labels (B, T) and logits (B, T, V), and `sample_wei
 give a `sample_weight`. Behind a training model they count what its loss counts.
 """
 
-import keras
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.cross_entropy import known_labels
 
 

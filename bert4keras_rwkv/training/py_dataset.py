@@ -1,13 +1,12 @@
 """`Batches` as Keras takes them."""
 
-import keras
-from keras.src.trainers.data_adapters.data_adapter import DataAdapter
-from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
-
+from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.training.pipeline import tensorflow
 
+adapters = keras.src.trainers.data_adapters
 
-class BatchDataset(keras.utils.PyDataset, DataAdapter):
+
+class BatchDataset(keras.utils.PyDataset, adapters.data_adapter.DataAdapter):
     """`Batches` without end, from batch `start` on, in order.
 
     It has no end because `fit` shuffles one that has, and no workers because they begin anew in each epoch. It is its
@@ -17,7 +16,7 @@ class BatchDataset(keras.utils.PyDataset, DataAdapter):
     def __init__(self, batches, start=0):
         super().__init__()
         self.batches, self.start = batches, start
-        self._adapter = PyDatasetAdapter(self)
+        self._adapter = adapters.py_dataset_adapter.PyDatasetAdapter(self)
 
     @property
     def num_batches(self):

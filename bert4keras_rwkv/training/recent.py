@@ -1,8 +1,8 @@
 """Any iterable of batches as Keras takes it, whose last batches are remembered."""
 
-import keras
 import numpy as np
 
+from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.training.py_dataset import BatchDataset
 
 

@@ -66,7 +66,7 @@ def warm_up_cosine(peak, steps, warm_up=10, final=None):
     From a hundredth of `peak` in a straight line up to `peak` in `warm_up` steps, then down a cosine to `final` at step
     `steps`. final: None for a sixtieth of peak, as 1e-5 is of 6e-4. With gradient accumulation steps are batches.
     """
-    import keras
+    from bert4keras_rwkv.keras_loader import keras
 
     if not 0 <= warm_up < steps:
         raise ValueError(f"The warm-up ends before the last step. Received: warm_up={warm_up}, steps={steps}.")

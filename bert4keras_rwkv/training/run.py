@@ -11,12 +11,13 @@ from pathlib import Path
 
 from bert4keras_rwkv.training.batches import IDS, RESET, PackedBatches, differences
 from bert4keras_rwkv.training.binidx import Binidx
+from bert4keras_rwkv.training.checks import check_counts, check_positive
 from bert4keras_rwkv.training.convert import TEXTS, files_of, kind_of, read_documents
 from bert4keras_rwkv.training.documents import Joined, sizes_of
 from bert4keras_rwkv.training.pipeline import keras_dataset
 from bert4keras_rwkv.training.recipe import authors_optimizer, warm_up_cosine
 from bert4keras_rwkv.training.records import RecordFile
-from bert4keras_rwkv.weights.whole import whole_file
+from bert4keras_rwkv.whole import check_folder, remove_unfinished, whole_file
 
 TRAINING, RECORD, LOSSES = "training", "run.json", "losses.csv"
 SPARE_ROWS = 256  # embeddings are padded to round sizes; the Pile's has 155 rows more than its vocabulary
@@ -40,17 +41,10 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "report_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is at least 1. Received: {name}={getattr(self, name)}.")
-        if self.length < 2:
-            raise ValueError(f"`length` is at least 2, a token and the one to predict. Received: {self.length}.")
-        if not self.learning_rate > 0 or self.weight_decay < 0:
-            raise ValueError(
-                "`learning_rate` is above 0, and `weight_decay` not below. "
-                f"Received: learning_rate={self.learning_rate}, weight_decay={self.weight_decay}."
-            )
-        if not 0 <= self.warm_up < self.steps:
+        check_counts(self, steps=1, batch_size=1, report_every=1, length=2, warm_up=0, seed=0)
+        check_positive(self, "learning_rate")
+        check_positive(self, "weight_decay", or_0=True)
+        if self.warm_up >= self.steps:
             raise ValueError(f"`warm_up` is shorter than all steps, {self.steps}. Received: warm_up={self.warm_up}.")
 
 
@@ -92,6 +86,25 @@ def packed_held_out(documents, plan, vocab_size):
     return PackedBatches(documents, plan.length, rows, seed=None, vocab_size=vocab_size)
 
 
+def check_place(path):
+    """Find out, before anything is read, whether a training can begin or go on in the folder `path`.
+
+    Raises:
+        ValueError: it holds something else. A training that could not begin, on a full disk, counts as nothing.
+        OSError: nothing can be written there.
+    """
+    path = Path(path)
+    check_folder(path)
+    for folder in (path, path / TRAINING):
+        remove_unfinished(folder)
+    if not (path / TRAINING / RECORD).is_file() and path.is_dir() and any(map(_is_something, path.iterdir())):
+        raise ValueError(f"'{path}' is there already, and it is no training. Choose another folder.")
+
+
+def _is_something(path):
+    return not (path.name == TRAINING and path.is_dir() and not any(path.iterdir()))
+
+
 class Folder:
     """Where a training writes. settings: what must be the same when it is started again, plain values."""
 
@@ -105,10 +118,10 @@ class Folder:
 
         Raises:
             ValueError: the folder holds another training, or something else.
+            OSError: nothing can be written there.
         """
+        check_place(self.path)
         if not self._record.is_file():
-            if self.path.is_dir() and any(self.path.iterdir()):
-                raise ValueError(f"'{self.path}' is there already, and it is no training. Choose another folder.")
             self._write(finished=False)
             return True
         record = json.loads(self._record.read_text("utf-8"))

@@ -5,10 +5,12 @@ A source yields `Item`s, which `encoding.encoded` turns into documents, in other
 
 import json
 import re
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from bert4keras_rwkv.weights.whole import whole_file
+from bert4keras_rwkv.untrusted import parse_json, shown
+from bert4keras_rwkv.whole import whole_file
 
 SPEAKERS = {"system": "System", "user": "User", "human": "User", "assistant": "Assistant", "gpt": "Assistant"}
 TURN_KEYS, ROLE_KEYS, CONTENT_KEYS = ("messages", "conversations"), ("role", "from"), ("content", "value")
@@ -72,19 +74,16 @@ def parts_of(item):
     """
     if isinstance(item.content, str):
         return [Part(item.content)]
-    try:
-        found = json.loads(item.content)
-    except ValueError as error:
-        raise ValueError(f"{item.place} is no JSON: {error}.") from error
+    found = parse_json(item.content, item.place, once=False)
     if isinstance(found, dict):
         if isinstance(found.get("text"), str):
             return [Part(found["text"])]
         found = next((found[key] for key in TURN_KEYS if key in found), found)
     if not isinstance(found, list):
-        shown = ", ".join(map(repr, found)) if isinstance(found, dict) else type(found).__name__
+        came = ", ".join(map(shown, islice(found, 8))) if isinstance(found, dict) else type(found).__name__
         raise ValueError(
             f'{item.place}: a line is {{"text": "..."}} or {{"messages": [{{"role": ..., "content": ...}}, ...]}}. '
-            f"Received: {shown or 'an empty object'}."
+            f"Received: {came or 'an empty object'}."
         )
     return conversation(found, item.place)
 
@@ -98,10 +97,10 @@ def conversation(turns, place="The conversation"):
     parts = []
     for number, turn in enumerate(turns):
         role, content = (_first(turn, keys) for keys in (ROLE_KEYS, CONTENT_KEYS))
-        if role not in SPEAKERS or not isinstance(content, str):
+        if not isinstance(role, str) or role not in SPEAKERS or not isinstance(content, str):
             raise ValueError(
                 f"{place}: turn {number} has a `role`, one of {', '.join(SPEAKERS)}, and a text as `content`. "
-                f"Received: {str(turn)[:100]}."
+                f"Received: {shown(turn)}."
             )
         said = re.sub(r"\n{2,}", "\n", content.replace("\r\n", "\n")).strip()
         if SPEAKERS[role] == "Assistant":

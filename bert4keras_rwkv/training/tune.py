@@ -1,5 +1,6 @@
 """Tuning a model, a state, a LoRA, both, or a prompt as a state: from documents to the file that was asked for."""
 
+import math
 import os
 import shutil
 import tempfile
@@ -13,8 +14,10 @@ import numpy as np
 from bert4keras_rwkv.models.lora import LORA_FILES
 from bert4keras_rwkv.training import learning_rates
 from bert4keras_rwkv.training.batches import ANSWER, IDS, RESET, PackedBatches
+from bert4keras_rwkv.training.checks import check_counts, check_positive
 from bert4keras_rwkv.training.documents import document, place_of, sizes_of
-from bert4keras_rwkv.training.run import Folder
+from bert4keras_rwkv.training.run import Folder, check_place
+from bert4keras_rwkv.whole import check_file
 
 MODES = ("state", "lora", "state+lora", "prompt")
 QUANTISED = ("int8", "int4")
@@ -50,11 +53,11 @@ class Tuning:
         for name, known in (("mode", MODES), ("quantize", (None, *QUANTISED))):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` is one of {known}. Received: {name}={getattr(self, name)!r}.")
-        for name in ("steps", "epochs", "batch_size", "length"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is at least 1. Received: {name}={getattr(self, name)}.")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise ValueError(f"`learning_rate` is above 0. Received: {self.learning_rate}.")
+        steps = {} if self.steps is None else {"steps": 1}
+        check_counts(self, rank=1, **steps, epochs=1, batch_size=1, length=2, seed=0)
+        for name in ("alpha", "learning_rate"):
+            if getattr(self, name) is not None:
+                check_positive(self, name)
         if bool(self.prompts) != (self.mode == "prompt"):
             raise ValueError("The mode 'prompt' needs a prompt, and no other mode takes one.")
         if self.time_shift and not self.has_state:
@@ -112,11 +115,16 @@ def tune(rwkv, tuning, path, documents=None, held_out=None, say=None):
     Training that was killed goes on when it is started again: until it ends, a folder beside `path` keeps checkpoints.
 
     Raises:
-        ValueError: a file that cannot hold what is tuned, too few documents, or checkpoints of another training.
+        ValueError: a file that cannot hold what is tuned, too few documents, checkpoints of another training, or a
+            loss that is no longer finite.
+        OSError: nothing can be written to `path`.
     """
-    import keras
+    from bert4keras_rwkv.keras_loader import keras
 
-    check_file(tuning, path)
+    check_target(tuning, path)
+    for name, some in (("documents", documents), ("held_out", held_out)):
+        if some is not None and len(some) == 0:
+            raise ValueError(f"There is nothing to read: `{name}` holds no document that is not empty.")
     keras.utils.set_random_seed(tuning.seed)
     if documents is not None and held_out is None and len(documents) > 1:
         documents, held_out = _apart(documents, tuning.seed)
@@ -131,8 +139,10 @@ def tune(rwkv, tuning, path, documents=None, held_out=None, say=None):
     return _tune_on(rwkv, tuning, path, documents, held_out, say)
 
 
-def check_file(tuning, path):
-    """Refuse a path whose suffix promises a file that cannot hold what is tuned."""
+def check_target(tuning, path):
+    """Refuse a path that cannot be written, or whose suffix promises a file that cannot hold what is tuned."""
+    check_file(path)
+    check_place(training_folder(path))
     if not str(path).endswith(LORA_FILES):
         return
     if tuning.has_state and (tuning.time_shift or tuning.has_lora):
@@ -158,7 +168,7 @@ def _tune_on(rwkv, tuning, path, documents, held_out, say):
     loss = NextTokenLoss(answer_mask=answers, pad_token_id=rwkv.backbone.pad_token_id, name="next_token_loss")
     model = rwkv.training_model(loss)
     before = mean_loss(model, held, _counted)
-    fit_batches(model, batches, steps, tuning.rate, folder.training, verbose=0, callbacks=_followed(say))
+    fit_batches(model, batches, steps, tuning.rate, folder.training, verbose=0, callbacks=_followed(say, folder))
     return _finished(rwkv, tuning, path, folder, Tuned(before, mean_loss(model, held, _counted)))
 
 
@@ -181,7 +191,7 @@ def _tune_prompt(rwkv, tuning, path, documents, held_out, say):
         seed=tuning.seed,
         checkpoint=folder.training,
         verbose=0,
-        callbacks=_followed(say),
+        callbacks=_followed(say, folder),
     )
     return _finished(rwkv, tuning, path, folder, Tuned(found.before, found.after))
 
@@ -194,19 +204,32 @@ def write_tuned(rwkv, tuning, path):
         rwkv.save_state(rwkv.tuned_state(), path)
 
 
+def training_folder(path):
+    """Where the checkpoints of what is tuned stand until it is written."""
+    return Path(f"{os.fspath(path)}.training")
+
+
 def _opened(rwkv, tuning, path, batches):
     """The `Folder` beside `path` in which training can go on."""
     model = {"model": rwkv.config.to_dict(), "dtype": rwkv.backbone.compute_dtype}
     settings = {**asdict(tuning), "data": None if batches is None else batches.order, **model}
-    folder = Folder(f"{os.fspath(path)}.training", settings)
+    folder = Folder(training_folder(path), settings)
     folder.open()
     return folder
 
 
 def _finished(rwkv, tuning, path, folder, tuned):
+    _check_finite(tuned.after, folder)
     write_tuned(rwkv, tuning, path)
     shutil.rmtree(folder.path)
     return tuned
+
+
+def _check_finite(loss, folder):
+    """A training that left the finite numbers ends; its checkpoints would lead there again, and go."""
+    if not math.isfinite(loss):
+        shutil.rmtree(folder.path)
+        raise ValueError(f"The loss became {loss}, and nothing was written. Take a smaller learning rate.")
 
 
 def _quantise(rwkv, mode):
@@ -244,21 +267,20 @@ def _held_out(rwkv, tuning, documents, answers):
 
 def _counted(batch):
     """How many tokens of a packed batch its loss is the mean of."""
-    from keras import ops
-
+    from bert4keras_rwkv.keras_loader import ops
     from bert4keras_rwkv.layers.losses import token_weights
 
     return float(ops.convert_to_numpy(token_weights(batch[IDS], None, batch.get(ANSWER), batch[RESET])).sum())
 
 
-def _followed(say):
-    """Callbacks that tell how far training is."""
-    if say is None:
-        return []
-    import keras
+def _followed(say, folder):
+    """Callbacks that look at the loss now and then, and tell how far training is."""
+    from bert4keras_rwkv.keras_loader import keras
 
     class Told(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            say((epoch + 1) / self.params["epochs"], logs["loss"])
+            _check_finite(float(logs["loss"]), folder)
+            if say is not None:
+                say((epoch + 1) / self.params["epochs"], logs["loss"])
 
     return [Told()]

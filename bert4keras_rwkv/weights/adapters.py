@@ -11,13 +11,15 @@ and whole tensors under their own names (RWKV-PEFT's `train_parts`), which repla
 github.com/JL-er/RWKV-PEFT, merge/; github.com/cryscan/web-rwkv.
 """
 
-import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from bert4keras_rwkv.config import OWN_KEYS
+from bert4keras_rwkv.untrusted import parse_json
 from bert4keras_rwkv.weights.dialects.web_rwkv import WEB_RWKV
 from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.pth_writer import write_pth
@@ -84,6 +86,47 @@ def read_adapter(path):
         return adapter_of(as_tensors(dict(tensors)), path)
 
 
+@dataclass(frozen=True)
+class OwnAdapter:
+    """What a file of `RWKV.save_adapter` holds, its tensors not read. config: a dict. pairs: path of a projection ->
+    (A, B). state: (wkv, shift), or None. others: path of a weight -> `Tensor`.
+    """
+
+    config: dict
+    shift: bool
+    alpha: float
+    pairs: dict
+    state: tuple | None
+    others: dict
+
+
+def own_adapter(tensors, path):
+    """The `OwnAdapter` in opened tensors. Another file, or one that is damaged, is a `WeightsError`."""
+    if tensors.metadata.get("format") != OWN:
+        raise WeightsError(f"'{path}' is no adapter file of `save_adapter`.")
+    try:
+        said = parse_json(tensors.metadata.get("adapter", ""), f"What '{path}' says of its adapter")
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    said = said if isinstance(said, dict) else {}
+    config, alpha, entries = said.get("config"), said.get("alpha", 1.0), tensors.entries()
+    names = sorted({name.rpartition("/")[0] for name in entries if name.endswith(("/lora_a", "/lora_b"))})
+    pairs = {name: (entries.get(f"{name}/lora_a"), entries.get(f"{name}/lora_b")) for name in names}
+    state = (entries["start/wkv"], entries.get("start/shift")) if "start/wkv" in entries else None
+    others = {name.removeprefix(WHOLE): entry for name, entry in entries.items() if name.startswith(WHOLE)}
+    sizes = isinstance(config, dict) and type(config.get("num_hidden_layers")) is int and _is_model(config.get("model"))
+    number = type(alpha) in (int, float) and 0 < alpha < math.inf
+    fits = all(a and b and len(a.shape) >= 2 and len(b.shape) == 2 for a, b in pairs.values())
+    if not sizes or not number or not fits or type(said.get("shift")) is not bool or (state and None in state):
+        raise WeightsError(f"'{path}' is damaged: it says that it is an adapter, and parts of one are missing.")
+    return OwnAdapter(config, said["shift"], float(alpha), pairs, state, others)
+
+
+def _is_model(name):
+    """Whether a version goes by this name."""
+    return isinstance(name, str) and name in OWN_KEYS
+
+
 def save_lora(path, pairs, alpha=None):
     """Write a LoRA, whole or not at all: float16 in web-rwkv's way to `.st`, else a `.pth` in RWKV-PEFT's, as it is.
 
@@ -108,7 +151,7 @@ def save_lora(path, pairs, alpha=None):
 def adapter_sizes(tensors, path):
     """What `info` says of opened tensors, as plain values; None if they hold no adapter."""
     if tensors.metadata.get("format") == OWN:
-        return _own_sizes(tensors)
+        return _own_sizes(own_adapter(tensors, path), tensors)
     if not any(map(PART.fullmatch, tensors)):
         return None
     adapter = adapter_of(tensors, path)
@@ -124,21 +167,18 @@ def adapter_sizes(tensors, path):
     }
 
 
-def _own_sizes(tensors):
+def _own_sizes(adapter, tensors):
     """`adapter_sizes` of a file of `RWKV.save_adapter`."""
-    said = json.loads(tensors.metadata["adapter"])
-    matrices = [name for name in tensors if name.endswith("/lora_a")]
-    state = "start/wkv" in tensors
-    parts = [("LoRA", matrices), ("state, with last inputs" if said["shift"] else "state", state)]
+    parts = [("LoRA", adapter.pairs), ("state, with last inputs" if adapter.shift else "state", adapter.state)]
     return {
         "kind": "adapter",
         "adapter": " and ".join(name for name, there in parts if there) or "whole weights",
-        "model": said["config"]["model"],
-        "layers": said["config"]["num_hidden_layers"],
-        "ranks": sorted({tensors.shapes[name][-1] for name in matrices}),
-        "matrices": len(matrices),
-        "whole_tensors": sum(name.startswith(WHOLE) for name in tensors),
-        "dtype": str(next(iter(tensors.dtypes.values()))),
+        "model": adapter.config["model"],
+        "layers": adapter.config["num_hidden_layers"],
+        "ranks": sorted({a.shape[-1] for a, _ in adapter.pairs.values()}),
+        "matrices": len(adapter.pairs),
+        "whole_tensors": len(adapter.others),
+        "dtype": str(next(iter(tensors.dtypes.values()), None)),
     }
 
 

@@ -1,9 +1,9 @@
 """What lies in a folder of weights, and under which names."""
 
-import json
 from pathlib import Path
 
 from bert4keras_rwkv.config import LARGEST_FILE, RWKVConfig
+from bert4keras_rwkv.untrusted import parse_json
 from bert4keras_rwkv.weights.errors import WeightsError
 
 CONFIG = "config.json"
@@ -49,8 +49,8 @@ def foreign_keys(path):
     if not file.is_file() or file.stat().st_size > LARGEST_FILE:
         return None
     try:
-        keys = json.loads(file.read_text("utf-8"))
-    except (ValueError, RecursionError):
+        keys = parse_json(file.read_bytes(), f"'{file}'")
+    except ValueError:
         return None
     foreign = isinstance(keys, dict) and "model" not in keys and {"model_type", "architectures"} & set(keys)
     return keys if foreign else None

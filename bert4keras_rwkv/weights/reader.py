@@ -1,6 +1,7 @@
 """Plain reads from a file that nobody vouches for: nothing beyond its end is believed, nothing is mapped."""
 
 import os
+import stat
 
 import numpy as np
 
@@ -8,6 +9,14 @@ from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.tensors import Tensor, count
 
 LONGEST_LINE = 4096
+
+
+def regular(path):
+    """`path`, if a regular file is there: opening a pipe waits for whoever writes, and a device may do anything."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise WeightsError(f"'{path}' is no regular file, but a pipe or a device. Weights are read from files.")
+    return path
 
 
 class Reader:
@@ -18,7 +27,7 @@ class Reader:
 
     def __init__(self, path):
         self.path = str(path)
-        self._file = open(path, "rb")  # noqa: SIM115 - open as long as the weights are
+        self._file = open(regular(path), "rb")  # noqa: SIM115 - open as long as the weights are
         self.size = os.fstat(self._file.fileno()).st_size
 
     def close(self):

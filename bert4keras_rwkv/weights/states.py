@@ -93,7 +93,10 @@ def is_own(tensors):
 def state_sizes(tensors):
     """Layers, heads, head size, dtype and more of opened tensors, as plain values; None if they are no state alone."""
     if is_own(tensors) and {"wkv", "shift"} <= set(tensors):
-        texts, layers, *sizes = tensors.shapes["wkv"]
+        shape = tensors.shapes["wkv"]
+        if len(shape) not in (4, 5):
+            raise WeightsError(f"The file says that it is a state, and its `wkv` has the shape {shape}.")
+        texts, layers, *sizes = shape
         heads = {"heads": sizes[0], "head_size": sizes[1]} if len(sizes) == 3 else {"hidden_size": sizes[-1]}
         model = tensors.metadata.get("model") or "not said"
         return {"kind": "state", "model": model, "texts": texts, "layers": layers, **heads} | _dtype(tensors, "wkv")

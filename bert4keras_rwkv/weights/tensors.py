@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.weights.errors import WeightsError
 
 KINDS = (
@@ -23,6 +24,9 @@ KINDS = (
     "bool",
 )
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), **{name: np.dtype(name) for name in KINDS}}
+
+LARGEST = 1 << 63  # bytes of an array, for NumPy
+LONGEST_NAME = 512
 
 PIECE = 1 << 20  # bytes read at a time of a tensor that lies in rows
 WIDE_PIECE = 1 << 26  # the same across its rows: each row gives a run of bytes that should not be short
@@ -44,6 +48,10 @@ class Tensor:
     rows: Callable | None = None
     columns: Callable | None = None
     piece: int | None = None
+
+    def __post_init__(self):
+        if min(self.shape, default=0) < 0 or count(filter(None, self.shape)) * self.dtype.itemsize >= LARGEST:
+            raise WeightsError(f"No tensor has the shape {shown(self.shape)}.")
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(self.read(), dtype)
@@ -85,10 +93,14 @@ class Tensors(Mapping):
     """Lazy and read-only: `tensors[name]` reads one array, `shapes` and `dtypes` read nothing.
 
     Nothing read is kept. `metadata` is what the file says beside its tensors. Close it, or use it in a `with`.
+    A name that cannot be printed, or is far too long for one, is a `WeightsError`.
     """
 
     def __init__(self, entries, metadata=None, close=None):
         self._entries = dict(entries)
+        strange = next((name for name in self._entries if len(name) > LONGEST_NAME or not name.isprintable()), None)
+        if strange is not None:
+            raise WeightsError(f"No tensor has the name {shown(strange)}: up to {LONGEST_NAME} printable characters.")
         self._close = close
         self.metadata = dict(metadata or {})
 

@@ -85,8 +85,8 @@ def test_a_preset_that_exists_keeps_its_other_files(model, tmp_path):
         ("a.pth", ("--from", "no"), "No format 'no' can be read"),
         ("a.pth", ("--from", "st"), "stored as pth, which holds"),
         ("a.pth", ("--dtype", "q8_0"), r"has the dtypes float32, .*Received: --dtype q8_0"),
-        ("model", ("--to", "pth"), "is a folder. Give another name"),
-        ("model/tiny.pth", ("--to", "hf"), "is a file. Give another name"),
+        ("model", ("--to", "pth"), "is a folder, and a file is to be written"),
+        ("model/tiny.pth", ("--to", "hf"), "is no folder. Give another name"),
     ],
 )
 def test_what_cannot_be_written_is_said_before_anything_is(model, tmp_path, capsys, target, options, message):

@@ -98,7 +98,7 @@ def test_ids_that_are_no_text_are_told(tmp_path, vocabulary, capsys):
         (["wide.tfrecord", "b.bin"], "Document 0 (uint16 holds ids below 65536): id 65536"),
         (["broken.tfrecord", "b.bin"], "broken.tfrecord', record 1"),
         (["broken.bin", "b.tfrecord"], "item 1 lies in bytes"),
-        (["a.jsonl", "b.txt", "--workers", "0"], "`--workers` is at least 1"),
+        (["a.jsonl", "nowhere/b.jsonl"], "nowhere: There is no such folder"),
         ([".", "b.txt"], "holds data of 3 forms"),
     ],
 )

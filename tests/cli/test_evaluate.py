@@ -97,8 +97,6 @@ def test_what_people_read(model, tmp_path, capsys):
     ("arguments", "code", "said"),
     [
         (["no.jsonl"], 1, "There is no jsonl data set"),
-        (["a.jsonl", "--batch-size", "0"], 2, "`--batch-size` is at least 1"),
-        (["a.jsonl", "--limit", "0"], 2, "`--limit` is at least 1"),
         (["a.jsonl", "--task", "lambada"], 1, "a.jsonl', line 1: the last word"),
         (["empty.jsonl"], 1, "no token to predict"),
         (["ids.tfrecord"], 1, "ids.tfrecord', record 0: id 300"),

@@ -49,7 +49,6 @@ def test_prompt_from_stdin_echo_and_stop(model, command):
     "arguments, code, message",
     [
         (["--prompt", ""], 2, "The prompt is empty"),
-        (["--prompt", "a", "--top-p", "1.5"], 2, "`top_p` is the share"),
         (["--prompt", "a", "--max-penalty-range", "5", "2"], 2, "max_penalty_range"),
         (["--prompt", "hello hello", "--max-length", "2"], 1, "`max_length`, prompt and answer together, is 2"),
         (["--prompt", "a", "--tokenizer", "nowhere.txt"], 1, "nowhere.txt"),

@@ -9,6 +9,7 @@ import pytest
 from bert4keras_rwkv.cli import engine, main
 from bert4keras_rwkv.models import RWKV
 from bert4keras_rwkv.state import RWKVState
+from bert4keras_rwkv.training import fitting
 from bert4keras_rwkv.training import tune as tuning
 from bert4keras_rwkv.training.callbacks import TrainingCheckpoint
 
@@ -114,7 +115,7 @@ def test_what_was_stopped_goes_on(model, data, tmp_path, capsys, monkeypatch):
     "options, code, message",
     [
         (["--out", "a.state"], 2, "needs --data"),
-        (["--out", "nowhere/a.state", "--data", "a.jsonl"], 2, "no folder"),
+        (["--out", "nowhere/a.state", "--data", "a.jsonl"], 1, "no such folder"),
         (["--out", "a.pth", "--data", "a.jsonl", "--time-shift"], 1, "no place for last inputs"),
         (["--out", "a.pth", "--data", "a.jsonl", "--mode", "state+lora"], 1, "a state with a LoRA"),
         (["--out", "a.pth", "--data", "a.jsonl", "--mode", "lora"], 1, "choose `targets`"),
@@ -123,15 +124,34 @@ def test_what_was_stopped_goes_on(model, data, tmp_path, capsys, monkeypatch):
         (["--out", "a.state", "--data", "a.jsonl", "--steps", "2", "--epochs", "2"], 2, "one of them"),
         (["--out", "a.state", "--data", "a.jsonl", "--batch-size", "500"], 1, "shorter than a batch"),
         (["--out", "a.state", "--data", "one.jsonl"], 1, "held out"),
+        (["--out", "a.state", "--data", "empty.jsonl"], 1, "'empty.jsonl' holds no document"),
+        (["--out", "a.state", "--data", "a.jsonl", "--held-out", "empty.jsonl"], 1, "'empty.jsonl' holds no document"),
     ],
 )
 def test_errors_are_told_before_anything_is_trained(model, data, options, code, message, capsys, monkeypatch):
     monkeypatch.chdir(data.parent)
     (data.parent / "one.jsonl").write_text('{"text": "hello"}')
+    (data.parent / "empty.jsonl").write_text("")
     monkeypatch.setattr(tuning, "Tuned", None)  # what comes of a training
     assert run("tune", "--model", model, *SMALL, *options) == code
     assert message in capsys.readouterr().err
     assert not list(data.parent.glob("a.[ps]*"))
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize("when", ["meanwhile", "at the end"])
+def test_a_loss_that_is_no_longer_finite(when, model, data, tmp_path, capsys, monkeypatch):
+    """Nothing is written, and another learning rate can be tried at once."""
+
+    def trained(*arguments, callbacks, **options):
+        callbacks[0].set_params({"epochs": 1})
+        callbacks[0].on_epoch_end(0, {"loss": np.nan if when == "meanwhile" else 1.0})
+
+    monkeypatch.setattr(fitting, "fit_batches", trained)
+    monkeypatch.setattr(fitting, "mean_loss", lambda *arguments: np.inf)
+    assert run("tune", "--model", model, "--data", data, "--out", tmp_path / "a.pth", *SMALL, "--steps", 1) == 1
+    assert "Take a smaller learning rate" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "a.jsonl"}
 
 
 def test_what_belongs_to_another_model_is_told(model, tmp_path, tiny_config, capsys):

@@ -174,3 +174,18 @@ def test_nan_and_infinity_give_an_id(sampling, vocabulary=SMALLEST):
 
 def test_first_max_is_the_first():
     assert ops.convert_to_numpy(first_max(ops.convert_to_tensor([[1.0, 3, 3], [0, 0, 0]]))).tolist() == [1, 0]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("size", [50, SMALLEST + 10])
+@pytest.mark.parametrize("after", [False, True])
+def test_the_coldest_temperatures_are_greedy(size, after, rng):
+    """However near to 0, and logits however large; 0 itself too, in a batch with warm rows."""
+    temperature = np.array([1e-25, 1e-31, 1e-37, 1e-38, 1e-45, 0], "float32")
+    logits = (rng.permuted(np.tile(np.arange(size), (len(temperature), 1)), axis=1) - size / 2).astype("float32")
+    sampling = Sampling(temperature=0.5, top_p=0.99, top_k=30, temperature_after=after)
+    values = {**sampling.values(len(temperature)), "temperature": temperature}
+    seeds = np.zeros((len(temperature), 2), "int32")
+    for scale in (1.0, 1e3):
+        got = ops.convert_to_numpy(drawer(sampling)(logits * np.float32(scale), values, seeds))
+        np.testing.assert_array_equal(got, logits.argmax(1))

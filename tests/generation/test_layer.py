@@ -112,14 +112,22 @@ def test_seeds(net):
     np.testing.assert_array_equal(numpy(fixed(padded(rows, "left"))), want)
 
 
-def test_another_pad_id(net):
-    """With pad -1 every id is an ordinary token, 0 too; what follows the end is the pad."""
-    generator = model(net, Sampling(temperature=0.8), end_token=5, pad_token_id=-1, seed=0)
-    ids = np.full((2, L), -1, "int32")
+@pytest.mark.parametrize("pad", [-1, toy.V, toy.V + 3])
+def test_another_pad_id(net, pad):
+    """With a pad that is no id every id is an ordinary token, 0 too; what follows the end is the pad. Presence is
+    subtracted from what the row itself wrote.
+    """
+    sampling = Sampling(temperature=0.8, presence_penalty=0.5)
+    generator = model(net, sampling, end_token=5, pad_token_id=pad, seed=0)
+    ids = np.full((2, L), pad, "int32")
     ids[0, :3], ids[1, 5:] = [0, 1, 0], [0, 0, 3, 0, 1, 2, 0]
     rows = [[0, 1, 0], [0, 0, 3, 0, 1, 2, 0]]
-    want = [toy.generate(net, row, L, Sampling(temperature=0.8), i, (5,))[0] for i, row in enumerate(rows)]
-    want = [row + [-1] * (L - len(row)) for row in want]
+
+    def penalised(row):
+        return lambda logits, text: logits - 0.5 * np.isin(np.arange(toy.V), text[len(row) :])
+
+    want = [toy.generate(net, row, L, sampling, i, (5,), penalise=penalised(row))[0] for i, row in enumerate(rows)]
+    want = [row + [pad] * (L - len(row)) for row in want]
     assert generator.predict(ids, verbose=0).tolist() == want
 
 
@@ -159,3 +167,12 @@ def test_progress_goes_to_stderr(net, capfd):
 def test_bad_options(net, options, message):
     with pytest.raises(ValueError, match=message):
         model(net, **options)
+
+
+@pytest.mark.parametrize("shape", [(0, 12), (2, 13), (2, 5)])
+@pytest.mark.parametrize("ask", ["predict", "__call__"])
+def test_other_shapes_are_refused(net, shape, ask):
+    """No row, or prompts longer or shorter than the buffer: never answered with something else, and nothing hangs."""
+    model = cache_model(net, 12, None, Sampling(temperature=0), toy.V, toy.WKV, toy.SHIFT)
+    with pytest.raises(ValueError, match=r"`Input-Token` is \(B, 12\), with at least one row"):
+        getattr(model, ask)([np.ones(shape, "int32")])

@@ -32,6 +32,19 @@ def test_padding_never_counts():
     assert repetition([2.0, 2.0], [[1, 0, 0, 0]], 2)[0].tolist() == pytest.approx([2 / 1.2, 2 / 1.2])
 
 
+@pytest.mark.parametrize("fill", [-1, 3, 2**31 - 1, -(2**31)])
+def test_what_fills_the_buffer_is_ignored(fill, rng):
+    """Any number may stand behind the texts: rows of other texts, and other ids, keep their logits. 3 is V."""
+    logits, position = np.ones((3, 3), "float32"), np.array([2, 4, 0], "int32")
+    ids = np.array([[1, 1, fill, fill], [2, 0, 2, 2], [fill] * 4], "int32")
+    want = [[1, 0.5, 1], [0.5, 1, 0.5], [1, 1, 1]]
+    assert repetition(logits, ids, position, penalty=2.0).tolist() == want
+    run = compiled(penalise_frequency)
+    half, none, one = (np.full(1, x, "float32") for x in (0.5, 0.0, 1.0))
+    got = run(logits, ids, np.zeros(3, "int32"), position, half, none, one)
+    assert ops.convert_to_numpy(got).tolist() == want
+
+
 def test_without_a_range_counts_do_not_matter():
     got = repetition([1.0, 1, 1], [[0, 0, 0, 1, 2, 2]], 4)
     np.testing.assert_allclose(got, [[1 / 1.2, 1 / 1.2, 1]], rtol=1e-6)

@@ -25,7 +25,7 @@ class Toy(keras.layers.Layer):
 
     def hidden(self, ids, state, present):
         self.traces += 1
-        x, previous = state["x"], state["previous"]
+        x, previous, ids = state["x"], state["previous"], ops.clip(ids, 0, self.embeddings.shape[0] - 1)
         hidden = ops.zeros_like(x)
         for t in range(ids.shape[1]):
             new = ops.take(self.embeddings, ids[:, t], axis=0)

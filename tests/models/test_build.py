@@ -73,6 +73,15 @@ def test_the_way_of_bert4keras(rwkv, ids, tmp_path):
     np.testing.assert_allclose(model.predict(ids, verbose=0), ops.convert_to_numpy(want), atol=1e-5)
 
 
+def test_with_lm_and_names():
+    """True is 'softmax', as in bert4keras3; with a prefix two models fit into one."""
+    one, other = small_model(with_lm=True, prefix="one_"), small_model(with_lm=0, prefix="other_", name="hidden")
+    assert one.with_lm == "softmax" and one.model.layers[-1].name == "one_probabilities"
+    assert other.model.output_shape[-1] == SIZES["hidden_size"] and other.model.name == "hidden"
+    both = keras.Model(one.model.inputs + other.model.inputs, one.model.outputs + other.model.outputs)
+    assert [x.name for x in both.inputs] == ["one_Input-Token", "other_Input-Token"]
+
+
 def test_hidden_states(ids):
     hidden = small_model(with_lm=False, pad_token_id=None)
     logits = hidden.backbone.head(hidden.model.predict(ids, verbose=0))

@@ -159,6 +159,20 @@ def test_answers_and_hits(small, rng):
     assert 0 < results[0]["token_accuracy"] < 1
 
 
+def test_sample_weights_of_segments(small, rng):
+    """A token of weight 0 costs nothing, the first of a segment too: 0 and 1 are an `Answer-Mask`."""
+    ids, reset = text_of(rng, True)
+    answer = (rng.random(ids.shape) < 0.5).astype("int32")
+    masked = compiled(small, loss=NextTokenLoss(answer_mask=True, pad_token_id=None))
+    weighted = compiled(small, loss=NextTokenLoss(pad_token_id=None))
+    want = [masked.test_on_batch(segment) for segment in segments(ids, answer, reset)]
+    got = [
+        weighted.test_on_batch([ids, reset], sample_weight=weight.astype("float32"))
+        for ids, reset, weight in segments(ids, reset, answer)
+    ]
+    assert got == pytest.approx(want, rel=1e-5)
+
+
 @on_one_backend
 def test_hundreds_of_segments_stay_finite(rng):
     """The losses of 300 steps in one document, and at a learning rate that learns: they fall."""

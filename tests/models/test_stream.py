@@ -43,7 +43,8 @@ def test_left_at_any_moment(rwkv, as_text, seed=1):
         else:
             assert given == stream.ids
         count = len(stream.ids)
-        ids, state = rwkv.generate(prompt, max_new_tokens=count, seed=seed, return_state=True, **options)
+        *ids, state = rwkv.stream(prompt, max_new_tokens=count, seed=seed, return_state=True, **options)
+        ids = prompt + ids
         assert ids == prompt + stream.ids == whole[: len(ids)]
         same(stream.state, state)
         rest = rwkv.generate(ids[-1:], max_new_tokens=8 - count, state=stream.state, seed=stream.seed, **options)
@@ -74,9 +75,8 @@ def test_stop_texts(rwkv, stop):
         )
         assert "".join(stream) == text and stream.ids == tokens
         assert list(rwkv.stream(prompts[row], 9 + len(prompts[row]), None, LETTERS, 5 + row, stop_texts=stop)) == tokens
-        _, exact = rwkv.generate(
-            prompts[row], max_new_tokens=len(tokens), seed=5 + row, sampling=LETTERS, return_state=True
-        )
+        asked = {"max_new_tokens": len(tokens), "seed": 5 + row, "sampling": LETTERS}
+        *_, exact = rwkv.stream(prompts[row], **asked, return_state=True)
         same(stream.state, exact)
         assert_close(arrays(0 * exact.wkv, state[row]), arrays(0 * exact.wkv, exact))
 

@@ -6,6 +6,8 @@ import pytest
 from keras import ops
 
 from bert4keras_rwkv.layers import Loss, NextTokenLoss
+from bert4keras_rwkv.layers.losses import each_token
+from bert4keras_rwkv.training.metrics import Perplexity, Tokens
 from tests.gradients import quick
 from tests.models.small import small_model, texts
 
@@ -115,6 +117,43 @@ def test_a_batch_of_padding_costs_nothing(rng):
     assert model.train_on_batch([np.zeros((2, 6), "int32")]) == 0
     for name, array in rwkv.weights().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def weighted_truth(rwkv, ids, weights):
+    """The weighted mean cross-entropy of `forward`; weights: (B, T), of each token."""
+    logits = ops.convert_to_numpy(rwkv.forward(ids, None, ids != 0)[0]).astype("float64")[:, :-1]
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    weights = (weights * (ids != 0))[:, 1:] * (ids != 0)[:, :-1]
+    return np.sum(-np.take_along_axis(log_p, ids[:, 1:, None], -1)[..., 0] * weights) / weights.sum()
+
+
+def test_sample_weights(rng):
+    """Of texts and of tokens: the loss is the weighted mean, in `evaluate` and in training, and so are the metrics; 0
+    leaves out. 1e-5: float32 sums.
+    """
+    rwkv, ids = small_model(num_hidden_layers=1), padded(rng)
+    model = rwkv.training_model(accuracy=True)
+    eager = keras.config.backend() == "tensorflow"  # where the graph would take longer
+    model.compile(keras.optimizers.SGD(0.0), metrics=[Perplexity(), Tokens()], run_eagerly=eager)
+    texts_alone, each = np.array([1.0, 0.0, 0.5], "float32"), rng.random((B, T)).astype("float32")
+    got = model.test_on_batch([ids], sample_weight=each, return_dict=True)
+    want = weighted_truth(rwkv, ids, each)
+    assert (got["loss"], got["perplexity"]) == pytest.approx((want, np.exp(want)), rel=1e-5)
+    want = weighted_truth(rwkv, ids, texts_alone[:, None] * np.ones((B, T)))
+    options = {"sample_weight": texts_alone, "batch_size": B, "verbose": 0}
+    assert model.evaluate(ids, **options)[0] == pytest.approx(want, rel=1e-5)
+    data = (ids, None, texts_alone)
+    history = model.fit(ids, **options, validation_data=data).history
+    assert [history["loss"][0], history["val_loss"][0]] == pytest.approx([want, want], rel=1e-5)
+
+
+def test_weights_of_each_token():
+    ids = np.zeros((2, 3), "int32")
+    for weights in ([0.5, 2], [[0.5], [2]], [[0.5] * 3, [2] * 3]):
+        got = ops.convert_to_numpy(each_token(ops.convert_to_tensor(np.float32(weights)), ids))
+        assert got.tolist() == [[0.5] * 3, [2] * 3]
+    with pytest.raises(ValueError, match=r"for each token, \(B, 3\)"):
+        each_token(np.ones((2, 4), "float32"), ids)
 
 
 def test_save_and_load(tmp_path, rng):

@@ -29,12 +29,13 @@ def one_key(generator, shape):
     return np.broadcast_to(random_keys(generator, (shape[0], 1, shape[2])), shape)
 
 
-# One head each: log decay w and rate (numbers, or None for random ones), and the directions kk (B, T, N).
+# One head each: log decay w and rate (numbers, None for random ones, or a pair that takes turns), and the directions kk
+# (B, T, N).
 PATTERNS = {
     "usual": (None, None, random_keys),
     "slow": (-1e-6, None, random_keys),
     "fast": (FASTEST, None, random_keys),
-    "walls": ("walls", None, random_keys),
+    "walls": ((FASTEST, -1e-6), None, random_keys),
     "nothing is forgotten": (None, 0.0, random_keys),
     "all of a key is forgotten": (None, 1.0, random_keys),
     "one key over and over": (None, 1.0, one_key),
@@ -42,6 +43,14 @@ PATTERNS = {
     "one key back and forth": (-1e-6, 1.0, lambda g, s: one_key(g, s) * np.where(np.arange(s[1]) % 2, 1, -1)[:, None]),
     "keys of length 0": (None, None, lambda g, s: random_keys(g, s) * (g.random((*s[:2], 1)) < 0.5)),
 }
+# Of other models, whose decays have no bound.
+BOUNDLESS = {
+    "faster": (-3.0, None, random_keys),
+    "nothing lasts": (-60.0, None, random_keys),
+    "high walls": ((-60.0, -1e-6), None, random_keys),
+    "hurdles": ((-8.0, -0.3), 1.0, one_key),
+}
+ALL = {**PATTERNS, **BOUNDLESS}
 
 
 def inputs(generator, T, heads=H, size=N, batch=B, patterns=("usual",)):
@@ -50,11 +59,11 @@ def inputs(generator, T, heads=H, size=N, batch=B, patterns=("usual",)):
     r, k, v = (generator.standard_normal(shape) for _ in range(3))
     w, a, b = np.zeros((3, *shape))
     for h, name in enumerate([*patterns, *[patterns[-1]] * heads][:heads]):
-        decay, rate, keys = PATTERNS[name]
+        decay, rate, keys = ALL[name]
         kk = keys(generator, (batch, T, size))
         fast, rates = generator.random((2, batch, T, size))
-        if decay == "walls":
-            w[:, :, h] = np.where(fast < 0.2, FASTEST, -1e-6)
+        if isinstance(decay, tuple):
+            w[:, :, h] = np.where(fast < 0.2, *decay)
         else:
             w[:, :, h] = FASTEST * fast if decay is None else decay
         a[:, :, h], b[:, :, h] = -kk, kk * (rates if rate is None else rate)
@@ -68,33 +77,35 @@ def error(got, want):
     return np.abs(got - want).max() / max(np.abs(want).max(), 1e-30)
 
 
-def errors_by_head(got, want, axes):
+def errors_by_head(got, want, axes, patterns):
     """`error` of each tensor and head, each head with a pattern of its own. axes: where the heads are in a tensor."""
     return {
         (i, name): error(np.take(ops.convert_to_numpy(g), h, axis), np.take(w, h, axis))
         for i, (g, w, axis) in enumerate(zip(got, want, axes, strict=True))
-        for h, name in enumerate(PATTERNS)
+        for h, name in enumerate(patterns)
         if np.abs(np.take(w, h, axis)).max() > 1e-20
     }
 
 
-@pytest.mark.parametrize("chunk", [None, 16, 64])
-def test_accurate_for_every_pattern(chunk, rng):
+@pytest.mark.parametrize(("chunk", "bounded"), [(None, False), (16, True), (64, True), (32, False)])
+def test_accurate_for_every_pattern(chunk, bounded, rng):
     """5e-6 of a float64 loop: float32 sums of some hundred terms. The longest chunk has the largest exponents."""
-    args = inputs(rng, 130, heads=len(PATTERNS), patterns=tuple(PATTERNS))
+    patterns = tuple(PATTERNS if bounded else ALL)
+    args = inputs(rng, 130, heads=len(patterns), patterns=patterns)
 
     def form(*args):
-        return wkv7_loop(*args) if chunk is None else wkv7_chunked(*args, chunk=chunk)
+        return wkv7_loop(*args) if chunk is None else wkv7_chunked(*args, bounded=bounded, chunk=chunk)
 
-    errors = errors_by_head(compile_on(form)(*args), numpy_wkv7.wkv7(*args), (2, 1))
+    errors = errors_by_head(compile_on(form)(*args), numpy_wkv7.wkv7(*args), (2, 1), patterns)
     assert max(errors.values()) < 5e-6, errors
 
 
-@pytest.mark.parametrize("with_resets", [False, True])
-def test_gradients_for_every_pattern(with_resets, rng):
+@pytest.mark.parametrize(("with_resets", "bounded"), [(False, True), (True, True), (True, False)])
+def test_gradients_for_every_pattern(with_resets, bounded, rng):
     """1e-5 of the float64 gradient, initial state and tuned start state too, with resets inside a chunk."""
-    T, heads = 70, len(PATTERNS)
-    args = inputs(rng, T, heads=heads, patterns=tuple(PATTERNS))
+    patterns = tuple(PATTERNS if bounded else ALL)
+    T, heads = 70, len(patterns)
+    args = inputs(rng, T, heads=heads, patterns=patterns)
     dy = rng.standard_normal((B, T, heads, N)).astype("float32")
     dstate = rng.standard_normal((B, heads, N, N)).astype("float32")
     reset = None
@@ -104,12 +115,12 @@ def test_gradients_for_every_pattern(with_resets, rng):
         reset[0, 0], reset[1, :40] = True, False
 
     def loss(*args):
-        y, state = wkv7_chunked(*args[:7], reset=reset, start=args[7] if with_resets else None)
+        y, state = wkv7_chunked(*args[:7], reset=reset, start=args[7] if with_resets else None, bounded=bounded)
         return ops.sum(ops.multiply(y, dy)) + ops.sum(ops.multiply(state, dstate))
 
     want = numpy_wkv7.wkv7_gradients(dy, dstate, *args[:7], reset=reset, start=args[-1] if with_resets else None)
     axes = (2, 2, 2, 2, 2, 2, 1, 0)[: len(args)]
-    errors = errors_by_head(gradients(loss, args, jit=True), want[: len(args)], axes)
+    errors = errors_by_head(gradients(loss, args, jit=True), want[: len(args)], axes, patterns)
     assert max(errors.values()) < 1e-5, errors
 
 

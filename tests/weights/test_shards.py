@@ -110,9 +110,9 @@ def test_shards_lie_beside_their_index(tmp_path, file):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"{", "is not a JSON file"),
-        (b"{" * 100_000, "is not a JSON file"),
-        (b'{"\xff', "is not a JSON file"),
+        (b"{", "is no JSON"),
+        (b"{" * 100_000, "is no JSON"),
+        (b'{"\xff', "is no JSON"),
         (b"{}", "no 'weight_map'"),
         (b'{"weight_map": []}', "no 'weight_map'"),
         (b'{"weight_map": {}}', "no 'weight_map'"),

@@ -10,7 +10,7 @@ import pytest
 
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_pth, write_safetensors
 from bert4keras_rwkv.weights.tensors import Tensor, Tensors
-from bert4keras_rwkv.weights.whole import whole_file
+from bert4keras_rwkv.whole import whole_file
 
 pytestmark = pytest.mark.backend_free
 

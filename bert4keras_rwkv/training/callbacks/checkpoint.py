@@ -10,15 +10,15 @@ import re
 import threading
 from pathlib import Path
 
-import keras
 import numpy as np
-from keras import ops
 
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.global_random import global_random_state, set_global_random_state
 from bert4keras_rwkv.training.py_dataset import BatchDataset
 from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors, write_safetensors
 from bert4keras_rwkv.weights.tensors import Tensor, Tensors, dtype_named
+from bert4keras_rwkv.whole import remove_unfinished
 
 FORMAT = "bert4keras_rwkv.checkpoint"  # how our files name themselves
 ENOUGH = "enough steps for this epoch"  # in `stop_training`; another callback would write True
@@ -68,8 +68,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self._steps = self.params["steps"]
         if self.data is not None and self._steps is None:
             raise ValueError("With `data` the steps of an epoch must be known: fit(..., steps_per_epoch=len(batches)).")
-        for leftover in self.folder.glob(".epoch-*.unfinished"):  # of a process that was killed while it wrote
-            leftover.unlink()
+        remove_unfinished(self.folder)
         self._offset, self._resumed, self._random, self._began = self._first, None, None, False
         found = checkpoints(self.folder)
         if found:
@@ -151,7 +150,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         except OSError as error:
             kept = checkpoints(self.folder)
             left = f"The last one stays: {kept[-1].name}." if kept else "There is none yet."
-            raise OSError(error.errno, f"A checkpoint could not be written: {error.strerror}. {left}", path) from error
+            why = f"A checkpoint could not be written: {error.strerror}. {left}"
+            raise OSError(error.errno, why, path) from error
         for old in checkpoints(self.folder)[: -self.keep]:
             old.unlink()
 

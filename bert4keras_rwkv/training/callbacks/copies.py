@@ -1,7 +1,8 @@
 """Values of variables kept aside, to go back to."""
 
 import numpy as np
-from keras import ops
+
+from bert4keras_rwkv.keras_loader import ops
 
 
 class Copies:
@@ -15,14 +16,6 @@ class Copies:
         """Give the variables these values again."""
         for variable, value in zip(self.variables, self.values, strict=True):
             variable.assign(value)
-
-
-def finite(value):
-    """Whether all numbers of an array or variable are; integers always."""
-    array = np.asarray(ops.convert_to_numpy(value))
-    if array.dtype.kind not in "fV":  # V: bfloat16, which NumPy does not know
-        return True
-    return bool(np.isfinite(array.astype("float32", copy=False)).all())
 
 
 def optimizer_variables(model):

@@ -2,9 +2,9 @@
 
 import math
 
-import keras
 import numpy as np
 
+from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.training.callbacks.copies import Copies, optimizer_variables
 
 

@@ -1,17 +1,15 @@
 """A loss or weight that is no number ends training, with all that is needed to find out why."""
 
-import contextlib
-import functools
 import math
 import warnings
 from pathlib import Path
 
-import keras
 import numpy as np
-from keras import ops
 
-from bert4keras_rwkv.training.callbacks.copies import Copies, finite, optimizer_variables
-from bert4keras_rwkv.weights.whole import whole_file
+from bert4keras_rwkv.keras_loader import keras, ops
+from bert4keras_rwkv.models.finite import finite, first_not_finite
+from bert4keras_rwkv.training.callbacks.copies import Copies, optimizer_variables
+from bert4keras_rwkv.whole import whole_file
 
 PARTS = ("x", "y", "sample_weight")
 
@@ -102,12 +100,9 @@ def write_batch(path, batch):
 
 def first_layer(model, inputs):
     """The path of the first layer whose output for these inputs is not finite, None if all are. Runs without graph."""
-    seen = []
-    with contextlib.ExitStack() as stack:
-        for layer in model._flatten_layers(include_self=False):
-            stack.enter_context(_watched(layer, seen))
-        model(keras.tree.map_structure(ops.convert_to_tensor, _as_given(model, inputs)))
-    return next(iter(seen), None)
+    return first_not_finite(
+        model, lambda: model(keras.tree.map_structure(ops.convert_to_tensor, _as_given(model, inputs)))
+    )
 
 
 def _as_given(model, inputs):
@@ -118,27 +113,3 @@ def _as_given(model, inputs):
     named = isinstance(inputs, dict) and not isinstance(structure, dict)
     leaves = [inputs[tensor.name] for tensor in model.inputs] if named else keras.tree.flatten(inputs)
     return keras.tree.pack_sequence_as(structure, leaves)
-
-
-@contextlib.contextmanager
-def _watched(layer, seen):
-    """While it lasts, the layer adds its path to `seen` when an output of it is not finite."""
-    call = layer.call
-
-    @functools.wraps(call)
-    def watched(*args, **kwargs):
-        output = call(*args, **kwargs)
-        if not all(map(finite, keras.tree.flatten(output))):
-            seen.append(layer.path or layer.name)
-        return output
-
-    layer.call = watched
-    recomputed = getattr(layer, "remat", False)
-    if recomputed:  # there outputs are no values
-        layer.remat = False
-    try:
-        yield
-    finally:
-        del layer.call
-        if recomputed:
-            layer.remat = True

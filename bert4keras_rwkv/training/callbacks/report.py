@@ -3,7 +3,7 @@
 import math
 import time
 
-import keras
+from bert4keras_rwkv.keras_loader import keras
 
 
 class Report(keras.callbacks.Callback):

@@ -2,9 +2,9 @@
 
 import time
 
-import keras
 import numpy as np
-from keras import ops
+
+from bert4keras_rwkv.keras_loader import keras, ops
 
 
 class TokensPerSecond(keras.callbacks.Callback):

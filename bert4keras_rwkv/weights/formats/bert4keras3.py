@@ -8,7 +8,7 @@ import numpy as np
 
 from bert4keras_rwkv.weights.derived import derived, vector
 from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, holds, open_hdf5
+from bert4keras_rwkv.weights.formats.hdf5 import LAYERS, MAGIC, data_sets, holds, open_hdf5, weights_only
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.tensors import Tensors
 
@@ -25,7 +25,8 @@ def open_bert4keras3(path, config=None):
     """The weights as lazy `Tensors`. A group that is missing, or one too many, is a `WeightsError`."""
     file = open_hdf5(path)
     try:
-        found = _Noted({name.removeprefix("layers/"): tensor for name, tensor in data_sets(file).items()})
+        weights = weights_only(data_sets(file))
+        found = _Noted({name.removeprefix(LAYERS): tensor for name, tensor in weights.items()})
         entries = _entries(found)
         extra = sorted(set(found) - found.asked)
         if extra:

@@ -5,8 +5,8 @@ import json
 from bert4keras_rwkv.tokenizers import VOCABULARY_NAME
 from bert4keras_rwkv.weights.formats.safetensors_file import write_safetensors
 from bert4keras_rwkv.weights.preset import CONFIG, SAFETENSORS
-from bert4keras_rwkv.weights.whole import whole_folder
 from bert4keras_rwkv.weights.write import is_floating
+from bert4keras_rwkv.whole import whole_folder
 
 GENERATION = "generation_config.json"
 WORLD_NAME = (

@@ -8,6 +8,7 @@ import logging
 
 import numpy as np
 
+from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.gguf_header import read_header
 from bert4keras_rwkv.weights.formats.gguf_names import ARCHITECTURES, COPIES, gguf_rules, layers_of
@@ -23,6 +24,7 @@ from bert4keras_rwkv.weights.tensors import Tensors
 MAGIC = b"GGUF"
 USUAL_EPSILON = 1e-5
 MOST_HALVINGS = 64
+MOST_IN_A_HEAD = 1 << 16
 
 logger = logging.getLogger("bert4keras_rwkv")
 
@@ -61,12 +63,15 @@ def _opened(reader, values, stored):
     parts = values.get(Keys.Split.LLM_KV_SPLIT_COUNT, 1)
     if parts not in (0, 1):
         raise WeightsError(
-            f"'{reader.path}' is one of {parts} parts of a GGUF file. Join them: llama-gguf-split --merge."
+            f"'{reader.path}' is one of {shown(parts)} parts of a GGUF file. Join them: llama-gguf-split --merge."
         )
     _warn_about_epsilon(reader, value(Keys.Attention.LAYERNORM_EPS, USUAL_EPSILON))
     layers = layers_of(stored)
     fused = any(name.endswith("time_mix_lerp_fused.weight") for name in stored)
-    rules = gguf_rules(architecture, layers, value(Keys.WKV.HEAD_SIZE, 0), fused)
+    head_size = value(Keys.WKV.HEAD_SIZE, 0)
+    if not isinstance(head_size, int) or not 0 <= head_size < MOST_IN_A_HEAD:
+        raise reader.broken(f"it has heads of {shown(head_size)} channels")
+    rules = gguf_rules(architecture, layers, head_size, fused)
     _compare_names(reader, rules, stored)
     paths = [rule.path for rule in filled(rules)]
     found = {name: stored_tensor(reader, name, at.offset, at.shape, at.kind) for name, at in stored.items()}
@@ -93,7 +98,7 @@ def _compare_names(reader, rules, stored):
 def _undivided(reader, found, layers, every):
     """The tensors that llama.cpp's converter divides by two for every so many layers, as they were."""
     if not isinstance(every, int) or every < 0 or (every and (layers - 1) // every > MOST_HALVINGS):
-        raise reader.broken(f"it halves activations every {every!r} of {layers} layers")
+        raise reader.broken(f"it halves activations every {shown(every)} of {layers} layers")
     result = {}
     for i in range(every, layers) if every else ():
         for name in (f"blk.{i}.time_mix_output.weight", f"blk.{i}.channel_mix_value.weight"):

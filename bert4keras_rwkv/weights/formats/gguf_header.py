@@ -7,16 +7,18 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.weights.quantised import stored_size
 from bert4keras_rwkv.weights.tensors import count
 
 # Several times what the header of any RWKV has; beyond it, a count is damaged.
 LARGEST_HEADER = 1 << 26
 LONGEST_TEXT = 1 << 20
-MOST_TEXTS = 1 << 18
+MOST_TEXTS = MOST_NUMBERS = 1 << 18
 MOST_DIMENSIONS = 4  # GGML's own limit
 
 
@@ -88,6 +90,8 @@ class _Parser:
         return self._numbers(inner, length)
 
     def _numbers(self, kind, length):
+        if length > MOST_NUMBERS:
+            raise self._reader.broken(f"its header claims {length} numbers under one key")
         dtype = np.dtype(self._gguf.GGUFReader.gguf_scalar_to_np[kind])
         return np.frombuffer(self._take(length * dtype.itemsize), dtype).tolist()
 
@@ -112,7 +116,11 @@ class _Parser:
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise self._reader.broken(f"its alignment is {alignment!r}")
         start = self._gguf.GGUFWriter.ggml_pad(self._reader.tell(), alignment)
-        return {name: Stored(shape, kind, start + offset) for name, (shape, kind, offset) in found.items()}
+        placed = {name: Stored(shape, kind, start + offset) for name, (shape, kind, offset) in found.items()}
+        for (before, end), (after, _) in pairwise(sorted(_spans(placed), key=lambda span: span[0].offset)):
+            if end > after.offset:
+                raise self._reader.broken(f"tensors of the shapes {before.shape} and {after.shape} overlap")
+        return placed
 
     def _check_architecture(self, name):
         if name in self._architectures:
@@ -135,6 +143,11 @@ class _Parser:
         if self._reader.tell() + size > LARGEST_HEADER:
             raise self._reader.broken(f"its header claims to be longer than {LARGEST_HEADER} bytes")
         return self._reader.read(size)
+
+
+def _spans(placed):
+    """(`Stored`, the byte behind it) of each tensor."""
+    return [(one, one.offset + stored_size(name, one.shape, one.kind)) for name, one in placed.items()]
 
 
 def _shown(name):

@@ -18,8 +18,8 @@ from bert4keras_rwkv.weights.formats.gguf_tokenizer import add_tokens
 from bert4keras_rwkv.weights.quantised import stored_size
 from bert4keras_rwkv.weights.rules import to_variables
 from bert4keras_rwkv.weights.tensors import Tensors, as_tensors
-from bert4keras_rwkv.weights.whole import whole_file
 from bert4keras_rwkv.weights.write import cast, report
+from bert4keras_rwkv.whole import whole_file
 
 PLAIN = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")

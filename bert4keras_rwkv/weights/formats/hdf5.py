@@ -1,4 +1,8 @@
-"""What Keras' `.weights.h5` files have in common: data sets, read one at a time, with bfloat16 as two opaque bytes."""
+"""What Keras' `.weights.h5` files have in common: data sets, read one at a time, with bfloat16 as two opaque bytes.
+
+HDF5 can point to other files in several ways, unpack without end and load plugins. Keras uses none of it: only data
+sets that lie in one piece inside the file are read, and the properties that say so are asked for first.
+"""
 
 from contextlib import contextmanager
 
@@ -6,15 +10,19 @@ import h5py
 import numpy as np
 
 from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.weights.reader import regular
 from bert4keras_rwkv.weights.tensors import DTYPES, Tensor
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
+LAYERS = "layers/"
+DEEPEST = 32  # groups in each other; those of a model are ten
+PIECES = (h5py.h5d.COMPACT, h5py.h5d.CONTIGUOUS)
 
 
 def open_hdf5(path):
     """The HDF5 file, for reading. A damaged one is a `WeightsError`."""
     with whole(path):
-        return h5py.File(path, "r")
+        return h5py.File(regular(path), "r")
 
 
 @contextmanager
@@ -29,20 +37,34 @@ def whole(path):
 
 
 def holds(path, *names):
-    """Whether an HDF5 file has all these groups."""
+    """Whether an HDF5 file has all these groups, inside itself."""
     with open_hdf5(path) as file, whole(path):
-        return all(name in file for name in names)
+        return all(_lies_in(file, name.split("/")) for name in names)
+
+
+def _lies_in(group, names):
+    """Whether a path leads somewhere without any link to elsewhere."""
+    if not names:
+        return True
+    here = isinstance(group, h5py.Group) and group.id.links.exists(names[0].encode()) and _is_hard(group, names[0])
+    return here and _lies_in(group[names[0]], names[1:])
+
+
+def _is_hard(group, name):
+    """Whether a name of a group is the thing itself: no soft, external or user-defined link."""
+    return group.id.links.get_info(group._e(name)).type == h5py.h5l.TYPE_HARD
 
 
 def data_sets(file):
     """Path -> `Tensor` for every data set of a file. Links to elsewhere, and to the same place twice, are refused."""
     found, seen = {}, set()
 
-    def below(group, inside):
+    def below(group, inside, levels):
+        if not levels:
+            raise WeightsError(f"'{file.filename}' has groups deeper than {DEEPEST} in each other.")
         for name in group:
-            link = group.get(name, getlink=True)
             where = f"{inside}{name}"
-            item = group[name] if isinstance(link, h5py.HardLink) else None
+            item = group[name] if _is_hard(group, name) else None
             address = None if item is None else h5py.h5o.get_info(item.id).addr
             if item is None or address in seen:
                 raise WeightsError(
@@ -50,25 +72,41 @@ def data_sets(file):
                 )
             seen.add(address)
             if isinstance(item, h5py.Group):
-                below(item, f"{where}/")
+                below(item, f"{where}/", levels - 1)
             else:
                 found[where] = data_set(item, where)
 
     with whole(file.filename):
-        below(file, "")
+        seen.add(h5py.h5o.get_info(file.id).addr)
+        below(file, "", DEEPEST)
+        claimed, size = sum(tensor.nbytes for tensor in found.values()), file.id.get_filesize()
+    if claimed > size:
+        raise WeightsError(f"'{file.filename}' has {size} bytes, and its data sets claim {claimed} of them.")
     return found
+
+
+def weights_only(found):
+    """The data sets of layers' weights. A model that was compiled saves its optimizer too, and a dropout its seed."""
+    return {name: item for name, item in found.items() if name.startswith(LAYERS) and "seed_generator" not in name}
 
 
 def data_set(item, where):
     """One data set as a `Tensor`."""
+    name = f"'{where}' in '{item.file.filename}'"
     if not isinstance(item, h5py.Dataset):
-        raise WeightsError(f"'{where}' in '{item.file.filename}' is neither a group nor a data set.")
+        raise WeightsError(f"{name} is neither a group nor a data set.")
+    made = item.id.get_create_plist()
+    if made.get_layout() not in PIECES or made.get_external_count() or made.get_nfilters():
+        raise WeightsError(
+            f"{name} is not stored as one piece inside the file: chunks, compression, external and virtual storage are "
+            "refused. If the file is to be trusted, write it anew: h5repack -l CONTI -f NONE."
+        )
     dtype = DTYPES["bfloat16"] if item.dtype == np.dtype("V2") else item.dtype
     if str(dtype) not in DTYPES or item.shape is None:
-        raise WeightsError(f"'{where}' in '{item.file.filename}' has the dtype {dtype}, which no weight has.")
+        raise WeightsError(f"{name} has the dtype {dtype}, which no weight has.")
     stored = item.id.get_storage_size()
-    if item.nbytes > max(64 * stored, 1 << 16):  # compressed zeros are no weights either
-        raise WeightsError(f"'{where}' in '{item.file.filename}' claims {item.nbytes} bytes and holds {stored}.")
+    if item.nbytes > stored:
+        raise WeightsError(f"{name} claims {item.nbytes} bytes and holds {stored}.")
 
     def part(*where):
         with whole(item.file.filename):

@@ -13,17 +13,18 @@ import h5py
 import numpy as np
 
 from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, holds, open_hdf5
+from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, holds, open_hdf5, weights_only
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.preset import CONFIG, WEIGHTS, config_beside
 from bert4keras_rwkv.weights.rules import export, filled, rules_of, to_variables
 from bert4keras_rwkv.weights.shards import every_problem, weight_map
 from bert4keras_rwkv.weights.tensors import Tensors, dtype_named
-from bert4keras_rwkv.weights.whole import whole_file, whole_folder
 from bert4keras_rwkv.weights.write import cast, report
+from bert4keras_rwkv.whole import whole_file, whole_folder
 
 ROOT = "layers/backbone"
-TUNED = f"{ROOT}/start_states/"  # of a model whose state was tuned; it has files of its own
+# Of a model that was tuned: kernels have the LoRA added, and the rest has files of its own.
+TUNED = re.compile(rf"{ROOT}/(start_states/.*|vars/tuned_state|.*/vars/(lora|base)_\w+)")
 INDEX = ".weights.json"  # how Keras' index of shards ends
 OWN_NORM = "norm"  # our HeadNorm has the names that Keras' LayerNormalization numbers
 NUMBERED = {"kernel": "0", "bias": "1", "gamma": "0", "beta": "1", "embeddings": "0"}
@@ -106,7 +107,7 @@ def _official(found, config, path):
         raise WeightsError(f"'{path}' holds {len(found)} arrays, which cannot be {config.num_hidden_layers} layers.")
     rules = rules_of(config)
     wanted = {h5_path(rule.path) for rule in filled(rules)}
-    ours = {name for name in found if not name.startswith(TUNED)}
+    ours = {name for name in weights_only(found) if not TUNED.fullmatch(name)}
     missing, extra = sorted(wanted - ours), sorted(ours - wanted)
     if missing or extra:
         lines = [f"nothing at '{name}'" for name in missing] + [f"no rule for '{name}'" for name in extra]

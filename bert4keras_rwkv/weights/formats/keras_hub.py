@@ -5,7 +5,8 @@ Its groups are named by class and number; the variables of a time mix are number
 
 import re
 
-from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, holds
+from bert4keras_rwkv.weights.formats.hdf5 import LAYERS as ROOT
+from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, holds, weights_only
 from bert4keras_rwkv.weights.formats.keras_h5 import INDEX, stored
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.rules import Rule, export
@@ -13,7 +14,6 @@ from bert4keras_rwkv.weights.shards import every_problem, weight_map
 from bert4keras_rwkv.weights.tensors import Tensors
 from bert4keras_rwkv.weights.transforms import IDENTITY, TRANSPOSE, VECTOR
 
-ROOT = "layers/"
 BLOCK = "rwkv7__block"
 # The variables of a time mix by number; the first block has no value residual.
 NUMBERED = (
@@ -37,8 +37,7 @@ def open_keras_hub(path, config=None):
     """The weights as lazy `Tensors`. Groups that are missing or too many are one `WeightsError`."""
     everything, close = stored(path)
     try:
-        # A language model saves its optimizer too, and a dropout its seed.
-        found = {name: entry for name, entry in everything.items() if _is_weight(name)}
+        found = weights_only(everything)
         rules = keras_hub_rules(len({name.split("/")[1] for name in found if name.startswith(f"{ROOT}{BLOCK}")}))
         wanted = {rule.path for rule in rules}
         problems = [f"nothing at '{name}'" for name in sorted(wanted - set(found))]
@@ -47,10 +46,6 @@ def open_keras_hub(path, config=None):
     except BaseException:
         close()
         raise
-
-
-def _is_weight(name):
-    return name.startswith(ROOT) and "seed_generator" not in name
 
 
 def keras_hub_rules(layers):

@@ -3,6 +3,7 @@
 import io
 import struct
 import zipfile
+from itertools import pairwise
 
 import numpy as np
 
@@ -13,9 +14,12 @@ from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.reader import Reader
 from bert4keras_rwkv.weights.tensors import Tensor, Tensors, count, officially_named
 
+LOCAL_HEADER = struct.Struct("<4s22xHH")
 STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
+# Tensors may share storages: all of them together claim at most so many times the file, and small ones anything.
+MOST_SHARED, SMALL = 4, 1 << 20
 
 
 def open_pth(path, config=None):
@@ -39,24 +43,27 @@ def _opened(reader):
     reader.seek(0)
     saved, offsets = (_zip_container if zipped else _legacy_container)(reader)
     views, metadata = _flattened(reader, saved)
+    claimed = sum(count(view.shape) * view.storage.dtype.itemsize for view in views.values())
+    if claimed > MOST_SHARED * reader.size + SMALL:
+        raise reader.broken(f"it has {reader.size} bytes, and its tensors claim {claimed} bytes of them")
     entries = {name: _tensor(reader, view, offsets[view.storage.key]) for name, view in views.items()}
     return Tensors(officially_named(entries), metadata, reader.close)
 
 
 def _zip_container(reader):
     """What was saved, and storage key -> offset of its first byte, in a zip of stored members."""
-    with open(reader.path, "rb") as file, zipfile.ZipFile(file) as archive:
-        members = {info.filename: info for info in archive.infolist()}
-    index = next((name for name in members if name.endswith("/data.pkl") and name.count("/") == 1), None)
-    if index is None:
-        raise reader.broken("it is a zip without a data.pkl, so torch.save did not write it")
+    members = _members(reader)
+    found = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(found) != 1:
+        raise reader.broken(f"it is a zip with {len(found)} data.pkl, so torch.save did not write it")
+    (index,) = found
     folder = index.removesuffix("data.pkl")
     byte_order = _member_bytes(reader, members.get(folder + "byteorder"), 16)
     if byte_order not in (b"", b"little"):
         raise WeightsError(
             f"'{reader.path}' was saved on a machine with {byte_order.decode('ascii', 'replace')} byte order."
         )
-    saved, storages = unpickle(io.BytesIO(_member_bytes(reader, members[index], LARGEST_PICKLE)))
+    saved, storages = _unpickled(reader, io.BytesIO(_member_bytes(reader, members[index], LARGEST_PICKLE)))
     offsets = {}
     for key, storage in storages.items():
         info = members.get(f"{folder}data/{key}")
@@ -64,6 +71,28 @@ def _zip_container(reader):
             raise reader.broken(f"its storage '{key}' of {storage.size} {storage.dtype} is not there or too short")
         offsets[key] = _member_offset(reader, info)
     return saved, offsets
+
+
+def _members(reader):
+    """Name -> entry of the zip's directory. Members of one name, or that share bytes, are refused."""
+    with open(reader.path, "rb") as file, zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+    members = {info.filename: info for info in entries}
+    if len(members) < len(entries):
+        raise reader.broken("it is a zip with two members of one name")
+    entries.sort(key=lambda info: info.header_offset)
+    for before, after in pairwise(entries):
+        if before.header_offset + LOCAL_HEADER.size + before.compress_size > after.header_offset:
+            raise reader.broken(f"'{before.filename}' and '{after.filename}' in it overlap")
+    return members
+
+
+def _unpickled(reader, file):
+    """`unpickle` with the path in what it refuses."""
+    try:
+        return unpickle(file)
+    except WeightsError as error:
+        raise WeightsError(f"'{reader.path}': {error}") from error
 
 
 def _member_bytes(reader, info, limit):
@@ -81,10 +110,10 @@ def _member_offset(reader, info):
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
         raise reader.broken(f"'{info.filename}' in it is compressed or encrypted")
     reader.seek(info.header_offset)
-    signature, name_size, extra_size = struct.unpack("<4s22xHH", reader.read(30))
+    signature, name_size, extra_size = LOCAL_HEADER.unpack(reader.read(LOCAL_HEADER.size))
     if signature != b"PK\x03\x04":
         raise reader.broken(f"'{info.filename}' is not where the directory of the zip says")
-    offset = info.header_offset + 30 + name_size + extra_size
+    offset = info.header_offset + LOCAL_HEADER.size + name_size + extra_size
     if offset + info.file_size > reader.size:
         raise reader.broken(f"'{info.filename}' in it reaches beyond its end")
     return offset
@@ -93,11 +122,11 @@ def _member_offset(reader, info):
 def _legacy_container(reader):
     """The same for the container before torch 1.6: five pickles, then each storage with its size before it."""
     magic, protocol, system, (saved, storages), (keys, _) = (
-        unpickle(reader)[0],
-        unpickle(reader)[0],
-        unpickle(reader)[0],
-        unpickle(reader),
-        unpickle(reader),
+        _unpickled(reader, reader)[0],
+        _unpickled(reader, reader)[0],
+        _unpickled(reader, reader)[0],
+        _unpickled(reader, reader),
+        _unpickled(reader, reader),
     )
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
         raise reader.broken("it does not begin like a file of torch.save")
@@ -143,7 +172,8 @@ def _tensor(reader, view, offset):
         if 0 in view.shape:
             return np.empty(view.shape, dtype)
         part = reader.array(offset + view.offset * dtype.itemsize, view.span, dtype)
-        return np.ascontiguousarray(np.lib.stride_tricks.as_strided(part, view.shape, steps))
+        # NumPy compares shape and strides with the buffer; `as_strided` would believe them.
+        return np.ascontiguousarray(np.ndarray(view.shape, dtype, part, strides=steps))
 
     return Tensor(view.shape, dtype, read)
 

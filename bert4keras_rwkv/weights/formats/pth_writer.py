@@ -5,8 +5,8 @@ import zipfile
 
 from bert4keras_rwkv.weights.formats.pickled import STORAGES
 from bert4keras_rwkv.weights.tensors import count, dtype_named
-from bert4keras_rwkv.weights.whole import whole_file
 from bert4keras_rwkv.weights.write import bytes_of, cast, report
+from bert4keras_rwkv.whole import whole_file
 
 ALIGNMENT = 64  # torch.load(mmap=True) uses storages where they lie
 ZIP64_FROM = 1 << 31

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
+from bert4keras_rwkv.weights.reader import regular
+
 # In the order in which a file is asked: the first that recognises it reads it.
 MODULES = (
     "bert4keras3",
@@ -68,7 +70,7 @@ def beginning(path):
     """The first 16 bytes of a file; none of a folder."""
     if path.is_dir():
         return b""
-    with open(path, "rb") as file:
+    with open(regular(path), "rb") as file:
         return file.read(16)
 
 

@@ -65,6 +65,16 @@ def test_we_read_what_keras_writes(tmp_path, official, config, same, dtype):
         same(tensors, expected)
 
 
+def test_an_optimizer_is_passed_over(tmp_path, official, config, same):
+    """A model that was compiled saves its optimizer beside its layers."""
+    path = str(tmp_path / "a.weights.h5")
+    write_keras_h5(path, official, config)
+    with h5py.File(path, "a") as file:
+        file["optimizer/vars/0"] = np.zeros(3)
+    with open_keras_h5(path, config) as tensors:
+        same(tensors, official)
+
+
 def test_a_config_beside_it_or_given(tmp_path, official, config):
     path = tmp_path / "a.weights.h5"
     write_keras_h5(path, official, config)

@@ -1,0 +1,63 @@
+"""Reading the values of options: what cannot be is refused with the rule, before anything else is loaded."""
+
+import argparse
+import math
+from dataclasses import dataclass
+
+LARGEST = 2**31 - 1  # positions and ids are int32
+LARGEST_FLOAT = 3.4e38  # of float32
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Reads a whole number of a range."""
+
+    low: int
+    high: int = LARGEST
+
+    def __call__(self, text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not self.low <= value <= self.high:
+            raise _refused(f"a whole number from {self.low} to {self.high}", text)
+        return value
+
+
+@dataclass(frozen=True)
+class Real:
+    """Reads a number that float32 can hold, of a range. above: whether `low` itself is too small."""
+
+    low: float = -LARGEST_FLOAT
+    high: float = LARGEST_FLOAT
+    above: bool = False
+
+    def __call__(self, text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not self.low <= value <= self.high or (self.above and value == self.low):
+            raise _refused(self._rule(), text)
+        return value
+
+    def _rule(self):
+        above = f"above {self.low:g}" if self.above else f"from {self.low:g}"
+        bounds = [] if self.low == -LARGEST_FLOAT else [above]
+        bounds += [] if self.high == LARGEST_FLOAT else [f"to {self.high:g}"]
+        return " ".join(["a finite number", *bounds])
+
+
+def utf8(given):
+    """Reads a text, which is valid Unicode."""
+    try:
+        given.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _refused("text in UTF-8", given) from error
+    return given
+
+
+def _refused(rule, given):
+    shown = ascii(given if len(given) <= 40 else given[:37] + "...")
+    return argparse.ArgumentTypeError(f"{rule} is expected. Received: {shown}")

@@ -1,0 +1,62 @@
+"""What comes from a file that nobody vouches for: its JSON, and how much of it is shown, and how."""
+
+import json
+import reprlib
+
+LONGEST_MESSAGE = 1800
+END = 400  # characters of a long message that stay at its end, where the way out stands
+DEEPEST = 64  # objects and arrays in each other; a config has two, a tokenizer.json six
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 3, 80, 80
+
+
+def told(message):
+    """A message that holds what a file says: of bounded length, and with nothing that a terminal would act upon."""
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[: LONGEST_MESSAGE - END]} [...] {message[-END:]}"
+    if message.isprintable():
+        return message
+    return "".join(
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in message
+    )
+
+
+def shown(value):
+    """A value as text, for a message: its beginning, whatever its size and depth."""
+    return told(_short.repr(value))
+
+
+def parse_json(text, where, once=True):
+    """The value in a JSON text, str or bytes. where: what it is called in errors. once: refuse a key that comes twice.
+
+    Raises:
+        ValueError: it is none, has a key twice in one object, or more than `DEEPEST` objects and arrays in each other.
+    """
+    try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        value = json.loads(text, object_pairs_hook=_once if once else None)
+        deep = _deeper(value, DEEPEST)
+    except RecursionError:
+        deep = True
+    except ValueError as error:
+        raise ValueError(told(f"{where} is no JSON: {error}.")) from error
+    if deep:
+        raise ValueError(f"{where} is no JSON of a sensible depth: at most {DEEPEST} objects or arrays in each other.")
+    return value
+
+
+def _once(pairs):
+    """An object as a dict. A key that comes twice says two things, and each reader believes another."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the key {shown(twice)} comes twice in one object")
+    return found
+
+
+def _deeper(value, levels):
+    """Whether there are more than so many objects and arrays in each other."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inside is not None and (levels == 0 or any(_deeper(one, levels - 1) for one in inside))

@@ -1,0 +1,1 @@
+"""Formats: one file a format, and the registry that lists them. Importing it loads no backend."""
