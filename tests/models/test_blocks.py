@@ -63,3 +63,32 @@ def test_what_is_written_is_the_same(version, monkeypatch):
     *streamed, last = rwkv.stream(prompts[0], 50, **options)
     assert [*prompts[0], *streamed] == list(alone)
     np.testing.assert_array_equal(last.wkv, one.wkv)
+
+
+def test_a_description_says_what_its_programs_depend_on():
+    """Equal models have one, whatever their weights; what changes what is computed changes it."""
+
+    def described(change=lambda rwkv: None, **options):
+        rwkv = small_model(**options)
+        change(rwkv)
+        return repr(rwkv.backbone.description())
+
+    one = described()
+    assert described(seed=1) == one
+
+    def lora(alpha):
+        return lambda rwkv: rwkv.enable_lora(2, alpha)
+
+    others = [
+        described(dtype="bfloat16"),
+        described(dtype="mixed_bfloat16"),
+        described(kernel="loop"),
+        described(rescale_layer=1),
+        described(group_norm_epsilon=1e-3),
+        described(version="7"),
+        described(lora(2)),
+        described(lora(4)),
+        described(lambda rwkv: rwkv.enable_state_tuning()),
+        described(lambda rwkv: rwkv.backbone.blocks[0].time_mix.key.quantize("int8")),
+    ]
+    assert len({one, *others}) == len(others) + 1
