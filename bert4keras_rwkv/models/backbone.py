@@ -195,16 +195,14 @@ class Backbone(Layer):
     def changed(self):
         """There are other variables than before, or others that train: no program compiled before may run again.
 
-        A Keras model whose optimizer was built for those that trained must be compiled anew; Keras says so.
+        A Keras model that has trained must be compiled anew; Keras says so.
         """
         for user in tuple(self._users):
             if hasattr(user, "forget_programs"):
                 user.forget_programs()
             elif isinstance(user, keras.Model):
                 user.train_function = user.test_function = user.predict_function = None
-                optimizer = getattr(user, "optimizer", None)  # absent before `compile`
-                if optimizer is not None and optimizer.built:
-                    user.compiled = False
+                _let_go(user)
 
     def variable_at(self, path):
         """The variable at an attribute path, 'blocks/3/time_mix/key/kernel'."""
@@ -346,6 +344,17 @@ class Backbone(Layer):
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "config": RWKVConfig.from_dict(config["config"]), "blank": True})
+
+
+def _let_go(model):
+    """Do away with an optimizer that was built for variables that trained; evaluation builds it too, on PyTorch."""
+    optimizer = getattr(model, "optimizer", None)  # absent before `compile`
+    if optimizer is None or not optimizer.built:
+        return
+    if int(ops.convert_to_numpy(optimizer.iterations)):
+        model.compiled = False
+    else:
+        model.optimizer = type(optimizer).from_config(optimizer.get_config())
 
 
 def _rescale_layer(given, dtype):

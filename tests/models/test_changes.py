@@ -48,6 +48,7 @@ def test_an_optimizer_of_other_variables(rng):
     model = rwkv.training_model()
     model.compile(keras.optimizers.SGD(0.1))
     model.optimizer.build(model.trainable_variables)  # as the first step does
+    model.optimizer.iterations.assign(1)
     rwkv.enable_lora(2, targets="key")
     with pytest.raises(ValueError, match="must call `compile"):
         model.train_on_batch([ids])
