@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 READMES = ["README.md", "README.zh-CN.md"]
 # Each in both languages.
 GUIDES = [f"docs/{name}.md" for name in ("from-scratch", "evaluation", "long-documents", "training", "tuning")]
-DOCUMENTS = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/formats.md"]
+DOCUMENTS = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/architecture.md", "docs/formats.md"]
 DOCUMENTS += [path for guide in GUIDES for path in (guide, guide.replace("docs/", "docs/zh/"))]
 CHECKPOINT = "RWKV-x060-World-1B6.pth"
 
