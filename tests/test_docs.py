@@ -25,7 +25,7 @@ GUIDE_NAMES = [
 ]
 # Each in both languages.
 GUIDES = [f"docs/{name}.md" for name in GUIDE_NAMES]
-DOCUMENTS = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/formats.md"]
+DOCUMENTS = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/architecture.md", "docs/formats.md"]
 DOCUMENTS += [path for guide in GUIDES for path in (guide, guide.replace("docs/", "docs/zh/"))]
 CHECKPOINT = "RWKV-x060-World-1B6.pth"
 

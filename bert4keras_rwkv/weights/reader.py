@@ -81,6 +81,10 @@ class Reader:
         """The error for a file that is damaged or no weight file."""
         return WeightsError(f"'{self.path}' cannot be read: {why}. Is it a weight file, and was it downloaded whole?")
 
+    def named(self, error):
+        """An error that says which file it is about."""
+        return error if self.path in str(error) else WeightsError(f"'{self.path}': {error}")
+
     def _fill(self, view):
         """Fill the bytes of `view`; a read may give less than asked for."""
         done = 0

@@ -1,6 +1,7 @@
 """Weights in several files are one model, and whatever is wrong with their index is said in one message."""
 
 import json
+import os
 import time
 
 import numpy as np
@@ -104,6 +105,42 @@ def test_shards_lie_beside_their_index(tmp_path, file):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"emb.weight": file}}))
     with pytest.raises(WeightsError, match="is no name of a file beside it"):
+        open_weights(index)
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs links")
+@pytest.mark.parametrize("target", ["/etc/hostname", "../outside", "loop", "link", "."])
+def test_a_shard_is_no_link_out_of_its_folder(tmp_path, official, target):
+    """Nor one that leads nowhere; in another folder of the same file tree either."""
+    index = split(tmp_path / "model", official)
+    write_pth(tmp_path / "outside", official)
+    first = sorted(set(json.loads(index.read_text())["weight_map"].values()))[0]
+    os.symlink(tmp_path / "outside", tmp_path / "model/link")
+    (tmp_path / "model" / first).unlink()
+    os.symlink(first if target == "loop" else target, tmp_path / "model" / first)
+    with pytest.raises(WeightsError, match=r"is a link out of its folder|cannot be opened"):
+        open_weights(index)
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs links")
+def test_the_cache_of_hugging_face(tmp_path, official):
+    """There every file of a model, its index too, is a link to one folder of contents."""
+    split(tmp_path / "blobs", official)
+    (tmp_path / "snapshots/a").mkdir(parents=True)
+    for number, file in enumerate(sorted((tmp_path / "blobs").iterdir())):
+        blob = file.rename(file.with_name(f"blob{number}"))
+        os.symlink(f"../../blobs/{blob.name}", tmp_path / "snapshots/a" / file.name)
+    with open_weights(tmp_path / "snapshots/a") as tensors:
+        assert set(tensors) == set(official)
+
+
+def test_an_index_that_names_itself_or_far_too_much(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"emb.weight": index.name}}))
+    with pytest.raises(WeightsError, match=r"is neither a `\.safetensors`"):
+        open_weights(index)
+    index.write_text(json.dumps({"weight_map": {f"a{i}": f"{i}.safetensors" for i in range(5000)}}))
+    with pytest.raises(WeightsError, match="names 5000 files"):
         open_weights(index)
 
 

@@ -43,9 +43,9 @@ def open_gguf(path, config=None):
     try:
         values, stored = read_header(reader, ARCHITECTURES)
         return _opened(reader, values, stored)
-    except WeightsError:
+    except WeightsError as error:
         reader.close()
-        raise
+        raise reader.named(error) from error.__cause__
     except (ValueError, IndexError, TypeError) as error:
         reader.close()
         raise reader.broken(f"its tensors do not fit each other ({error})") from error

@@ -30,9 +30,9 @@ def open_pth(path, config=None):
     reader = Reader(path)
     try:
         return _opened(reader)
-    except WeightsError:
+    except WeightsError as error:
         reader.close()
-        raise
+        raise reader.named(error) from error.__cause__
     except Exception as error:  # a damaged pickle or zip can raise nearly anything, says the library reference
         reader.close()
         raise reader.broken(f"{type(error).__name__}, {error}") from error
@@ -63,7 +63,7 @@ def _zip_container(reader):
         raise WeightsError(
             f"'{reader.path}' was saved on a machine with {byte_order.decode('ascii', 'replace')} byte order."
         )
-    saved, storages = _unpickled(reader, io.BytesIO(_member_bytes(reader, members[index], LARGEST_PICKLE)))
+    saved, storages = unpickle(io.BytesIO(_member_bytes(reader, members[index], LARGEST_PICKLE)))
     offsets = {}
     for key, storage in storages.items():
         info = members.get(f"{folder}data/{key}")
@@ -85,14 +85,6 @@ def _members(reader):
         if before.header_offset + LOCAL_HEADER.size + before.compress_size > after.header_offset:
             raise reader.broken(f"'{before.filename}' and '{after.filename}' in it overlap")
     return members
-
-
-def _unpickled(reader, file):
-    """`unpickle` with the path in what it refuses."""
-    try:
-        return unpickle(file)
-    except WeightsError as error:
-        raise WeightsError(f"'{reader.path}': {error}") from error
 
 
 def _member_bytes(reader, info, limit):
@@ -122,11 +114,11 @@ def _member_offset(reader, info):
 def _legacy_container(reader):
     """The same for the container before torch 1.6: five pickles, then each storage with its size before it."""
     magic, protocol, system, (saved, storages), (keys, _) = (
-        _unpickled(reader, reader)[0],
-        _unpickled(reader, reader)[0],
-        _unpickled(reader, reader)[0],
-        _unpickled(reader, reader),
-        _unpickled(reader, reader),
+        unpickle(reader)[0],
+        unpickle(reader)[0],
+        unpickle(reader)[0],
+        unpickle(reader),
+        unpickle(reader),
     )
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
         raise reader.broken("it does not begin like a file of torch.save")

@@ -46,7 +46,7 @@ def open_rwkv_cpp(path, config=None):
     except (ValueError, IndexError, struct.error) as error:
         reader.close()
         if isinstance(error, WeightsError):
-            raise
+            raise reader.named(error) from error.__cause__
         raise reader.broken(f"its tensors are not those of an RWKV ({error})") from error
 
 

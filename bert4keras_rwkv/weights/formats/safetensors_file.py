@@ -50,9 +50,9 @@ def open_safetensors(path, config=None):
             name: reader.tensor(start + begin, shape, dtype) for name, (shape, dtype, begin, _) in places.items()
         }
         return Tensors(officially_named(entries), metadata, reader.close)
-    except WeightsError:
+    except WeightsError as error:
         reader.close()
-        raise
+        raise reader.named(error) from error.__cause__
 
 
 def write_safetensors(path, mapping, dtype=None, metadata=None, progress=None):

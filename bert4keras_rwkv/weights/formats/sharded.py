@@ -31,6 +31,9 @@ def open_sharded(path, config=None):
             except FileNotFoundError:
                 problems.append(f"the shard '{file}' is missing")
                 continue
+            except OSError as error:
+                problems.append(f"the shard '{file}' cannot be opened: {error.strerror}")
+                continue
             except WeightsError as error:
                 problems.append(str(error))
                 continue

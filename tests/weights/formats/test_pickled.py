@@ -1,6 +1,8 @@
 """The pickle of a `.pth` is data: what it described and was checked stays as it is, and costs no more than it holds."""
 
 import time
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -145,6 +147,51 @@ def test_a_storage_is_of_one_kind(tmp_path):
         {"0": FOUR},
     )
     with pytest.raises(WeightsError, match="describes the storage '0' in two ways"):
+        open_pth(tmp_path / "a.pth")
+
+
+def zipped(path, members, change=lambda data: data):
+    """A zip of these (name, bytes), its bytes changed."""
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings(action="ignore"):
+        for name, data in members:
+            archive.writestr(name, data)
+    path.write_bytes(change(path.read_bytes()))
+
+
+GOOD = [("archive/data.pkl", checkpoint(text("x"), SQUARE)), ("archive/data/0", FOUR)]
+SECOND = [("archive/data/1", FOUR)]
+
+
+def pointing(data, members=b"archive/data/1", place=b"archive/data/0"):
+    """The directory of a zip with the entry of one member leading to another."""
+    entry, offset = data.rfind(members) - 46, data.find(place) - 30
+    return data[: entry + 42] + offset.to_bytes(4, "little") + data[entry + 46 :]
+
+
+ZIPS = {
+    "two pickles of one name": ((*GOOD, GOOD[0]), {}, "two members of one name"),
+    "two storages of one name": ((*GOOD, GOOD[1]), {}, "two members of one name"),
+    "two pickles": ((*GOOD, ("other/data.pkl", GOOD[0][1])), {}, "2 data.pkl"),
+    "one place for two": ((*GOOD, *SECOND), {"change": pointing}, "overlap"),
+    "a place beyond the end": (
+        GOOD,
+        {"change": lambda data: data[: (at := data.rfind(b"archive/data/0") - 4)] + b"\xff\xff\0\0" + data[at + 4 :]},
+        "cannot be read",
+    ),
+    "a member longer than the file": (
+        GOOD,
+        {"change": lambda data: data[: (at := data.rfind(b"archive/data/0") - 26)] + b"\0\0\1\0" * 2 + data[at + 8 :]},
+        "cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ZIPS)
+def test_a_zip_says_one_thing(tmp_path, name):
+    """What torch would read from it is what is read here; the directory leads to each byte once."""
+    members, change, message = ZIPS[name]
+    zipped(tmp_path / "a.pth", members, **change)
+    with pytest.raises(WeightsError, match=message):
         open_pth(tmp_path / "a.pth")
 
 
