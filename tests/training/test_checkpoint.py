@@ -14,6 +14,7 @@ import pytest
 
 from bert4keras_rwkv.training import PackedBatches, keras_dataset
 from bert4keras_rwkv.training.callbacks import TrainingCheckpoint
+from bert4keras_rwkv.training.callbacks.checkpoint import FORMAT
 from bert4keras_rwkv.weights.formats import safetensors_file
 
 STEPS, EPOCHS, ROOT = 5, 3, Path(__file__).parent.parent.parent
@@ -234,6 +235,11 @@ def test_another_training_is_refused(model, restart, tmp_path):
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(ValueError, match="Delete it to go on from the one before"):
         train(model, tmp_path)
+    for place in ({}, {"place": "{"}, {"place": '{"epoch": -1, "step": 0, "data": null, "random": {}}'}):
+        own = {"format": FORMAT, "version": "1"} | place
+        safetensors_file.write_safetensors(file, {"a": np.zeros(2, "float32")}, metadata=own)
+        with pytest.raises(ValueError, match="in a training"):
+            train(model, tmp_path)
     safetensors_file.write_safetensors(file, {"a": np.zeros(2, "float32")})
     with pytest.raises(ValueError, match="is no file of TrainingCheckpoint"):
         train(model, tmp_path)

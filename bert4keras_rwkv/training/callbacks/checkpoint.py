@@ -15,6 +15,7 @@ import numpy as np
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.global_random import global_random_state, set_global_random_state
 from bert4keras_rwkv.training.py_dataset import BatchDataset
+from bert4keras_rwkv.untrusted import parse_json
 from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors, write_safetensors
 from bert4keras_rwkv.weights.tensors import Tensor, Tensors, dtype_named
@@ -161,7 +162,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         with _opened(path) as tensors:
-            place = json.loads(tensors.metadata["place"])
+            place = _place(tensors, path)
             if place["step"] and self.data is not None:
                 _make_metrics(model, self.data)
             variables = _variables(model, metrics=place["step"] > 0)
@@ -214,6 +215,19 @@ def _opened(path):
         tensors.close()
         raise ValueError(f"{path} is no file of TrainingCheckpoint of this version. Take another folder.")
     return tensors
+
+
+def _place(tensors, path):
+    """What a file says of the place in a training. Anything but what `_write` writes is a ValueError."""
+    place = parse_json(tensors.metadata.get("place", ""), f"What {path} says of its place in a training")
+    place = place if isinstance(place, dict) else {}
+    data, seeds = place.get("data", ""), place.get("random")
+    batches = data is None or (isinstance(data, dict) and {"order", "batch"} <= set(data))
+    numbers = all(type(place.get(name)) is int and place[name] >= 0 for name in ("epoch", "step"))
+    random_state = isinstance(seeds, dict) and {"python", "numpy", "backend"} <= set(seeds)
+    if not batches or not numbers or not random_state or not {"steps_per_epoch", "optimizer"} <= set(place):
+        raise ValueError(f"{path} does not say where in a training it stands. Delete it to go on from the one before.")
+    return place
 
 
 def _make_metrics(model, data):

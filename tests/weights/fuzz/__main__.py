@@ -97,6 +97,7 @@ def check(kind, rng, folder, watch):
     for read in kind.read:
         watch.folder = str(folder)
         signal.alarm(SECONDS)
+        faulthandler.dump_traceback_later(3 * SECONDS, exit=True)  # where Python does not come to run
         try:
             result = read(path)
             found += 1
@@ -105,6 +106,7 @@ def check(kind, rng, folder, watch):
             judge(str(error))
         finally:
             signal.alarm(0)
+            faulthandler.cancel_dump_traceback_later()
             watch.folder = None
         if (
             kind.own
@@ -155,6 +157,7 @@ def main():
     logging.disable()
     warnings.simplefilter("ignore")
     faulthandler.enable()
+    sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGALRM, late)
     kinds, watch = chosen.kind or KINDS, Watch()
     for name in kinds:  # what is loaded late is loaded now

@@ -73,8 +73,10 @@ def pickled(rng):
     """A pickle of a dict of tensors, with other things among them, more or less."""
     items, wild = [], rng.choice((0, 0.1, 0.5))
     for place in range(rng.randrange(1, 6)):
-        items.append(value(rng, 2) if rng.random() < wild / 2 else text(f"t{place}"))
-        items.append(value(rng) if rng.random() < wild else a_view(rng, wild))
+        key = rng.choice((value(rng, 2), doubled(40), deep(300))) if rng.random() < wild / 2 else text(f"t{place}")
+        items += [key, value(rng) if rng.random() < wild else a_view(rng, wild)]
+        if rng.random() < wild / 2:  # the tensor as something else than was checked
+            items.append(build(shape=numbers([64, 64]), strides=numbers([edge(rng) % 9999, edge(rng) % 9999])))
     head = b"\x80\x04" if rng.random() < wild else b"\x80\x02"
     start = (
         rng.choice((b"](", b"", b"("))
