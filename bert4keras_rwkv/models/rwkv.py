@@ -142,31 +142,14 @@ class RWKV:
         prompts, request, texts = self._request(
             inputs, max_length, max_new_tokens, stop_token_ids, stop_texts, sampling, seed, state
         )
-        if not stop_texts:
-            rows, count, state = self._write().write(request)
-            answers = [row[start:end] for row, start, end in zip(rows, request.length, count, strict=True)]
-            if prompts.is_text:
-                kept = [row[:-1] if len(row) and row[-1] in request.ends else row for row in answers]
-                whole = kept if strip_prompt else map(np.concatenate, zip(prompts.rows, kept, strict=True))
-                answers = self.tokenizer.decode([row.tolist() for row in whole])
-            elif not strip_prompt:
-                answers = map(np.concatenate, zip(prompts.rows, answers, strict=True))
-            answers = prompts.answers(answers)
-        else:
+        if stop_texts:
             writing = Writing(self._write(), request, texts)
-            answers = [""] * len(texts)
-            while writing.live:
-                answers = [answer + piece for answer, piece in zip(answers, writing.step(), strict=True)]
-                writing.handed_out()
-            writing.finished()
-            writing.handed_out()
-            before = ["" if prompts.is_text else []] * len(texts) if strip_prompt else prompts.rows
-            if prompts.is_text:
-                before = before if strip_prompt else self.tokenizer.decode([row.tolist() for row in prompts.rows])
-            else:
-                before, answers = [list(row) for row in before], writing.tokens
-            answers = prompts.answers(a + b for a, b in zip(before, answers, strict=True))
-            state = writing.state if return_state else None
+            shown = writing.whole()
+            rows, state = writing.tokens, writing.state if return_state else None
+        else:
+            rows, state = self._write().write(request)
+            shown = map(self._shown, rows, [request.ends] * len(rows)) if prompts.is_text else None
+        answers = prompts.answers(rows, shown, strip_prompt)
         return (answers, state) if return_state else answers
 
     def stream(
@@ -511,6 +494,10 @@ class RWKV:
         batch = len(prompts.rows)
         state = self.state_for(state, batch)
         return prompts, Request.of(prompts.rows, limits, state, seeds(seed, batch), sampling, ends), texts
+
+    def _shown(self, ids, ends):
+        """The text of an answer, without the id that ended it."""
+        return self.tokenizer.decode(ids[:-1] if ids and ids[-1] in ends else ids)
 
     def _ends(self, stop_token_ids):
         """The ids that end a row, a tuple."""

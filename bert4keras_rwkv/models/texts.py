@@ -57,10 +57,18 @@ class Prompts:
                 "Use '\\n' or id 0 (the end of a document) to begin a new text."
             )
 
-    def answers(self, rows):
-        """Answers, each a str or ids as `is_text` says, in the form of the input."""
-        rows = list(rows) if self.is_text else [[int(i) for i in row] for row in rows]
-        return rows[0] if self.single else rows
+    def answers(self, rows, texts, strip_prompt):
+        """Answers in the form of the input, behind their prompts unless `strip_prompt`.
+
+        rows: lists of ids. texts: what they show, for prompts of text.
+        """
+        if self.is_text:
+            before = [""] * len(rows) if strip_prompt else self.tokenizer.decode([row.tolist() for row in self.rows])
+            rows = texts
+        else:
+            before = [[] if strip_prompt else row.tolist() for row in self.rows]
+        answers = [prompt + answer for prompt, answer in zip(before, rows, strict=True)]
+        return answers[0] if self.single else answers
 
 
 def need_tokenizer(tokenizer):

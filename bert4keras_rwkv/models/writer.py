@@ -57,10 +57,9 @@ class Writer:
         self._choose = compiled(_chosen)
 
     def write(self, request):
-        """Write until every row has ended, as one program.
+        """Write until every row has ended, as one program where that is quicker than one a token.
 
-        Returns rows of ids (B, L) and how many tokens each has (B,), both NumPy int32, and the RWKVState that has
-        consumed all of them but the last.
+        Returns the answers, lists of int, and the RWKVState that has consumed all but the last token of each row.
         """
         if self._blocks is None:
             chunks = loop.chunks_for(request.length)
@@ -77,7 +76,8 @@ class Writer:
         if not finite.all():
             row = int(np.argmin(finite))
             raise self.not_finite(request, row, ids[row, r.length[row] : count[row]])
-        return ids, count, RWKVState(wkv, shift, self._network.config.model)
+        answers = [row[start:end].tolist() for row, start, end in zip(ids, request.length, count, strict=True)]
+        return answers, RWKVState(wkv, shift, self._network.config.model)
 
     def begin(self, request):
         """Read the prompts. Returns the carry before the first step."""
@@ -198,7 +198,7 @@ class Writing:
         """Write a token in each live row. Returns, for each row, what may be shown now: a str, or a list of ids."""
         self._carry = self._writer.step(self._request, self._carry)
         tokens, live, finite = (
-            ops.convert_to_numpy(x) for x in (self._carry.token, self._carry.live, self._carry.finite)
+            np.array(ops.convert_to_numpy(x)) for x in (self._carry.token, self._carry.live, self._carry.finite)
         )
         if not finite.all():
             row = int(np.argmin(finite))
@@ -218,6 +218,16 @@ class Writing:
         if not np.array_equal(live, ops.convert_to_numpy(self._carry.live)):
             self._carry = self._carry._replace(live=ops.convert_to_tensor(live))
         return pieces
+
+    def whole(self):
+        """Write to the end. Returns what each row shows, a str, or a list of ids where no text is wanted."""
+        given = [[] if text is None else "" for text in self._texts]
+        while self.live:
+            given = [before + piece for before, piece in zip(given, self.step(), strict=True)]
+            self.handed_out()
+        self.finished()
+        self.handed_out()
+        return given
 
     @property
     def shown(self):
