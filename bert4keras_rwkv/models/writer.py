@@ -57,7 +57,7 @@ class Writer:
         self._choose = compiled(_chosen)
 
     def write(self, request):
-        """Write until every row has ended, as one program.
+        """Write until every row has ended.
 
         Returns rows of ids (B, L) and how many tokens each has (B,), both NumPy int32, and the RWKVState that has
         consumed all of them but the last.
