@@ -156,3 +156,38 @@ def test_seeds_of_any_size(rwkv):
 
 def test_line_ends_are_line_feeds(rwkv):
     assert rwkv.generate("a\r\nb\rc", 9, seed=1) == rwkv.generate("a\nb\nc", 9, seed=1)
+
+
+class Theirs:
+    """Our model as `rwkv.utils.PIPELINE` calls one."""
+
+    def __init__(self, rwkv):
+        self.rwkv = rwkv
+
+    def forward(self, tokens, state):
+        import torch
+
+        logits, state = self.rwkv.prefill([tokens], state)
+        return torch.tensor(ops.convert_to_numpy(logits)[0]), state
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("options", [{"top_p": 0.0}, {"temperature": 0.0, "alpha_decay": 0.5, "token_ban": [98, 99]}])
+def test_as_the_pipeline_draws(rwkv, options):
+    """`Sampling.from_pipeline` means what PIPELINE does with the same values, where no chance is left: its penalties,
+    its rule for digits, its zeros.
+    """
+    from rwkv.utils import PIPELINE, PIPELINE_ARGS
+
+    options = {"alpha_frequency": 2.0, "alpha_presence": 3.0, "alpha_decay": 0.9, **options}
+    given, pipeline = [], object.__new__(PIPELINE)
+    pipeline.model, pipeline.tokenizer = Theirs(rwkv), rwkv.tokenizer
+    pipeline.decode = lambda ids: given.append(ids) or rwkv.tokenizer.decode(ids)
+    unused = rwkv.tokenizer.without_text(SIZE)
+    banned = {**options, "token_ban": [*options.get("token_ban", []), *unused]}
+    pipeline.generate("The 1 2", token_count=24, args=PIPELINE_ARGS(**banned, token_stop=[0]))
+    tokens = [ids[0] for ids in given[::2]]  # it decodes each token alone, then with those that wait
+    sampling = Sampling.from_pipeline(**options, tokenizer=rwkv.tokenizer)
+    stream = rwkv.stream("The 1 2", max_new_tokens=24, stop_token_ids=[0], sampling=sampling)
+    "".join(stream)
+    assert [token for token in stream.ids if token] == tokens and len(tokens) > 5
