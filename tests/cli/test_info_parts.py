@@ -44,6 +44,7 @@ def test_our_own_adapter(tmp_path, capsys):
         "blocks/0/time_mix/key/lora_a": (16, 4),
         "blocks/0/time_mix/key/lora_b": (4, 16),
         "start/wkv": (1, 2, 3, 16),
+        "start/shift": (1, 4, 1, 16),
     }
     said = {"config": {"model": "rwkv4", "num_hidden_layers": 2}, "shift": True}
     arrays = {name: np.ones(shape, "float32") for name, shape in tensors.items()}

@@ -1,11 +1,13 @@
 """A merged tensor is the formula of its kind of adapter, written down here again; what does not fit is refused."""
 
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_pth, write_safetensors
-from bert4keras_rwkv.weights.adapters import adapter_sizes, read_adapter, save_lora
+from bert4keras_rwkv.weights.adapters import OWN, adapter_sizes, own_adapter, read_adapter, save_lora
 from bert4keras_rwkv.weights.merging import merged
 from bert4keras_rwkv.weights.part_files import open_part
 from bert4keras_rwkv.weights.tensors import as_tensors
@@ -315,3 +317,25 @@ def test_the_formulas_of_bone_and_bat_are_those_of_rwkv_peft(answers, reference,
         got = merged(reference, written(tmp_path / f"{kind}.pth", {f"{MATRIX}.disha": np.ascontiguousarray(D)}))
         want = answers[f"{kind}_weight_{MATRIX}"]
         assert np.abs(got[f"{MATRIX}.weight"] - want).max() < 1e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(
+    "said, left_out",
+    [
+        ("{", ""),
+        ("[1, 2]", ""),
+        (json.dumps({"config": [], "shift": True}), ""),
+        (json.dumps({"config": {"model": ["rwkv6"], "num_hidden_layers": 2}, "shift": True}), ""),
+        (json.dumps({"config": {"model": "rwkv6", "num_hidden_layers": 2}, "shift": "yes"}), ""),
+        (json.dumps({"config": {"model": "rwkv6", "num_hidden_layers": 2}, "shift": True, "alpha": [1]}), ""),
+        (json.dumps({"config": {"model": "rwkv6", "num_hidden_layers": 2}, "shift": True}), "head/lora_b"),
+        (json.dumps({"config": {"model": "rwkv6", "num_hidden_layers": 2}, "shift": True}), "start/shift"),
+    ],
+)
+def test_an_own_adapter_that_is_none(tmp_path, said, left_out):
+    """Loading and `info` read it by one function, which refuses what `save_adapter` does not write."""
+    shapes = {"head/lora_a": (4, 2), "head/lora_b": (2, 4), "start/wkv": (1, 2, 1, 4, 4), "start/shift": (1, 4, 1, 4)}
+    arrays = {name: np.ones(shape, "float32") for name, shape in shapes.items() if name != left_out}
+    write_safetensors(tmp_path / "a.safetensors", arrays, metadata={"format": OWN, "adapter": said})
+    with open_part(tmp_path / "a.safetensors") as tensors, pytest.raises(WeightsError, match=r"a\.safetensors"):
+        own_adapter(tensors, tmp_path / "a.safetensors")

@@ -19,7 +19,7 @@ pytestmark = [
 
 
 @contextmanager
-def alarm(seconds=5):
+def alarm(seconds=60):
     """Whoever opens the pipe waits for a writer; this ends it."""
     signal.alarm(seconds)
     yield

@@ -23,7 +23,7 @@ import numpy as np
 
 from tests.weights.fuzz.kinds import KINDS
 
-SECONDS = 5  # for one reader and one file
+SECONDS, WAITING = 5, 60  # of computing, and of anything, for one reader and one file; others may keep the machine busy
 MEMORY = 1 << 29  # bytes of address space beyond what is loaded already
 FILES = 64
 LARGEST = 64 << 20  # bytes of a file that may be written
@@ -96,8 +96,9 @@ def check(kind, rng, folder, watch):
     found, before = 0, sorted(folder.iterdir())
     for read in kind.read:
         watch.folder = str(folder)
-        signal.alarm(SECONDS)
-        faulthandler.dump_traceback_later(3 * SECONDS, exit=True)  # where Python does not come to run
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(WAITING)
+        faulthandler.dump_traceback_later(2 * WAITING, exit=True)  # where Python does not come to run
         try:
             result = read(path)
             found += 1
@@ -105,6 +106,7 @@ def check(kind, rng, folder, watch):
             result = None
             judge(str(error))
         finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.alarm(0)
             faulthandler.cancel_dump_traceback_later()
             watch.folder = None
@@ -158,7 +160,8 @@ def main():
     warnings.simplefilter("ignore")
     faulthandler.enable()
     sys.stdout.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGALRM, late)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, late)
     kinds, watch = chosen.kind or KINDS, Watch()
     for name in kinds:  # what is loaded late is loaded now
         run(name, 0, "first", watch)
@@ -174,7 +177,7 @@ def main():
 
 
 def late(*_):
-    raise Breach(f"takes more than {SECONDS} seconds")
+    raise Breach(f"computes more than {SECONDS} seconds or waits")
 
 
 if __name__ == "__main__":
