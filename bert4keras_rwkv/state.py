@@ -26,6 +26,10 @@ class RWKVState:
     shift: object
     model: str | None = None
 
+    def __repr__(self):
+        wkv, shift = tuple(self.wkv.shape), tuple(self.shift.shape)
+        return f"<RWKVState {self.model or 'of a model not known'}, {wkv[0]} rows, wkv {wkv}, shift {shift}>"
+
     @classmethod
     def zeros(cls, config, batch=1, dtype="float32"):
         """The state before the first token, as NumPy arrays. dtype: of `shift`."""

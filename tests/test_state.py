@@ -149,3 +149,8 @@ def test_a_text_not_begun_counts_as_nothing():
 def test_an_average_that_cannot_be(state, misuse, message):
     with pytest.raises(ValueError, match=message):
         misuse(state)
+
+
+def test_it_shows_its_sizes_not_its_numbers(tiny_config):
+    shown = repr(RWKVState.zeros(tiny_config, 3))
+    assert "rwkv6" in shown and "3 rows" in shown and len(shown) < 120

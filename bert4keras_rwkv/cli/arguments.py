@@ -3,7 +3,7 @@
 import argparse
 
 from bert4keras_rwkv import __version__
-from bert4keras_rwkv.cli.values import Real, Whole, utf8
+from bert4keras_rwkv.cli.values import Real, Whole, path, utf8
 
 MODEL = "finch-jargon"  # the one that ships with the package
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -18,12 +18,8 @@ FINITE, ABOVE_0, FROM_0 = Real(), Real(0.0, above=True), Real(0.0)
 # The fields of `Sampling`, with the defaults of `RWKV.generate`.
 SAMPLING = {
     "temperature": (FROM_0, 1.0, "divides the logits; 0 always takes the likeliest token"),
-    "top_k": (COUNT, None, "draw from the K likeliest tokens only"),
-    "top_p": (
-        Real(0.0, 1.0, above=True),
-        0.85,
-        "draw from the likeliest tokens that hold this share of the probability",
-    ),
+    "top_k": (ID, None, "draw from the K likeliest tokens only; 0 for all"),
+    "top_p": (Real(0.0, 1.0), 0.85, "draw from the likeliest tokens that hold this share; 0 for the likeliest"),
     "penalty": (ABOVE_0, 1.0, "for tokens of the text so far, prompt included; 1 for none"),
     "penalty_window": (COUNT, None, "the penalty looks at the last one to two windows of W tokens"),
     "presence_penalty": (FINITE, 0.0, "subtracted from the logits of tokens already written"),
@@ -95,7 +91,9 @@ def _generate(commands):
     )
     _model(command)
     command.add_argument("--tokenizer", metavar="FILE", help="vocabulary file (default: beside the weights)")
-    command.add_argument("--max-length", type=COUNT, metavar="N", help="tokens of prompt and text together")
+    length = command.add_mutually_exclusive_group()
+    length.add_argument("--max-length", type=COUNT, metavar="N", help="tokens of prompt and text together")
+    length.add_argument("--max-new-tokens", type=COUNT, metavar="N", help="tokens of the text (default: 256)")
     command.add_argument("--seed", type=ANY_SEED, metavar="N", help="the same seed writes the same text")
     command.add_argument(
         "--stop", type=utf8, action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
@@ -128,7 +126,7 @@ def _info(commands):
         help="tell what a weight file holds",
         description="Version, sizes and memory, without loading the weights.",
     )
-    command.add_argument("file", metavar="FILE", help="weight file, preset folder or shipped model")
+    command.add_argument("file", type=path, metavar="FILE", help="weight file, preset folder or shipped model")
     command.add_argument("--json", action="store_true", help="for programs")
     _format_of_source(command)
     return command
@@ -142,8 +140,10 @@ def _convert(commands):
         description="Convert weights tensor by tensor. DST appears only when it is whole. Its suffix says the format; "
         "without one it is a preset folder.",
     )
-    command.add_argument("source", metavar="SRC", help="weight file, folder or shipped model")
-    command.add_argument("target", metavar="DST", help="what to write: NAME.pth, NAME.safetensors, a folder, ...")
+    command.add_argument("source", type=path, metavar="SRC", help="weight file, folder or shipped model")
+    command.add_argument(
+        "target", type=path, metavar="DST", help="what to write: NAME.pth, NAME.safetensors, a folder, ..."
+    )
     command.add_argument(
         "--to", metavar="FORMAT", help="the format of DST, as hf and fla for folders of other projects"
     )
@@ -169,8 +169,8 @@ def _data(commands):
         description='Convert between JSON lines (.jsonl: {"text": ...} or {"messages": [...]}), plain text (.txt), '
         "TFRecord (.tfrecord) and binidx (.bin with .idx). DST appears only when it is whole.",
     )
-    command.add_argument("source", metavar="SRC", help="a file, or a folder with files of one form")
-    command.add_argument("target", metavar="DST", help="what to write; its suffix says the form")
+    command.add_argument("source", type=path, metavar="SRC", help="a file, or a folder with files of one form")
+    command.add_argument("target", type=path, metavar="DST", help="what to write; its suffix says the form")
     command.add_argument(
         "--tokenizer", metavar="FILE", help="between text and ids: a vocabulary file, a preset, or `world`"
     )
@@ -194,8 +194,10 @@ def _train(commands):
         "stopped, it goes on from its last checkpoint. Losses are told on stderr and in FOLDER/training/losses.csv.",
     )
     command.add_argument("config", metavar="CONFIG", help="a config JSON for random weights; else a model to train on")
-    command.add_argument("data", metavar="DATA", help="what to train on: a file, or a folder with files of one form")
-    command.add_argument("--out", required=True, metavar="FOLDER", help="the preset folder to write")
+    command.add_argument(
+        "data", type=path, metavar="DATA", help="what to train on: a file, or a folder with files of one form"
+    )
+    command.add_argument("--out", required=True, type=path, metavar="FOLDER", help="the preset folder to write")
     command.add_argument(
         "--tokenizer", metavar="FILE", help="a vocabulary file, a preset, or `world` (default: that of the model)"
     )
@@ -219,7 +221,7 @@ def _evaluate(commands):
         description="Perplexity and bits per byte of documents (.jsonl, .txt, .tfrecord, .bin with .idx; of "
         "conversations only answers count), or how often a model writes the last word of LAMBADA's passages.",
     )
-    command.add_argument("file", metavar="FILE", help="a data set in any form of `data`, or LAMBADA's JSONL")
+    command.add_argument("file", type=path, metavar="FILE", help="a data set in any form of `data`, or LAMBADA's JSONL")
     command.add_argument("--task", choices=("text", "lambada"), default="text", help="default: %(default)s")
     _model(command)
     command.add_argument(
@@ -291,7 +293,11 @@ def _tune(commands):
     command.add_argument("--mode", choices=TUNING_MODES, default="state", help="what is tuned (default: %(default)s)")
     command.add_argument("--data", metavar="FILE", help="what to train on, of any form; a prompt can do without")
     command.add_argument(
-        "--out", required=True, metavar="FILE", help="a state: NAME.pth, .st or other; with a LoRA .safetensors or .pth"
+        "--out",
+        required=True,
+        type=path,
+        metavar="FILE",
+        help="a state: NAME.pth, .st or other; with a LoRA .safetensors or .pth",
     )
     command.add_argument("--held-out", metavar="FILE", help="data to measure with (default: a tenth of the documents)")
     command.add_argument(
@@ -325,8 +331,8 @@ def _state(commands):
         description="Write the weighted average of state files, or one of them, as .pth (RWKV-LM, RWKV-PEFT), .st "
         "(web-rwkv, Ai00) or, under any other suffix, in full.",
     )
-    command.add_argument("sources", nargs="+", metavar="FILE", help="states of one model, in any form")
-    command.add_argument("--out", required=True, metavar="FILE", help="the file to write")
+    command.add_argument("sources", nargs="+", type=path, metavar="FILE", help="states of one model, in any form")
+    command.add_argument("--out", required=True, type=path, metavar="FILE", help="the file to write")
     command.add_argument("--weights", nargs="+", type=FROM_0, metavar="W", help="one a file (default: all the same)")
     command.add_argument("--model", default=MODEL, metavar="M", help="whose they are (default: %(default)s)")
     command.add_argument("--drop-shift", action="store_true", help="lose the last inputs: .pth and .st hold none")

@@ -24,7 +24,9 @@ def run(arguments):
         state = tuned(rwkv, arguments)
         stops = [stop for stop in arguments.stop if stop]
         options = {"sampling": sampling, "seed": arguments.seed, "state": state, "stop_texts": stops, "as_text": True}
-        pieces = rwkv.stream(rwkv.tokenizer.encode(prompt), arguments.max_length, **options)
+        pieces = rwkv.stream(
+            rwkv.tokenizer.encode(prompt), arguments.max_length, max_new_tokens=arguments.max_new_tokens, **options
+        )
         line.show("reading the prompt")
         clock = write_stream(pieces, line, prompt if arguments.echo else "")
     write("\n")

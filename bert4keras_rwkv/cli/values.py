@@ -49,6 +49,13 @@ class Real:
         return " ".join(["a finite number", *bounds])
 
 
+def path(given):
+    """Reads the name of a file or folder. An empty one, as of a shell variable that is not set, names nothing."""
+    if not given or "\0" in given:
+        raise _refused("the name of a file or folder", given)
+    return given
+
+
 def utf8(given):
     """Reads a text, which is valid Unicode."""
     try:

@@ -1,10 +1,13 @@
 """The one place that compiles a function."""
 
 import contextlib
+import logging
 
 from bert4keras_rwkv.generation.executables import Kept
 from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.ops import backend
+
+OURS = set()  # how TensorFlow names the functions that are compiled here
 
 
 def compiled(function, variables=(), description=None):
@@ -85,10 +88,18 @@ def _tensorflow(function):
         # What is None, and what is nested in what, is part of the key.
         key = repr(keras.tree.map_structure(_kind, args))
         if key not in programs:
+            OURS.add(f"<{'bound method' if hasattr(function, '__self__') else 'function'} {function.__qualname__} ")
+            logging.getLogger("tensorflow").addFilter(_no_retracing_of_ours)
             programs[key] = tf.function(function, autograph=False, jit_compile=_xla())
         return programs[key](*args)
 
     return call
+
+
+def _no_retracing_of_ours(record):
+    """Leave out TensorFlow's advice on functions traced again: ours are traced once for each set of shapes."""
+    message = record.getMessage()
+    return "retracing" not in message or not any(name in message for name in OURS)
 
 
 def _kind(tensor):

@@ -76,7 +76,7 @@ def programs_folder():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.stat()
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        _say(f"it cannot be made, {error}", chosen)
+        _say(f"it cannot be made, {error}", chosen or "the user's cache folder")
         return None
     if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
         _say("it belongs to, or can be written by, somebody else", folder)

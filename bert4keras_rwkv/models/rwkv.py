@@ -544,7 +544,9 @@ def check_chunk(chunk_len):
 def whole_number(name, value, least):
     """`value` as an int of at least `least`; a ValueError that names the argument for anything else."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < 2**31:
-        raise ValueError(f"`{name}` is a number of tokens, an int of at least {least}. Received: {name}={value!r}.")
+        raise ValueError(
+            f"`{name}` is a number of tokens, an int from {least} to 2^31 - 1. Received: {name}={value!r}."
+        )
     return int(value)
 
 

@@ -4,6 +4,7 @@ Nothing here knows text but for one thing: a `TokenText` says how many of a row'
 """
 
 import dataclasses
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -293,16 +294,18 @@ def _drawing(plan):
 
 
 def seeds(seed, batch):
-    """(B, 2) int32 (seed, tokens generated before): from an int of any size, such an array, or None for new ones."""
+    """(B, 2) int32 (seed, tokens generated before): from an int, such an array, or None for new ones.
+
+    Of an int the last 32 bits count.
+    """
     if seed is None:
         first = np.random.default_rng().integers(-(2**31), 2**31, batch)
         return np.stack([first, np.zeros(batch)], axis=1).astype("int32")
     array = np.asarray(seed)
     if array.ndim == 0:
-        try:
-            first = (int(seed) & 0xFFFFFFFF) + np.arange(batch, dtype="int64") & 0xFFFFFFFF
-        except (TypeError, ValueError):
-            raise ValueError(f"`seed` is an int, an array ({batch}, 2), or None. Received: {seed!r}.") from None
+        if isinstance(seed, bool) or not isinstance(array[()], Integral):
+            raise ValueError(f"`seed` is an int, an array ({batch}, 2), or None. Received: {seed!r}.")
+        first = (int(array) & 0xFFFFFFFF) + np.arange(batch, dtype="int64") & 0xFFFFFFFF
         return np.stack([first.astype("uint32").view("int32"), np.zeros(batch, "int32")], axis=1)
     if array.shape != (batch, 2) or array.dtype.kind not in "iu":
         raise ValueError(

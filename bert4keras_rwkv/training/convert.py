@@ -83,13 +83,14 @@ def convert(source, target, tokenizer=None, to=None, format=None, separator=None
         raise ValueError(f"From {kind} to {wanted} needs a tokenizer: --tokenizer FILE, or `world` for World models.")
     report = Report()
     if kind in TEXTS and wanted in TEXTS:
-        _write_texts(target, wanted, _texts(_items(source, kind, separator, progress), report), separator)
+        texts = _texts(_items(source, kind, separator, progress), report)
+        _write_texts(target, wanted, _some(texts, source), separator)
         return report
     documents = read_documents(source, tokenizer, kind, separator, workers, progress)
     if wanted in TEXTS:
-        _write_texts(target, wanted, _decoded(documents, tokenizer, report), separator)
+        _write_texts(target, wanted, _some(_decoded(documents, tokenizer, report), source), separator)
         return report
-    documents = (one for _, one in _counted(documents, report, marks=wanted == "tfrecord"))
+    documents = _some((one for _, one in _counted(documents, report, marks=wanted == "tfrecord")), source)
     if wanted == "tfrecord":
         write_records(target, documents)
     else:
@@ -134,6 +135,15 @@ def _checked(data, tokenizer, progress):
         yield place, checked(one, size, place)
         if progress is not None:
             progress(number + 1, len(data))
+
+
+def _some(items, source):
+    """The items, of which there must be one: a file that was cut to nothing replaces no data set."""
+    number = -1
+    for number, item in enumerate(items):  # noqa: B007 - wanted after the loop
+        yield item
+    if number < 0:
+        raise ValueError(f"'{source}' holds no document that is not empty. Nothing is written.")
 
 
 def _counted(documents, report, marks):

@@ -7,7 +7,7 @@ from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.files import config_of, opened
 from bert4keras_rwkv.weights.formats.keras_h5 import stored
-from bert4keras_rwkv.weights.formats.registry import format_of
+from bert4keras_rwkv.weights.formats.registry import format_named, format_of
 from bert4keras_rwkv.weights.preset import CONFIG, config_beside, weights_path
 from bert4keras_rwkv.weights.tensors import count
 
@@ -54,7 +54,7 @@ def summarise(path, format=None):
 
 def _entries(file, format):
     """The `Format` of a file, name -> `Tensor`, the config, and what else the file says."""
-    known = format_of(file)
+    known = format_of(file) if format is None else format_named(format, write=False)
     if known is not None and known.name == "preset":  # only a version's table could name its variables
         config = config_beside(file)
         if config is None:

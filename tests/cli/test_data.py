@@ -126,3 +126,14 @@ def test_no_backend_is_loaded(source, start, tmp_path):
     process = start("-c", code, "data", source, tmp_path / "b.tfrecord", "--tokenizer", "finch-jargon")
     out, said = process.communicate(timeout=120)
     assert out.decode().splitlines()[-1] == "[]", said
+
+
+@pytest.mark.parametrize("target", ["old.tfrecord", "old.jsonl"])
+def test_a_source_without_documents_replaces_nothing(tmp_path, vocabulary, target, capsys):
+    """A file that was cut to nothing is an error, and what stands at the target stays."""
+    source, old = tmp_path / "empty.txt", tmp_path / target
+    source.write_text("")
+    old.write_bytes(b"data of yesterday")
+    assert main(["data", str(source), str(old), "--tokenizer", str(vocabulary)]) == 1
+    assert "holds no document" in capsys.readouterr().err
+    assert old.read_bytes() == b"data of yesterday"

@@ -142,7 +142,13 @@ def _write(file, path, entry):
 
 
 def write_preset(folder, tensors, config, dtype=None, tokenizer=None, progress=None):
-    """A preset folder: config.json, model.weights.h5 and, if there is one, the vocabulary."""
+    """A preset folder: config.json, model.weights.h5 and, if there is one, the vocabulary.
+
+    It may replace another preset, and other files stay. A config.json without our weights is another program's, and a
+    ValueError.
+    """
+    if Path(folder, CONFIG).exists() and not list(Path(folder).glob("*.weights.*")):
+        raise ValueError(f"'{folder}' holds a '{CONFIG}' of something else, which would be lost. Name another folder.")
     with whole_folder(folder) as unfinished:
         write_keras_h5(unfinished / WEIGHTS, tensors, config, dtype, progress)
         keys = {**config.to_dict(), "dtype": str(dtype or tensors.dtypes["head.weight"])}

@@ -11,7 +11,7 @@ import pytest
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_keras_h5
-from bert4keras_rwkv.weights.formats.keras_h5 import h5_path, open_keras_h5
+from bert4keras_rwkv.weights.formats.keras_h5 import h5_path, open_keras_h5, write_preset
 from bert4keras_rwkv.weights.rules import filled, rules_of
 from bert4keras_rwkv.weights.tensors import as_tensors
 
@@ -149,3 +149,11 @@ def test_shards_that_are_no_whole_model(tmp_path, config, damage):
     said = {"missing": f"the shard '{first.name}' is missing", "moved": "by the index it should not", "double": "more/"}
     with pytest.raises(WeightsError, match=said[damage]):
         open_weights(tmp_path)
+
+
+def test_the_config_of_another_program_is_not_replaced(tmp_path, official, config):
+    (tmp_path / "config.json").write_text('{"name": "theirs"}')
+    with pytest.raises(ValueError, match="of something else"):
+        write_preset(tmp_path, as_tensors(official), config)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == '{"name": "theirs"}'
