@@ -50,10 +50,10 @@ class Prompts:
         self.rows = [token_ids(row, vocab_size) for row in rows]
         if any(row.ndim != 1 for row in self.rows):
             raise _no_prompt(inputs)
-        empty = [f"prompt {i} has none" for i, row in enumerate(self.rows) if not len(row)]
-        if empty or not self.rows:
+        empty = ["this one" if self.single else f"prompt {i}" for i, row in enumerate(self.rows) if not len(row)]
+        if empty:
             raise ValueError(
-                f"A prompt needs at least one token; {empty[0] if empty else 'there is no prompt'}. "
+                f"A prompt needs at least one token; {empty[0]} has none. "
                 "Use '\\n' or id 0 (the end of a document) to begin a new text."
             )
 

@@ -137,7 +137,7 @@ def test_a_loop_of_ones_own(rwkv, sampling):
         (lambda m: m.generate([1], sampling={"top_p": 0.5}), "`sampling` is a `Sampling`"),
         (lambda m: m.generate([1], seed="x"), "`seed` is an int"),
         (lambda m: m.generate([1], seed=1.5), "`seed` is an int"),
-        (lambda m: m.generate([]), "there is no prompt"),
+        (lambda m: m.generate([]), "this one has none"),
         (lambda m: m.generate([1], stop_texts=[""]), "`stop_texts`"),
         (lambda m: m.generate([1], state=RWKVState.zeros(m.config, 2)), "For 1 rows the state"),
         (lambda m: m.sample(np.zeros(7)), "`logits` is"),
