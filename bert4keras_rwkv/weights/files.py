@@ -79,7 +79,10 @@ def named(name):
     shipped = sorted(file.parent.name for file in presets.glob(f"*/{CONFIG}"))
     if str(name) in shipped:
         return presets / str(name)
-    raise FileNotFoundError(f"No file or folder '{name}'. Models that ship with the package: {shipped or 'none'}.")
+    try:
+        return weights_path(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} Models that ship with the package: {', '.join(shipped) or 'none'}.") from None
 
 
 def config_of(path, tensors):

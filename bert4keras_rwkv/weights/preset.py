@@ -1,5 +1,6 @@
 """What lies in a folder of weights, and under which names."""
 
+from glob import escape
 from pathlib import Path
 
 from bert4keras_rwkv.config import LARGEST_FILE, RWKVConfig
@@ -23,8 +24,17 @@ PATTERNS = ("*.weights.h5", "*.weights.json", "*.safetensors", "*.index.json", "
 
 
 def weights_path(path):
-    """The weight file that `path` means: itself, or of a folder the one file of weights, or the index of its shards."""
+    """The weight file that `path` means: itself, or of a folder the one file of weights, or the index of its shards.
+
+    Raises:
+        FileNotFoundError: nothing is there; it names what has the same name with an ending.
+        WeightsError: a folder without weights, or with several that none of the usual names has.
+    """
     path = Path(path)
+    if not path.exists():
+        beside = sorted(path.parent.glob(f"{escape(path.name)}.*"))
+        meant = f" There is '{beside[0]}'." if beside else ""
+        raise FileNotFoundError(f"No file or folder '{path}'.{meant}")
     if not path.is_dir():
         return path
     known = next((path / name for name in NAMES if (path / name).is_file()), None)
@@ -40,7 +50,10 @@ def weights_path(path):
 def config_beside(path):
     """The `RWKVConfig` in the `config.json` of a folder, or beside a file; None if there is none."""
     file = _config_file(path)
-    return RWKVConfig.from_json(file) if file.is_file() else None
+    try:
+        return RWKVConfig.from_json(file) if file.is_file() else None
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
 
 
 def foreign_keys(path):

@@ -79,6 +79,7 @@ class Reader:
 
     def broken(self, why):
         """The error for a file that is damaged or no weight file."""
+        why = str(why).rstrip(".")
         return WeightsError(f"'{self.path}' cannot be read: {why}. Is it a weight file, and was it downloaded whole?")
 
     def named(self, error):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_pth, write_safetensors
-from bert4keras_rwkv.weights.files import config_of, weights_path
+from bert4keras_rwkv.weights.files import config_of, named, weights_path
 
 pytestmark = pytest.mark.backend_free
 
@@ -35,8 +35,23 @@ def test_a_folder_with_one_weight_file(tmp_path, official):
 def test_an_empty_folder_or_no_file(tmp_path):
     with pytest.raises(WeightsError, match="there are: none"):
         open_weights(tmp_path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"No file or folder '.*nothing\.pth'\.$"):
         open_weights(tmp_path / "nothing.pth")
+
+
+def test_a_name_without_its_ending(tmp_path, official):
+    write_pth(tmp_path / "a[1].pth", official)
+    for name in (open_weights, named):
+        with pytest.raises(FileNotFoundError, match=r"There is '.*a\[1\]\.pth'\."):
+            name(tmp_path / "a[1]")
+
+
+def test_a_config_that_is_none_is_an_error_of_weights(tmp_path):
+    with h5py.File(tmp_path / "model.weights.h5", "w") as file:
+        file.create_group("layers/backbone")
+    (tmp_path / "config.json").write_text('{"model": ' + "[" * 70 + "]" * 70 + "}")
+    with pytest.raises(WeightsError, match=r"in each other\. A model's config\.json is wanted\."):
+        open_weights(tmp_path)
 
 
 @pytest.mark.parametrize("start, kind", [(b"ggml\1\0\0\0", "a GGML file"), (b"import os\n", "no weight file")])
