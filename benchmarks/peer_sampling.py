@@ -50,8 +50,8 @@ class Choice:
 
     @staticmethod
     def step(plan):
-        from bert4keras_rwkv.generation.compile import compiled
         from bert4keras_rwkv.generation.draw import draw
+        from bert4keras_rwkv.ops.compile import compiled
 
         return compiled(lambda logits, values, seeds: draw(logits, plan, values, seeds))
 

@@ -34,8 +34,8 @@ class Phases:
 
 def ours(path, phases):
     """By `RWKV.stream`, in Python, on JAX."""
-    from bert4keras_rwkv.generation import executables
     from bert4keras_rwkv.models import RWKV, build
+    from bert4keras_rwkv.ops import executables
 
     phases.end("imports")
     phases.timed(build, "_tokenizer", "tokenizer")

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.untrusted import shown, told
-from bert4keras_rwkv.whole import whole_file
 
 EMPTY_MAXIMUM = -1e30  # RWKV-4's running maximum before the first token
 FORMAT = "bert4keras_rwkv.state"  # how our files name themselves
@@ -116,7 +116,7 @@ class RWKVState:
         state = self.numpy()
         arrays = {name: np.ascontiguousarray(getattr(state, name)) for name in ("wkv", "shift")}
         metadata = {"format": FORMAT, "version": "1", "layout": LAYOUT, "model": self.model or ""}
-        with whole_file(path) as unfinished:
+        with atomic_file(path) as unfinished:
             unfinished.write_bytes(save(arrays, metadata))
 
     @classmethod

@@ -18,12 +18,12 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras
 
-from bert4keras_rwkv.cli.engine import keep_compiled_programs
+from bert4keras_rwkv.cli.backend import keep_compiled_programs
 from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.tokenizers import load_tokenizer
 from bert4keras_rwkv.training import authors_optimizer, keras_dataset, warm_up_cosine
 from bert4keras_rwkv.training.fitting import mean_loss
-from bert4keras_rwkv.training.run import Plan, open_documents, packed, packed_held_out, predicted
+from bert4keras_rwkv.training.pretrain import Plan, open_documents, packed, packed_held_out, predicted
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "build/jargon"

@@ -22,7 +22,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from bert4keras_rwkv.whole import whole_file
+from bert4keras_rwkv.atomic import atomic_file
 
 SOURCES = Path(__file__).resolve().parent.parent / "notebooks"
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -96,7 +96,7 @@ def run(source, write):
         print(f"{source.stem}: failed\n{error}", file=sys.stderr)
         return False
     if write:
-        with whole_file(source.with_suffix(".ipynb")) as unfinished:
+        with atomic_file(source.with_suffix(".ipynb")) as unfinished:
             nbformat.write(notebook, unfinished)
     seconds, computed = time.perf_counter() - start, computing() - computed
     print(f"{source.stem}: {seconds:.0f} s, {computed:.0f} s of computing: {last_line(notebook)}", flush=True)

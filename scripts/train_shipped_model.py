@@ -23,7 +23,7 @@ from bert4keras_rwkv.evaluation import evaluate_text
 from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.training import authors_optimizer, warm_up_cosine
-from bert4keras_rwkv.weights.rules import filled, rules_of
+from bert4keras_rwkv.weights.loading import filled, rules_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {

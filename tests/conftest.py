@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(config, items):
     kept, dropped = [], []
     for item in items:
         free = item.get_closest_marker("backend_free") is not None
-        slow = item.get_closest_marker("slow") is not None or _elsewhere(item, free)
+        slow = item.get_closest_marker("slow") is not None or (not free and _elsewhere(item))
         wanted = choice == "also" or free == (choice == "only")
         (kept if wanted and (config.getoption("--slow") or not slow) else dropped).append(item)
     if dropped:
@@ -82,9 +82,11 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(without)
 
 
-def _elsewhere(item, free):
-    """Whether a test compares our forward, on this backend, with one that runs on PyTorch."""
-    return item.get_closest_marker("live") is not None and not free and os.environ["KERAS_BACKEND"] != "torch"
+def _elsewhere(item):
+    """Whether a test is meant for other backends than this one: a comparison with a forward of others for PyTorch."""
+    live = [("torch",)] if item.get_closest_marker("live") is not None else []
+    wanted = live + [marker.args for marker in item.iter_markers("on")]
+    return any(os.environ["KERAS_BACKEND"] not in backends for backends in wanted)
 
 
 def pytest_report_header():
@@ -103,7 +105,7 @@ def fixed_seed(request):
 def uncompiled(request, monkeypatch):
     """In a test marked `once`, on TensorFlow, what would be compiled runs operation by operation."""
     if request.node.get_closest_marker("once") and os.environ["KERAS_BACKEND"] == "tensorflow":
-        from bert4keras_rwkv.generation import compile
+        from bert4keras_rwkv.ops import compile
 
         monkeypatch.setattr(compile, "_tensorflow", compile.eager)
 

@@ -161,7 +161,7 @@ def test_the_command_line_says_it_in_one_line(run, command, variables, told):
 @pytest.mark.parametrize("missing", ["jax", "tensorflow"])
 def test_without_a_choice_the_command_line_takes_jax(run, missing):
     """Whatever Keras' own default is."""
-    code = "from bert4keras_rwkv.cli.engine import choose_engine\nprint(choose_engine())"
+    code = "from bert4keras_rwkv.cli.backend import choose_engine\nprint(choose_engine())"
     code, printed, said = run(without([missing], code))
     if missing == "jax":
         assert code == 1 and "'jax', the default of this command, which is not installed" in said[-1]

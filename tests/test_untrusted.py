@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from bert4keras_rwkv.data.sources import parts_of, read_jsonl
 from bert4keras_rwkv.evaluation.lambada import read_lambada
-from bert4keras_rwkv.training.sources import parts_of, read_jsonl
 from bert4keras_rwkv.untrusted import DEEPEST, parse_json, shown, told
 from bert4keras_rwkv.weights import WeightsError
 

@@ -7,7 +7,7 @@ from itertools import chain
 
 import numpy as np
 
-from bert4keras_rwkv.whole import whole_file
+from bert4keras_rwkv.atomic import atomic_file
 
 __all__ = [
     "DataGenerator",
@@ -162,7 +162,7 @@ class open:
             place = self.file.tell()
         self.file.seek(0)
         if path is not True:
-            with whole_file(path) as unfinished:
+            with atomic_file(path) as unfinished:
                 unfinished.write_text(json.dumps(offsets), "utf-8")
         return offsets
 

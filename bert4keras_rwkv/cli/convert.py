@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+from bert4keras_rwkv.atomic import check_file, check_folder
 from bert4keras_rwkv.cli.arguments import UsageError
-from bert4keras_rwkv.cli.bar import Bar
-from bert4keras_rwkv.cli.engine import choose_engine
+from bert4keras_rwkv.cli.backend import choose_engine
+from bert4keras_rwkv.cli.progress import Bar
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.tokenizers import find_tokenizer
 from bert4keras_rwkv.weights.adapters import read_adapter
-from bert4keras_rwkv.weights.files import config_of, named, open_weights, opened
+from bert4keras_rwkv.weights.checkpoint import config_of, named, open_weights, opened
+from bert4keras_rwkv.weights.folder import NAMES, SAFETENSORS, WEIGHTS
 from bert4keras_rwkv.weights.formats.registry import format_named, formats
+from bert4keras_rwkv.weights.loading import in_order, rules_of
 from bert4keras_rwkv.weights.merging import merged, unused_names
-from bert4keras_rwkv.weights.preset import NAMES, SAFETENSORS, WEIGHTS
-from bert4keras_rwkv.weights.rules import in_order, rules_of
-from bert4keras_rwkv.whole import check_file, check_folder
 
 TOKENS = 64  # that `--check` reads; random ones go through every channel
 SEED = 7

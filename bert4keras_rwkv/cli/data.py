@@ -4,10 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-from bert4keras_rwkv.cli.bar import Bar
+from bert4keras_rwkv.cli.progress import Bar
+from bert4keras_rwkv.data.convert import TEXTS, convert, files_of, kind_of
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER, VOCABULARY_NAME, load_tokenizer
-from bert4keras_rwkv.training.convert import TEXTS, convert, files_of, kind_of
-from bert4keras_rwkv.weights.files import named
+from bert4keras_rwkv.weights.checkpoint import named
 
 WORLD = "world"
 SMALL = 64 << 20  # bytes that are encoded sooner than other processes have started

@@ -4,11 +4,11 @@ import json
 import time
 from itertools import chain, islice
 
-from bert4keras_rwkv.cli.bar import Bar
 from bert4keras_rwkv.cli.data import named_tokenizer
 from bert4keras_rwkv.cli.generate import load, tuned
+from bert4keras_rwkv.cli.progress import Bar
+from bert4keras_rwkv.data.convert import files_of, kind_of, read_documents
 from bert4keras_rwkv.evaluation import evaluate_lambada, evaluate_text, read_lambada
-from bert4keras_rwkv.training.convert import files_of, kind_of, read_documents
 
 AFTER_END = {"auto": None, "end": True, "nothing": False}
 

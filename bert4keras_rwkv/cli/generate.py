@@ -4,10 +4,10 @@ import sys
 import time
 
 from bert4keras_rwkv.cli.arguments import SAMPLING, UsageError
-from bert4keras_rwkv.cli.engine import choose_engine
+from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.tokenizers import load_tokenizer
-from bert4keras_rwkv.weights.files import named
+from bert4keras_rwkv.weights.checkpoint import named
 
 
 def run(arguments):

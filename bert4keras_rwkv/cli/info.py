@@ -6,7 +6,7 @@ import json
 
 from bert4keras_rwkv.config import HEADS, OWN_KEYS
 from bert4keras_rwkv.weights.adapters import adapter_sizes
-from bert4keras_rwkv.weights.files import named
+from bert4keras_rwkv.weights.checkpoint import named
 from bert4keras_rwkv.weights.part_files import may_be_part, open_part
 from bert4keras_rwkv.weights.states import state_sizes
 from bert4keras_rwkv.weights.summary import summarise

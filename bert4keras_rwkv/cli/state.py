@@ -1,11 +1,11 @@
 """`state`: state files averaged, or one in another form."""
 
+from bert4keras_rwkv.atomic import check_file
 from bert4keras_rwkv.cli.arguments import UsageError
-from bert4keras_rwkv.cli.engine import choose_engine
+from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.state import RWKVState
-from bert4keras_rwkv.weights.files import config_of, named, opened
+from bert4keras_rwkv.weights.checkpoint import config_of, named, opened
 from bert4keras_rwkv.weights.states import read_state, write_state
-from bert4keras_rwkv.whole import check_file
 
 
 def run(arguments):

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 from bert4keras_rwkv.cli.arguments import TRAINING, UsageError
-from bert4keras_rwkv.cli.bar import Bar
+from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.cli.data import named_tokenizer
-from bert4keras_rwkv.cli.engine import choose_engine
-from bert4keras_rwkv.training.convert import files_of, kind_of
-from bert4keras_rwkv.training.run import (
+from bert4keras_rwkv.cli.progress import Bar
+from bert4keras_rwkv.data.convert import files_of, kind_of
+from bert4keras_rwkv.training.pretrain import (
     Folder,
     Plan,
     check_place,
@@ -20,7 +20,7 @@ from bert4keras_rwkv.training.run import (
     settings_of,
     train,
 )
-from bert4keras_rwkv.weights.files import named
+from bert4keras_rwkv.weights.checkpoint import named
 
 
 def run(arguments):

@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
+from bert4keras_rwkv.atomic import check_file
 from bert4keras_rwkv.cli.arguments import TUNING, UsageError
-from bert4keras_rwkv.cli.bar import Bar
+from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.cli.data import named_tokenizer
-from bert4keras_rwkv.cli.engine import choose_engine
-from bert4keras_rwkv.training.convert import files_of, kind_of
-from bert4keras_rwkv.weights.files import named
-from bert4keras_rwkv.whole import check_file
+from bert4keras_rwkv.cli.progress import Bar
+from bert4keras_rwkv.data.convert import files_of, kind_of
+from bert4keras_rwkv.weights.checkpoint import named
 
 STEPS = 200  # where neither --steps nor --epochs says it
 
@@ -81,7 +81,7 @@ def _documents(source, arguments, rwkv):
     """The documents of a data set, or None."""
     if source is None:
         return None
-    from bert4keras_rwkv.training.run import open_documents
+    from bert4keras_rwkv.training.pretrain import open_documents
 
     with Bar(Path(source).name, "B") as progress:
         documents = open_documents(source, rwkv.tokenizer, arguments.format, arguments.separator, progress=progress)

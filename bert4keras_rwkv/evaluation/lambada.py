@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from bert4keras_rwkv.data.sources import read_jsonl
 from bert4keras_rwkv.evaluation.scoring import passage, score_passages
 from bert4keras_rwkv.evaluation.text import begins_at_zero, end_ids, exponential, needed
-from bert4keras_rwkv.training.sources import read_jsonl
 from bert4keras_rwkv.untrusted import parse_json, shown
 
 

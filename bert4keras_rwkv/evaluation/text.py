@@ -6,10 +6,10 @@ from itertools import groupby
 
 import numpy as np
 
+from bert4keras_rwkv.data.documents import Document, answer_of, checked, document
+from bert4keras_rwkv.data.encoding import encoded
+from bert4keras_rwkv.data.sources import from_iterable
 from bert4keras_rwkv.evaluation.scoring import passage, score_passages
-from bert4keras_rwkv.training.documents import Document, answer_of, checked, document
-from bert4keras_rwkv.training.encoding import encoded
-from bert4keras_rwkv.training.sources import from_iterable
 
 END = 0  # the end of a document, where no tokenizer says another id
 
@@ -92,7 +92,7 @@ def evaluate_text(
 
 def needed(tokenizer):
     """The tokenizer, or a ValueError that says how to give one."""
-    from bert4keras_rwkv.models.texts import need_tokenizer  # loads Keras, and importing this must not
+    from bert4keras_rwkv.tokenizers.prompts import need_tokenizer  # loads Keras, and importing this must not
 
     return need_tokenizer(tokenizer)
 

@@ -15,10 +15,9 @@ largest.
 
 import math
 
+from bert4keras_rwkv.generation.noise import gumbel_all, gumbel_runs, uniform_all
 from bert4keras_rwkv.keras_loader import ops
-
-from ..ops.materialise import materialise
-from .noise import gumbel_all, gumbel_runs, uniform_all
+from bert4keras_rwkv.ops.backend import materialise
 
 BLOCK = 64
 SMALLEST = 4096  # vocabularies below this are not worth a selection

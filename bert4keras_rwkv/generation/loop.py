@@ -12,10 +12,9 @@ whether or not anything was generated, and going on is bit for bit what one long
 
 from typing import Any, NamedTuple
 
+from bert4keras_rwkv.generation.draw import draw
+from bert4keras_rwkv.generation.penalties import forbid, penalise_frequency, penalise_repetition
 from bert4keras_rwkv.keras_loader import ops
-
-from .draw import draw
-from .penalties import forbid, penalise_frequency, penalise_repetition
 
 CHUNKS = (256, 32)
 SHORTEST_BUFFER = 64

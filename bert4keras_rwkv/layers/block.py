@@ -2,7 +2,7 @@
 
 from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.layers.base import Layer
-from bert4keras_rwkv.weights.rules import Rule
+from bert4keras_rwkv.weights.loading import Rule
 from bert4keras_rwkv.weights.transforms import TRANSPOSE
 
 

@@ -5,8 +5,8 @@ import random
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import keras
-from bert4keras_rwkv.ops.adopt import adopt
-from bert4keras_rwkv.weights.placing import aligned
+from bert4keras_rwkv.ops.backend import adopt
+from bert4keras_rwkv.weights.copying import aligned
 from bert4keras_rwkv.weights.tensors import dtype_named
 
 

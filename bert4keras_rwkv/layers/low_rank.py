@@ -1,7 +1,8 @@
 """Low-rank projections: C -> rank -> C', one or several side by side."""
 
 from bert4keras_rwkv.keras_loader import keras, ops
-from bert4keras_rwkv.layers.base import Layer, dense
+from bert4keras_rwkv.layers.base import Layer
+from bert4keras_rwkv.layers.projection import dense
 
 
 class LowRank(Layer):

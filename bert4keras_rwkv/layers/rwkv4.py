@@ -3,12 +3,13 @@
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
-from bert4keras_rwkv.layers.base import Layer, cast_like, dense, recurrent, scaled, shifted, squared_relu
+from bert4keras_rwkv.layers.base import Layer, cast_like, recurrent, scaled, shifted, squared_relu
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.initial import given, orthogonal
+from bert4keras_rwkv.layers.projection import dense
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.ops.wkv4 import wkv4
-from bert4keras_rwkv.weights.rules import Rule
+from bert4keras_rwkv.weights.loading import Rule
 from bert4keras_rwkv.weights.transforms import TRANSPOSE, VECTOR
 
 

@@ -6,14 +6,15 @@ Three variants were released. '5.0' has no gate; '5.0' and '5.1' have one decay 
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
-from bert4keras_rwkv.layers.base import Layer, dense, recurrent, scaled, shifted
+from bert4keras_rwkv.layers.base import Layer, recurrent, scaled, shifted
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
 from bert4keras_rwkv.layers.initial import given, orthogonal, orthonormal
+from bert4keras_rwkv.layers.projection import dense
 from bert4keras_rwkv.layers.rwkv4 import CHANNEL_MIX_RULES, ChannelMix, channel_mix_values, depth, mix_values, mixed
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.ops.wkv5 import wkv5
-from bert4keras_rwkv.weights.rules import Rule
+from bert4keras_rwkv.weights.loading import Rule
 from bert4keras_rwkv.weights.transforms import TRANSPOSE, VECTOR
 
 __all__ = ["ChannelMix", "TimeMix", "initial_values", "rules"]

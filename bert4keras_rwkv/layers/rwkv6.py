@@ -3,16 +3,17 @@
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
-from bert4keras_rwkv.layers.base import Layer, cast_like, dense, recurrent, scaled, shifted
+from bert4keras_rwkv.layers.base import Layer, cast_like, recurrent, scaled, shifted
 from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
 from bert4keras_rwkv.layers.initial import given, orthonormal, uniform
 from bert4keras_rwkv.layers.low_rank import LowRank
+from bert4keras_rwkv.layers.projection import dense
 from bert4keras_rwkv.layers.rwkv4 import ChannelMix as EarlierChannelMix
 from bert4keras_rwkv.layers.rwkv4 import mixed
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.ops.wkv6 import wkv6
-from bert4keras_rwkv.weights.rules import Rule
+from bert4keras_rwkv.weights.loading import Rule
 from bert4keras_rwkv.weights.transforms import STACK, TRANSPOSE, VECTOR
 
 MIXED = "wkvrg"  # the order in which files hold the five mixed inputs

@@ -6,14 +6,15 @@ import weakref
 import numpy as np
 
 from bert4keras_rwkv.config import RWKVConfig
-from bert4keras_rwkv.generation.executables import Description
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers import initial
-from bert4keras_rwkv.layers.base import Layer, Projection, dense
+from bert4keras_rwkv.layers.base import Layer
 from bert4keras_rwkv.layers.block import Block
+from bert4keras_rwkv.layers.projection import Projection, dense
 from bert4keras_rwkv.layers.start_state import StartState
 from bert4keras_rwkv.models.lora import described, prepare
 from bert4keras_rwkv.ops.backend import accumulation_dtype
+from bert4keras_rwkv.ops.executables import Description
 from bert4keras_rwkv.ops.token_shift import shift_rows
 from bert4keras_rwkv.state import RWKVState
 

@@ -8,10 +8,10 @@ takes less than that, in a small model or on an accelerator, one program is bett
 import numpy as np
 
 from bert4keras_rwkv.generation import loop
-from bert4keras_rwkv.generation.compile import compiled, compiled_for_any
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.models.backbone import facts
 from bert4keras_rwkv.ops import backend
+from bert4keras_rwkv.ops.compile import compiled, compiled_for_any
 
 NARROWEST = 512  # hidden size from which a block takes longer than calling it
 

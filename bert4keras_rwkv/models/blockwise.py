@@ -5,7 +5,7 @@ import numpy as np
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.models.backbone import layer_state, new_block, side_values, variable_at
 from bert4keras_rwkv.state import RWKVState
-from bert4keras_rwkv.weights.rules import assign, filled, rules_of
+from bert4keras_rwkv.weights.loading import assign, filled, rules_of
 from bert4keras_rwkv.weights.tensors import Tensors
 
 DTYPE = "float32"

@@ -12,13 +12,12 @@ from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.models.backbone import Backbone
 from bert4keras_rwkv.models.rwkv import RWKV
-from bert4keras_rwkv.ops.adopt import adopt
-from bert4keras_rwkv.ops.backend import has_accelerator
+from bert4keras_rwkv.ops.backend import adopt, has_accelerator
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.tokenizers.find import find_tokenizer, load_tokenizer
-from bert4keras_rwkv.weights.files import config_of, open_weights
-from bert4keras_rwkv.weights.rules import assign, filled, rules_of
-from bert4keras_rwkv.weights.vocabulary import surgery
+from bert4keras_rwkv.weights.checkpoint import config_of, open_weights
+from bert4keras_rwkv.weights.loading import assign, filled, rules_of
+from bert4keras_rwkv.weights.surgery import surgery
 
 LANGUAGE_MODELS = ("linear", "softmax", True, False)
 

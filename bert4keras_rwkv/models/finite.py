@@ -5,8 +5,8 @@ import functools
 
 import numpy as np
 
-from bert4keras_rwkv.generation.compile import no_gradient
 from bert4keras_rwkv.keras_loader import keras, ops
+from bert4keras_rwkv.ops.compile import no_gradient
 
 
 def not_finite_of(backbone, ids, wkv, shift, present=None):

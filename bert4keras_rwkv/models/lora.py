@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
-from bert4keras_rwkv.models.tuning import enable_state_tuning, freeze, set_tuned_state, tuned_state
+from bert4keras_rwkv.models.state_tuning import enable_state_tuning, freeze, set_tuned_state, tuned_state
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.weights.adapters import ALPHA, OWN, WHOLE, own_adapter, read_adapter, save_lora
-from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors, write_safetensors
-from bert4keras_rwkv.weights.rules import filled, rules_of
+from bert4keras_rwkv.weights.loading import filled, rules_of
+from bert4keras_rwkv.weights.tensors import WeightsError
 
 LORA_FILES = (".pth", ".st")  # RWKV-PEFT's and web-rwkv's; everything else is our own
 

@@ -5,24 +5,24 @@ from numbers import Integral
 
 import numpy as np
 
-from bert4keras_rwkv.generation.layer import cache_model
+from bert4keras_rwkv.generation.cache_model import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras, ops
-from bert4keras_rwkv.models import lora, tuning
-from bert4keras_rwkv.models.reading import Reader
-from bert4keras_rwkv.models.segments import segment_trainer
+from bert4keras_rwkv.models import lora, state_tuning
+from bert4keras_rwkv.models.loss_model import training_model
+from bert4keras_rwkv.models.reader import Reader
+from bert4keras_rwkv.models.segment_model import segment_trainer
 from bert4keras_rwkv.models.stream import Stream
 from bert4keras_rwkv.models.text_training import Texts, is_dataset, of_text, text_loss
-from bert4keras_rwkv.models.texts import Prompts, need_tokenizer, strings_in, token_ids
-from bert4keras_rwkv.models.training import training_model
 from bert4keras_rwkv.models.writer import Request, Writer, Writing, seeds
 from bert4keras_rwkv.state import RWKVState
+from bert4keras_rwkv.tokenizers.prompts import Prompts, need_tokenizer, strings_in, token_ids
 from bert4keras_rwkv.tokenizers.text_stream import TokenText
 from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter
-from bert4keras_rwkv.weights.files import named
+from bert4keras_rwkv.weights.checkpoint import named
 from bert4keras_rwkv.weights.formats.keras_h5 import write_preset
+from bert4keras_rwkv.weights.loading import export, rules_of
 from bert4keras_rwkv.weights.merging import merge_into
-from bert4keras_rwkv.weights.rules import export, rules_of
 from bert4keras_rwkv.weights.states import read_state, write_state
 
 NEW_TOKENS = 256  # how many `generate` writes when neither max_length nor sequence_length says it
@@ -333,7 +333,7 @@ class RWKV:
         The state is that of the recurrence, with time_shift_tuning also the two last inputs. Every text that is read or
         trained on begins in it, unless a state is given. Call it before `compile`.
         """
-        tuning.enable_state_tuning(self.backbone, time_shift_tuning)
+        state_tuning.enable_state_tuning(self.backbone, time_shift_tuning)
 
     def enable_state_tunig(self, time_shitf_tuning=False):
         """`enable_state_tuning` as bert4keras3 spells it."""
@@ -368,11 +368,11 @@ class RWKV:
 
     def tuned_state(self):
         """The tuned initial state: RWKVState of one row, to save, convert, average, or pass as `state`."""
-        return tuning.tuned_state(self.backbone)
+        return state_tuning.tuned_state(self.backbone)
 
     def set_tuned_state(self, state):
         """Let every text begin in `state`, an RWKVState of one row; `enable_state_tuning` must have been called."""
-        tuning.set_tuned_state(self.backbone, state)
+        state_tuning.set_tuned_state(self.backbone, state)
 
     def save_to_preset(self, folder):
         """Write config.json, model.weights.h5 and the vocabulary to a folder, whole or not at all."""

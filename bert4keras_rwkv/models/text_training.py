@@ -3,8 +3,8 @@
 import numpy as np
 
 from bert4keras_rwkv.layers.losses import NextTokenLoss
-from bert4keras_rwkv.models.texts import strings_in, unix_lines
-from bert4keras_rwkv.models.training import ANSWER, IDS, RESET
+from bert4keras_rwkv.models.loss_model import ANSWER, IDS, RESET
+from bert4keras_rwkv.tokenizers.prompts import strings_in, unix_lines
 
 LENGTH = 1024  # of the rows of a `tf.data` set, whose longest text is not known, where the model does not say it
 

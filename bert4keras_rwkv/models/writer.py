@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from bert4keras_rwkv.generation import loop
-from bert4keras_rwkv.generation.compile import compiled
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.models.blocks import Blocks, worthwhile
 from bert4keras_rwkv.models.finite import not_finite_of
+from bert4keras_rwkv.ops.compile import compiled
 from bert4keras_rwkv.state import RWKVState
 
 

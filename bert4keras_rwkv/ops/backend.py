@@ -1,6 +1,8 @@
 """What differs between backends and is not covered by `keras.ops`."""
 
-from bert4keras_rwkv.keras_loader import keras
+import numpy as np
+
+from bert4keras_rwkv.keras_loader import keras, ops
 
 
 def name():
@@ -28,3 +30,83 @@ def has_accelerator():
 def accumulation_dtype(dtype):
     """The dtype of the recurrence for a compute dtype: float64 stays, everything else is float32."""
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
+
+
+def adopt(array):
+    """A NumPy array of floating numbers, which nobody will write to any more, as a tensor of its own dtype.
+
+    On a CPU the tensor is the array's memory, if that begins at a multiple of 64 bytes. Keras would copy it, and keep
+    two of them until the array is forgotten.
+    """
+    if name() == "jax":
+        import jax
+
+        return jax.device_put(array)
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.bitcast(tf.experimental.dlpack.from_dlpack(_bits(array).__dlpack__()), str(array.dtype))
+    if name() == "torch":
+        import torch
+
+        return ops.convert_to_tensor(torch.from_numpy(_bits(array)).view(getattr(torch, str(array.dtype))))
+    return array
+
+
+def _bits(array):
+    """The array as integers, for exchanges that do not know bfloat16."""
+    return array.view(np.dtype(f"int{8 * array.dtype.itemsize}"))
+
+
+def materialise(x):
+    """`x` itself, written to memory where the compiler would rather compute it again for each of its users.
+
+    XLA fuses cheap and dear operations alike into every consumer; on a CPU that can double the work.
+    """
+    if name() == "jax":
+        import jax
+
+        return jax.lax.optimization_barrier(x)
+    return x
+
+
+def host_call(function, *tensors):
+    """Call `function(*arrays)` with the values of `tensors` as NumPy arrays, each time the surrounding code runs.
+
+    Its answer is ignored. TensorFlow cannot do this inside code compiled by XLA.
+    """
+    if name() == "jax":
+        import jax
+
+        jax.debug.callback(lambda *arrays: function(*map(np.asarray, arrays)), *tensors)
+    elif name() == "tensorflow":
+        import tensorflow as tf
+
+        tf.py_function(lambda *arrays: function(*[array.numpy() for array in arrays]), tensors, [])
+    else:
+        function(*map(ops.convert_to_numpy, tensors))
+
+
+def global_random_state():
+    """The states of the backend's own generators, a list of bytes; empty where Keras uses none.
+
+    No seed generator of Keras drives them: on PyTorch its dropout without a seed draws from there.
+    """
+    if name() != "torch":
+        return []
+    import torch
+
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+    return [state.numpy().tobytes() for state in states]
+
+
+def set_global_random_state(states):
+    """Go on with what `global_random_state` gave. On another number of devices the first ones are set."""
+    if name() != "torch" or not states:
+        return
+    import torch
+
+    first, *others = (torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in states)
+    torch.set_rng_state(first)
+    for device, state in zip(range(torch.cuda.device_count()), others, strict=False):
+        torch.cuda.set_rng_state(state, device)

@@ -6,7 +6,7 @@ at a time has logits, and its part of the gradients is computed while they are t
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops.backend import accumulation_dtype
-from bert4keras_rwkv.ops.own_gradient import with_gradients
+from bert4keras_rwkv.ops.gradients import with_gradients
 from bert4keras_rwkv.ops.scan import scan
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.chunks import each_chunk, each_token, exchanged, one_token, real, transposed
+from bert4keras_rwkv.ops.gradients import unless_differentiated
 from bert4keras_rwkv.ops.kernels.choose import chosen
-from bert4keras_rwkv.ops.unless_differentiated import unless_differentiated
 
 # B 1 and 4, T 256 to 1024, 12 heads of 64, on a CPU. JAX: with gradient, chunks of 16 take 0.75 of the time of 32 and a
 # quarter of that of the loop; without, the loop takes half the time of any chunks. TensorFlow and PyTorch: chunks of 32

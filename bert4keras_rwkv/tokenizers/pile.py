@@ -4,9 +4,9 @@ import json
 import os
 from itertools import chain
 
+from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.tokenizers.base import Tokenizer, utf8
 from bert4keras_rwkv.untrusted import parse_json, shown, told
-from bert4keras_rwkv.whole import whole_file
 
 END = "<|endoftext|>"
 JSON_NAME = "tokenizer.json"
@@ -89,7 +89,7 @@ class PileTokenizer(Tokenizer):
 
     def save(self, path):
         """Write the vocabulary to `path`: the file it was read from, or that of a cut one."""
-        with whole_file(path) as unfinished:
+        with atomic_file(path) as unfinished:
             unfinished.write_bytes(self._saved().encode("utf-8"))
 
     def _cut(self, places, added):

@@ -16,8 +16,8 @@ import os
 import re
 from pathlib import Path
 
+from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.untrusted import shown, told
-from bert4keras_rwkv.whole import whole_file
 
 WORLD_NAME = "rwkv_vocab_v20230424.txt"
 # What a preset folder calls its vocabulary.
@@ -191,5 +191,5 @@ def write_vocabulary(path, tokens):
         except UnicodeDecodeError:
             literal = repr(token)
         lines.append(f"{token_id} {literal} {len(token)}\n")
-    with whole_file(path) as unfinished:
+    with atomic_file(path) as unfinished:
         unfinished.write_bytes("".join(lines).encode("utf-8"))

@@ -1,30 +1,30 @@
-"""Training: data sets of documents, packed or padded into batches. Importing it loads no backend."""
+"""Training: data sets for `fit`, the authors' recipe, tuning, distilling. Importing it loads no backend.
 
-from bert4keras_rwkv.training.batches import BucketedBatches, PackedBatches, SampledBatches
-from bert4keras_rwkv.training.binidx import Binidx, write_binidx
-from bert4keras_rwkv.training.documents import Document, Joined
-from bert4keras_rwkv.training.encoding import encode_documents
-from bert4keras_rwkv.training.pipeline import data_position, keras_dataset, recent_batches, record_dataset, tf_dataset
-from bert4keras_rwkv.training.recipe import authors_optimizer, warm_up_cosine
-from bert4keras_rwkv.training.records import RecordFile, read_records, write_records
+The documents, batches and files of `data` that one trains on are here by name too.
+"""
 
-__all__ = [
-    "Binidx",
-    "BucketedBatches",
-    "Document",
-    "Joined",
-    "PackedBatches",
-    "RecordFile",
-    "SampledBatches",
-    "authors_optimizer",
-    "data_position",
-    "encode_documents",
-    "keras_dataset",
-    "read_records",
-    "recent_batches",
-    "record_dataset",
-    "tf_dataset",
-    "warm_up_cosine",
-    "write_binidx",
-    "write_records",
-]
+from bert4keras_rwkv.public_names import public_names
+
+__getattr__, __dir__, __all__ = public_names(
+    __name__,
+    {
+        "Binidx": "..data.binidx",
+        "BucketedBatches": "..data.batches",
+        "Document": "..data.documents",
+        "Joined": "..data.documents",
+        "PackedBatches": "..data.batches",
+        "RecordFile": "..data.records",
+        "SampledBatches": "..data.batches",
+        "authors_optimizer": ".recipe",
+        "data_position": ".datasets",
+        "encode_documents": "..data.encoding",
+        "keras_dataset": ".datasets",
+        "read_records": "..data.records",
+        "recent_batches": ".datasets",
+        "record_dataset": ".tf_data",
+        "tf_dataset": ".tf_data",
+        "warm_up_cosine": ".recipe",
+        "write_binidx": "..data.binidx",
+        "write_records": "..data.records",
+    },
+)

@@ -10,16 +10,16 @@ import dataclasses
 
 import numpy as np
 
+from bert4keras_rwkv.data.batches import ANSWER, IDS, BucketedBatches
+from bert4keras_rwkv.data.documents import Document, document
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.losses import mean
 from bert4keras_rwkv.models.lora import adapted
-from bert4keras_rwkv.models.texts import need_tokenizer, token_ids
-from bert4keras_rwkv.models.training import head_kernel
+from bert4keras_rwkv.models.loss_model import head_kernel
 from bert4keras_rwkv.ops.cross_entropy import chunked_divergence
 from bert4keras_rwkv.state import RWKVState
-from bert4keras_rwkv.training.batches import ANSWER, IDS, BucketedBatches
-from bert4keras_rwkv.training.documents import Document, document
+from bert4keras_rwkv.tokenizers.prompts import need_tokenizer, token_ids
 from bert4keras_rwkv.training.fitting import fit_batches, mean_loss
 from bert4keras_rwkv.training.learning_rates import PROMPT as LEARNING_RATE
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import keras
-from bert4keras_rwkv.training.pipeline import keras_dataset
+from bert4keras_rwkv.training.datasets import keras_dataset
 from bert4keras_rwkv.training.recipe import warm_up_cosine
 
 WARM_UP = 0.05  # of the steps, in which the learning rate rises

@@ -6,7 +6,7 @@ RWKV-v7/train_temp. Keras is loaded when a function is called.
 
 import math
 
-from bert4keras_rwkv.weights.rules import filled, rules_of
+from bert4keras_rwkv.weights.loading import filled, rules_of
 
 # By what the learning rate of a weight is multiplied: the base of the decay, and the bonus of RWKV-4 and of the oldest
 # RWKV-5. `time_faaaa`, the bonus since, and `r_k` learn as all others do.

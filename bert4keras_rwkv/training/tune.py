@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from bert4keras_rwkv.atomic import check_file
+from bert4keras_rwkv.data.batches import ANSWER, IDS, RESET, PackedBatches
+from bert4keras_rwkv.data.documents import document, place_of, sizes_of
 from bert4keras_rwkv.models.lora import LORA_FILES
 from bert4keras_rwkv.training import learning_rates
-from bert4keras_rwkv.training.batches import ANSWER, IDS, RESET, PackedBatches
 from bert4keras_rwkv.training.checks import check_counts, check_positive
-from bert4keras_rwkv.training.documents import document, place_of, sizes_of
-from bert4keras_rwkv.training.run import Folder, check_place
-from bert4keras_rwkv.whole import check_file
+from bert4keras_rwkv.training.pretrain import Folder, check_place
 
 MODES = ("state", "lora", "state+lora", "prompt")
 QUANTISED = ("int8", "int4")

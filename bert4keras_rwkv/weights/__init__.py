@@ -2,12 +2,12 @@
 backend.
 """
 
-from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.files import open_weights
+from bert4keras_rwkv.weights.checkpoint import open_weights
 from bert4keras_rwkv.weights.formats.keras_h5 import write_keras_h5
 from bert4keras_rwkv.weights.formats.pth_writer import write_pth
 from bert4keras_rwkv.weights.formats.safetensors_file import write_safetensors
-from bert4keras_rwkv.weights.rules import Rule, assign, export
+from bert4keras_rwkv.weights.loading import Rule, assign, export
+from bert4keras_rwkv.weights.tensors import WeightsError
 
 __all__ = [
     "Rule",

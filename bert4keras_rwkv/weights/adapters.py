@@ -20,12 +20,11 @@ import numpy as np
 
 from bert4keras_rwkv.config import OWN_KEYS
 from bert4keras_rwkv.untrusted import parse_json
-from bert4keras_rwkv.weights.dialects.web_rwkv import WEB_RWKV
-from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.pth_writer import write_pth
 from bert4keras_rwkv.weights.formats.safetensors_file import write_safetensors
+from bert4keras_rwkv.weights.formats.web_rwkv import WEB_RWKV
 from bert4keras_rwkv.weights.part_files import WEB_SUFFIXES, open_part, some
-from bert4keras_rwkv.weights.tensors import Tensors, as_tensors, transposed
+from bert4keras_rwkv.weights.tensors import Tensors, WeightsError, as_tensors, transposed
 
 PART = re.compile(r"(.+)\.(lora_A|lora_B|lora\.0|lora\.1|disha|init_lora_A|init_lora_B)")
 ALPHA = 32  # RWKV-PEFT's default

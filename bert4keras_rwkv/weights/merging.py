@@ -5,9 +5,8 @@ import math
 import numpy as np
 
 from bert4keras_rwkv.weights.adapters import ALPHA, TITLES
-from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.rules import assign, export, filled, refuse
-from bert4keras_rwkv.weights.tensors import Tensor, Tensors
+from bert4keras_rwkv.weights.loading import assign, export, filled, refuse
+from bert4keras_rwkv.weights.tensors import Tensor, Tensors, WeightsError
 
 
 def merge_into(rules, get_variable, adapter, alpha=ALPHA, base=None):

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.pth import is_pth, open_pth
 from bert4keras_rwkv.weights.formats.registry import beginning
 from bert4keras_rwkv.weights.formats.safetensors_file import is_safetensors, open_safetensors
+from bert4keras_rwkv.weights.tensors import WeightsError
 
 WEB_SUFFIXES = (".st", ".state")  # suffixes that only web-rwkv and Ai00 give to safetensors of other people's tensors
 

@@ -3,7 +3,7 @@
 import os
 
 from bert4keras_rwkv.untrusted import parse_json, shown
-from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.weights.tensors import WeightsError
 
 LARGEST_INDEX = 16 << 20  # bytes; a 14B model's has 0.2 MB
 MOST_SHARDS = 1 << 10  # each stays open

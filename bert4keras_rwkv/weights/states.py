@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from bert4keras_rwkv.state import FORMAT, RWKVState
-from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.files import open_weights
+from bert4keras_rwkv.weights.casting import is_floating
+from bert4keras_rwkv.weights.checkpoint import open_weights
 from bert4keras_rwkv.weights.formats.pth_writer import write_pth
 from bert4keras_rwkv.weights.formats.safetensors_file import write_safetensors
 from bert4keras_rwkv.weights.part_files import WEB_SUFFIXES, open_part, some, zipped
-from bert4keras_rwkv.weights.tensors import Tensors
-from bert4keras_rwkv.weights.write import is_floating
+from bert4keras_rwkv.weights.tensors import Tensors, WeightsError
 
 NAME = "blocks.{}.att.time_state"
 PATTERN = re.compile(r"blocks\.(\d{1,6})\.att\.time_state")

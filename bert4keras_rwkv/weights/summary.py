@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.state import RWKVState
-from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.files import config_of, opened
+from bert4keras_rwkv.weights.checkpoint import config_of, opened
+from bert4keras_rwkv.weights.folder import CONFIG, config_beside, weights_path
 from bert4keras_rwkv.weights.formats.keras_h5 import stored
 from bert4keras_rwkv.weights.formats.registry import format_named, format_of
-from bert4keras_rwkv.weights.preset import CONFIG, config_beside, weights_path
-from bert4keras_rwkv.weights.tensors import count
+from bert4keras_rwkv.weights.tensors import WeightsError, count
 
 
 @dataclass(frozen=True)

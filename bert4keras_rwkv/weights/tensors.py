@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from bert4keras_rwkv.untrusted import shown
-from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.untrusted import shown, told
 
 KINDS = (
     "float64",
@@ -32,6 +31,16 @@ PIECE = 1 << 20  # bytes read at a time of a tensor that lies in rows
 WIDE_PIECE = 1 << 26  # the same across its rows: each row gives a run of bytes that should not be short
 
 WRAPPERS = ("model.", "module.", "_forward_module.")
+
+
+class WeightsError(ValueError):
+    """A weight file that cannot be read, is not what it claims, or does not fit the model. The message says which.
+
+    It holds what files say, so it is kept short, and without control characters.
+    """
+
+    def __init__(self, message):
+        super().__init__(told(message))
 
 
 @dataclass(frozen=True)
@@ -207,3 +216,22 @@ def dtype_named(name):
     if str(name) not in DTYPES:
         raise WeightsError(f"The dtype {str(name)!r} is not known. Known: {', '.join(DTYPES)}.")
     return DTYPES[str(name)]
+
+
+def derived(function, *tensors, dtype=None):
+    """A `Tensor` that is `function(*arrays)`, read whole; its dtype is that of the first unless it is given.
+
+    The shape is found without reading: ValueError or IndexError if the function cannot use these shapes.
+    """
+    dtype = dtype or tensors[0].dtype
+    hollow = [np.broadcast_to(np.zeros((), np.int8), tensor.shape) for tensor in tensors]
+
+    def read():
+        return np.ascontiguousarray(function(*(tensor.read() for tensor in tensors)), dtype)
+
+    return Tensor(function(*hollow).shape, dtype, read)
+
+
+def vector(array):
+    """As the official files have a vector of C numbers, [1, 1, C]."""
+    return array.reshape(1, 1, -1)

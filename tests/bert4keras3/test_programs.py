@@ -28,11 +28,6 @@ ROOT = Path(__file__).resolve().parents[2]
 BACKEND = keras.backend.backend()
 
 
-def quick_on(*backends):
-    """One backend always runs every program, the others the core; all of them run all with --slow."""
-    return (lambda test: test) if BACKEND in backends else pytest.mark.slow
-
-
 TEXTS = ["下面 is below", "on the line", "a b c d e f", "我是中国人", "short", "RWKV", "some more", "and a last one"]
 CONFIG = {
     "vocab_size": 262,
@@ -110,7 +105,7 @@ def test_first_steps(folder):
     assert any("shape=(None, 16), dtype=int32" in line and "name=Input-Token" in line for line in shown)
 
 
-@quick_on("jax")
+@pytest.mark.on("jax")
 def test_train(folder):
     """Training lowers the loss, from arrays and a generator; the weights come back as a model and into one."""
     found = run("train", folder)
@@ -121,13 +116,13 @@ def test_train(folder):
             np.testing.assert_array_equal(got, want)
 
 
-@quick_on("jax")
+@pytest.mark.on("jax")
 def test_train_records(folder):
     losses = run("train_records", folder)["losses"]
     assert losses[-1] < losses[0]
 
 
-@quick_on("jax")
+@pytest.mark.on("jax")
 def test_tune_state(folder):
     """Only states train, those of the recurrence and of both shifts; they are saved and loaded with the weights."""
     found = run("tune_state", folder)
@@ -144,7 +139,7 @@ def test_tune_state(folder):
         np.testing.assert_array_equal(weights[name], array)
 
 
-@quick_on("jax", "torch")
+@pytest.mark.on("jax", "torch")
 def test_generate(folder):
     """Greedy answers are those of the main interface; sampled ones are texts, in which the prompt stands first."""
     found = run("generate", folder)
@@ -169,7 +164,7 @@ def test_carry_state(folder):
         assert np.concatenate([pieces[0], *(piece[1:] for piece in pieces[1:])]).tolist() == want
 
 
-@quick_on("jax")
+@pytest.mark.on("jax")
 def test_the_models_compute_the_same(folder):
     """The probabilities of both interfaces, with arguments in bert4keras3's order."""
     x = np.array([[5, 6, 7, 8], [0, 0, 9, 10]])

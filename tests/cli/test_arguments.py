@@ -4,11 +4,11 @@ import argparse
 
 import pytest
 
-from bert4keras_rwkv.cli import engine, main
+from bert4keras_rwkv.cli import backend, main
 from bert4keras_rwkv.cli.arguments import SAMPLING, TRAINING, TUNING, parser
 from bert4keras_rwkv.cli.values import Real, Whole, utf8
 from bert4keras_rwkv.generation.sampling import Sampling
-from bert4keras_rwkv.training.run import Plan
+from bert4keras_rwkv.training.pretrain import Plan
 
 pytestmark = pytest.mark.backend_free
 
@@ -145,7 +145,7 @@ def test_tensorflow_keeps_its_advice_to_itself(monkeypatch, caplog):
     monkeypatch.setenv("KERAS_BACKEND", "")
     logger = logging.getLogger("tensorflow")
     before = list(logger.filters)
-    engine.choose_engine("tensorflow")
+    backend.choose_engine("tensorflow")
     logger.warning("5 out of the last 5 calls to %s triggered tf.function retracing.", "f")
     logger.warning("Something else")
     logger.filters[:] = before

@@ -7,9 +7,9 @@ import pytest
 
 from bert4keras_rwkv.cli import main
 from bert4keras_rwkv.cli.arguments import DATA_FORMS
+from bert4keras_rwkv.data.convert import SUFFIXES
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.training import Binidx, RecordFile, write_binidx, write_records
-from bert4keras_rwkv.training.convert import SUFFIXES
 
 pytestmark = pytest.mark.backend_free
 

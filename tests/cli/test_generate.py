@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from bert4keras_rwkv.cli import engine, main
+from bert4keras_rwkv.cli import backend, main
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models import RWKV
 
@@ -57,7 +57,7 @@ def test_prompt_from_stdin_echo_and_stop(model, command):
     ],
 )
 def test_errors_are_one_line(model, capsys, monkeypatch, arguments, code, message):
-    monkeypatch.setattr(engine, "keep_compiled_programs", lambda: None)  # this process' JAX stays as it is
+    monkeypatch.setattr(backend, "keep_compiled_programs", lambda: None)  # this process' JAX stays as it is
     assert main(["generate", "--model", str(model), *arguments]) == code
     out, said = capsys.readouterr()
     assert out == "" and said.startswith("bert4keras-rwkv generate: ") and said.count("\n") == 1 and message in said

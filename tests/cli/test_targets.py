@@ -38,7 +38,7 @@ def here(model, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "choose_engine", loaded)
     monkeypatch.setattr(convert, "opened", loaded)
     monkeypatch.setattr("bert4keras_rwkv.cli.state.opened", loaded)
-    monkeypatch.setattr("bert4keras_rwkv.training.sources.read_jsonl", loaded)
+    monkeypatch.setattr("bert4keras_rwkv.data.sources.read_jsonl", loaded)
     return tmp_path
 
 

@@ -10,7 +10,7 @@ from bert4keras_rwkv.cli import main
 from bert4keras_rwkv.cli import train as command
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.training import write_binidx, write_records
-from bert4keras_rwkv.training.run import Plan, open_documents, packed, packed_held_out, predicted
+from bert4keras_rwkv.training.pretrain import Plan, open_documents, packed, packed_held_out, predicted
 from bert4keras_rwkv.weights import open_weights
 
 CONFIG = {"model": "rwkv4", "vocab_size": 262, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from bert4keras_rwkv.cli import engine, main
+from bert4keras_rwkv.cli import backend, main
 from bert4keras_rwkv.models import RWKV
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.training import fitting
@@ -20,7 +20,7 @@ RATE = ["--learning-rate", "0.03"]  # the defaults suit the shipped model
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
     """This process' JAX stays as it is."""
-    monkeypatch.setattr(engine, "keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(backend, "keep_compiled_programs", lambda: None)
 
 
 @pytest.fixture

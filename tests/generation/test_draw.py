@@ -9,9 +9,9 @@ from keras import ops
 from scipy import stats
 
 from bert4keras_rwkv.generation import filters, noise
-from bert4keras_rwkv.generation.compile import compiled
 from bert4keras_rwkv.generation.draw import BLOCK, SMALLEST, draw, first_max
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.ops.compile import compiled
 from tests.generation import toy
 
 B = 4

@@ -6,8 +6,8 @@ import pytest
 from keras import ops
 
 from bert4keras_rwkv.generation import loop
-from bert4keras_rwkv.generation.compile import compiled
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.ops.compile import compiled
 from tests.generation import toy
 
 L = 20

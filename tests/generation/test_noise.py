@@ -7,7 +7,7 @@ from keras import ops
 from scipy import stats
 
 from bert4keras_rwkv.generation import noise
-from bert4keras_rwkv.generation.compile import compiled
+from bert4keras_rwkv.ops.compile import compiled
 from tests.generation import toy
 
 

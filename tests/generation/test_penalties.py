@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from bert4keras_rwkv.generation.compile import compiled
 from bert4keras_rwkv.generation.penalties import forbid, penalise_frequency, penalise_repetition
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.ops.compile import compiled
 
 
 def repetition(logits, ids, position, penalty=1.2, window=None, count_range=None):

@@ -8,7 +8,7 @@ from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.models.build import load_weights
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.weights import open_weights
-from bert4keras_rwkv.weights.formats.gguf_writer import BLOCKS, FEW_BITS, write_gguf
+from bert4keras_rwkv.weights.formats.llama_cpp.write import BLOCKS, FEW_BITS, write_gguf
 from tests.models.small import small_model
 from tests.official import official_weights
 

@@ -34,6 +34,12 @@ VERSIONS = {
 LAWFUL = ["4", "5.2", "6", "7", *(pytest.param(version, marks=pytest.mark.slow) for version in ("5.0", "5.1"))]
 
 
+def lawful(*everywhere):
+    """LAWFUL, of which only these are run on TensorFlow, which takes longest to trace a training step."""
+    fast = pytest.mark.on("jax", "torch")
+    return [v if not isinstance(v, str) or v in everywhere else pytest.param(v, marks=fast) for v in LAWFUL]
+
+
 def small_model(version="6", seed=0, **options):
     """An RWKV whose every weight is random. version: a key of `VERSIONS`."""
     rwkv = build_transformer_model(**{**SIZES, **VERSIONS[version], **options})

@@ -6,7 +6,7 @@ from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.models.blockwise import logits_from_file
 from bert4keras_rwkv.weights import open_weights, write_pth
 from bert4keras_rwkv.weights import tensors as tensors_module
-from bert4keras_rwkv.weights.files import config_of
+from bert4keras_rwkv.weights.checkpoint import config_of
 from tests.models.small import arrays, assert_close, texts
 from tests.official import official_weights
 

@@ -88,6 +88,7 @@ def test_hidden_states(ids):
     assert_close([ops.convert_to_numpy(logits)], [ops.convert_to_numpy(hidden.forward(ids)[0])])
 
 
+@pytest.mark.on("jax", "torch")
 @pytest.mark.parametrize(("dtype", "bar"), [("bfloat16", 0.08), ("float16", 0.01), ("mixed_bfloat16", 0.08)])
 def test_half_precision(rwkv, ids, dtype, bar):
     """`wkv` and logits stay float32. The bar is on the root mean square, relative to that of the logits."""
@@ -100,6 +101,7 @@ def test_half_precision(rwkv, ids, dtype, bar):
     assert len(half.generate([1, 2, 3], 8, stop_token_ids=None, sampling="greedy")) == 8
 
 
+@pytest.mark.on("jax")
 def test_floatx_as_people_set_it(ids):
     keras.config.set_floatx("bfloat16")
     try:

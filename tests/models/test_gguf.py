@@ -7,7 +7,7 @@ from keras import ops
 from bert4keras_rwkv.cli import main
 from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
-from bert4keras_rwkv.weights.formats.gguf_writer import write_gguf
+from bert4keras_rwkv.weights.formats.llama_cpp.write import write_gguf
 from tests.models.small import small_model
 
 

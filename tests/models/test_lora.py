@@ -12,7 +12,7 @@ from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights import WeightsError, write_pth, write_safetensors
 from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors
 from tests.gradients import quick
-from tests.models.small import LAWFUL, arrays, assert_close, small_model, texts
+from tests.models.small import arrays, assert_close, lawful, small_model, texts
 
 PLAIN = ("receptance", "key", "value", "gate", "output")
 
@@ -37,7 +37,7 @@ def bases(rwkv):
     return [ops.convert_to_numpy(variable) for variable in rwkv.backbone.non_trainable_variables]
 
 
-@pytest.mark.parametrize("version", LAWFUL)
+@pytest.mark.parametrize("version", lawful("7"))
 def test_only_lora_trains(version, rng):
     """Two matrices for every projection of the blocks; all else stays, bit for bit, and the loss falls."""
     rwkv, ids = small_model(version), texts(rng, 4, 12)
@@ -63,6 +63,7 @@ def test_weights_with_lora_are_the_model(tmp_path, rng):
     assert np.abs(arrays(*rwkv.forward(ids))[0] - arrays(*small_model().forward(ids))[0]).max() > 1e-3
 
 
+@pytest.mark.on("torch")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_on_a_quantised_base(mode, rng):
@@ -87,6 +88,7 @@ def test_on_a_quantised_base(mode, rng):
         np.testing.assert_array_equal(now, then)
 
 
+@pytest.mark.on("torch")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_an_adapter_of_a_quantised_base_is_one_of_the_float_base(tmp_path, rng):
     """The same numbers there and back, though 4-bit kernels have other shapes; weights of the rounded base, and merging
@@ -124,6 +126,7 @@ def test_together_with_state_tuning(order, rng):
     assert len(rwkv.backbone.trainable_variables) == 2 * (2 * 8 + 3)
 
 
+@pytest.mark.on("jax", "torch")
 def test_adapter_there_and_back(tmp_path, rng):
     """LoRA and state in one file: the same logits, the same variables that train, and they go on training alike."""
     rwkv = small_model()
@@ -227,6 +230,7 @@ def test_what_else_was_tuned(tmp_path, rng):
         assert found.trainable and not again.backbone.variable_at("ln0/gamma").trainable
 
 
+@pytest.mark.on("jax")
 def test_training_goes_on_from_an_adapter_and_the_optimizer(tmp_path, rng):
     """Four steps are two, then in a new model the adapter and the optimizer's variables, and two more, bit by bit."""
 

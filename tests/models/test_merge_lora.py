@@ -36,6 +36,7 @@ def test_recorded_answers(oracles, name):
     assert np.abs(after - before).max() > 0.3
 
 
+@pytest.mark.on("jax", "torch")
 @pytest.mark.parametrize("version", LAWFUL)
 def test_merging_is_building_with_merged_weights(version, rng, tmp_path):
     """1e-5: the weights are the same but for the order of one float32 product. What `forward` compiled before sees the

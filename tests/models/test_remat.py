@@ -16,6 +16,7 @@ def trained(rwkv, ids):
     return [ops.convert_to_numpy(x) - y for x, y in zip(rwkv.backbone.variables, before, strict=True)]
 
 
+@pytest.mark.on("jax", "torch")
 @pytest.mark.parametrize("version", [pytest.param("6", marks=pytest.mark.slow), "7"])
 def test_recomputed_blocks_train_alike(version, rng):
     """Every weight moves as without it; in 7 a value crosses blocks. 1e-4 of the move, or 1e-6: float32 sums."""

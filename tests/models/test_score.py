@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from bert4keras_rwkv.models import reading
+from bert4keras_rwkv.models import reader
 from tests.models.small import arrays, assert_close, small_model, texts
 
 B, T = 3, 32  # the same shapes everywhere: compiling takes the time
@@ -43,9 +43,9 @@ def test_chunks_and_calls_do_not_matter(rwkv, rng, monkeypatch):
     pieces = rwkv.score(ids, targets, chunk_len=16)
     first, _, state = rwkv.score(ids[:, :16], targets[:, :16])
     second, _, state = rwkv.score(ids[:, 16:], targets[:, 16:], state)
-    monkeypatch.setattr(reading, "LOGITS", 17 * B * rwkv.config.vocab_size)
+    monkeypatch.setattr(reader, "LOGITS", 17 * B * rwkv.config.vocab_size)
     asked = []
-    monkeypatch.setattr(reading, "_pieces", lambda *given, real=reading._pieces: asked.append(given[2]) or real(*given))
+    monkeypatch.setattr(reader, "_pieces", lambda *given, real=reader._pieces: asked.append(given[2]) or real(*given))
     narrow = rwkv.score(ids, targets)
     assert asked == [16]
     for got, end in ((pieces[0], pieces[2]), (np.concatenate([first, second], 1), state), (narrow[0], narrow[2])):

@@ -112,6 +112,7 @@ def test_reference_answers_in_half_precision(oracles, version, dtype, bar):
     assert error.max() < (2 * bar if version in ("5.0", "5.1") else bar)
 
 
+@pytest.mark.on("torch")
 @pytest.mark.oracle
 def test_a_trained_model(oracles):
     """Logits, 60 greedy tokens and bits per token of a model that was really trained."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from bert4keras_rwkv.training.run import Plan
+from bert4keras_rwkv.training.pretrain import Plan
 from tests.models.small import small_model
 
 pytestmark = pytest.mark.backend_free

@@ -41,7 +41,6 @@ model = new_model()
 keras.utils.set_random_seed(1)
 train(model, folder, Written())
 """
-on_one_backend = pytest.mark.slow if os.environ.get("KERAS_BACKEND", "jax") != "jax" else lambda test: test
 
 
 def new_model():
@@ -289,7 +288,7 @@ def test_a_lone_callback_is_not_run_late(model, restart, tmp_path):
     assert bool(list(tmp_path.iterdir())) != late
 
 
-@on_one_backend
+@pytest.mark.on("jax")
 def test_killed(whole, tmp_path):
     """A process that SIGKILL ends at step 8, and the same program started again: the losses of one that ran through."""
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from bert4keras_rwkv.models.training import TokenLoss
+from bert4keras_rwkv.models.loss_model import TokenLoss
 from bert4keras_rwkv.training import recent_batches
 from tests.models.small import scatter, small_model, texts
 

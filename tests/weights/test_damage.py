@@ -20,8 +20,8 @@ from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_keras_h5, write_pth, write_safetensors
 from bert4keras_rwkv.weights.adapters import read_adapter, save_lora
-from bert4keras_rwkv.weights.files import config_of
-from bert4keras_rwkv.weights.rules import in_order, rules_of
+from bert4keras_rwkv.weights.checkpoint import config_of
+from bert4keras_rwkv.weights.loading import in_order, rules_of
 from bert4keras_rwkv.weights.states import read_state, write_state
 from tests.official import official_weights
 

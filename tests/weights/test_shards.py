@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_pth
-from bert4keras_rwkv.weights.files import opened, weights_path
+from bert4keras_rwkv.weights.checkpoint import opened, weights_path
 from bert4keras_rwkv.weights.shards import weight_map
 
 pytestmark = pytest.mark.backend_free

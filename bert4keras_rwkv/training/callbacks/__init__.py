@@ -1,21 +1,13 @@
 """Callbacks for `fit`. They are loaded when they are first used: importing this loads no Keras."""
 
-import importlib
+from bert4keras_rwkv.public_names import public_names
 
-PUBLIC = {
-    "LearningRateFinder": "finder",
-    "StopOnNaN": "finite",
-    "TokensPerSecond": "speed",
-    "TrainingCheckpoint": "checkpoint",
-}
-__all__ = [*PUBLIC]
-
-
-def __getattr__(name):
-    if name not in PUBLIC:
-        raise AttributeError(f"bert4keras_rwkv.training.callbacks has no '{name}'. It has: {', '.join(PUBLIC)}.")
-    return getattr(importlib.import_module(f"{__name__}.{PUBLIC[name]}"), name)
-
-
-def __dir__():
-    return sorted([*globals(), *PUBLIC])
+__getattr__, __dir__, __all__ = public_names(
+    __name__,
+    {
+        "LearningRateFinder": ".finder",
+        "StopOnNaN": ".finite",
+        "TokensPerSecond": ".speed",
+        "TrainingCheckpoint": ".checkpoint",
+    },
+)

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from bert4keras_rwkv.atomic import remove_unfinished
 from bert4keras_rwkv.keras_loader import keras, ops
-from bert4keras_rwkv.ops.global_random import global_random_state, set_global_random_state
-from bert4keras_rwkv.training.py_dataset import BatchDataset
+from bert4keras_rwkv.ops.backend import global_random_state, set_global_random_state
+from bert4keras_rwkv.training.datasets import BatchDataset
 from bert4keras_rwkv.untrusted import parse_json
-from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors, write_safetensors
-from bert4keras_rwkv.weights.tensors import Tensor, Tensors, dtype_named
-from bert4keras_rwkv.whole import remove_unfinished
+from bert4keras_rwkv.weights.tensors import Tensor, Tensors, WeightsError, dtype_named
 
 FORMAT = "bert4keras_rwkv.checkpoint"  # how our files name themselves
 ENOUGH = "enough steps for this epoch"  # in `stop_training`; another callback would write True

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.models.finite import finite, first_not_finite
 from bert4keras_rwkv.training.callbacks.copies import Copies, optimizer_variables
-from bert4keras_rwkv.whole import whole_file
 
 PARTS = ("x", "y", "sample_weight")
 
@@ -94,7 +94,7 @@ def write_batch(path, batch):
         for where, leaf in keras.tree.flatten_with_path(part):
             arrays[".".join([name, *map(str, where)])] = np.asarray(ops.convert_to_numpy(leaf))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as unfinished, open(unfinished, "wb") as file:
+    with atomic_file(path) as unfinished, open(unfinished, "wb") as file:
         np.savez(file, **arrays)
 
 

@@ -6,11 +6,9 @@ and are joined here in the order w, k, v, r, g; GroupNorm is two affine maps, on
 
 import numpy as np
 
-from bert4keras_rwkv.weights.derived import derived, vector
-from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.hdf5 import LAYERS, MAGIC, data_sets, holds, open_hdf5, weights_only
 from bert4keras_rwkv.weights.formats.registry import Format
-from bert4keras_rwkv.weights.tensors import Tensors
+from bert4keras_rwkv.weights.tensors import Tensors, WeightsError, derived, vector
 
 ORDER = "wkvrg"
 DENSES = {"receptance": "dense_r", "key": "dense_k", "value": "dense_v", "output": "dense_o", "gate": "dense_g"}

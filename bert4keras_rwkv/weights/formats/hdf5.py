@@ -9,9 +9,8 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 
-from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.reader import regular
-from bert4keras_rwkv.weights.tensors import DTYPES, Tensor
+from bert4keras_rwkv.weights.binary_file import regular
+from bert4keras_rwkv.weights.tensors import DTYPES, Tensor, WeightsError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 LAYERS = "layers/"

@@ -12,15 +12,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.atomic import atomic_file, atomic_folder
+from bert4keras_rwkv.weights.casting import cast, report
+from bert4keras_rwkv.weights.folder import CONFIG, WEIGHTS, config_beside
 from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, holds, open_hdf5, weights_only
 from bert4keras_rwkv.weights.formats.registry import Format
-from bert4keras_rwkv.weights.preset import CONFIG, WEIGHTS, config_beside
-from bert4keras_rwkv.weights.rules import export, filled, rules_of, to_variables
+from bert4keras_rwkv.weights.loading import export, filled, rules_of, to_variables
 from bert4keras_rwkv.weights.shards import every_problem, weight_map
-from bert4keras_rwkv.weights.tensors import Tensors, dtype_named
-from bert4keras_rwkv.weights.write import cast, report
-from bert4keras_rwkv.whole import whole_file, whole_folder
+from bert4keras_rwkv.weights.tensors import Tensors, WeightsError, dtype_named
 
 ROOT = "layers/backbone"
 # Of a model that was tuned: kernels have the LoRA added, and the rest has files of its own.
@@ -124,7 +123,7 @@ def write_keras_h5(path, mapping, config, dtype=None, progress=None):
     Names that are missing or too many, or shapes that cannot be, are one `WeightsError`, before anything is written.
     """
     variables = to_variables(rules_of(config), cast(mapping, dtype))
-    with whole_file(path) as unfinished, h5py.File(unfinished, "w") as file:
+    with atomic_file(path) as unfinished, h5py.File(unfinished, "w") as file:
         for index, name in enumerate(variables):
             _write(file, h5_path(name), variables.entry(name))
             report(progress, index + 1, variables)
@@ -149,7 +148,7 @@ def write_preset(folder, tensors, config, dtype=None, tokenizer=None, progress=N
     """
     if Path(folder, CONFIG).exists() and not list(Path(folder).glob("*.weights.*")):
         raise ValueError(f"'{folder}' holds a '{CONFIG}' of something else, which would be lost. Name another folder.")
-    with whole_folder(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         write_keras_h5(unfinished / WEIGHTS, tensors, config, dtype, progress)
         keys = {**config.to_dict(), "dtype": str(dtype or tensors.dtypes["head.weight"])}
         (unfinished / CONFIG).write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")

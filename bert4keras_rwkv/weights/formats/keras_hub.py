@@ -9,7 +9,7 @@ from bert4keras_rwkv.weights.formats.hdf5 import LAYERS as ROOT
 from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, holds, weights_only
 from bert4keras_rwkv.weights.formats.keras_h5 import INDEX, stored
 from bert4keras_rwkv.weights.formats.registry import Format
-from bert4keras_rwkv.weights.rules import Rule, export
+from bert4keras_rwkv.weights.loading import Rule, export
 from bert4keras_rwkv.weights.shards import every_problem, weight_map
 from bert4keras_rwkv.weights.tensors import Tensors
 from bert4keras_rwkv.weights.transforms import IDENTITY, TRANSPOSE, VECTOR

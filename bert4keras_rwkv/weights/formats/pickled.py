@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bert4keras_rwkv.weights.errors import WeightsError
-from bert4keras_rwkv.weights.tensors import DTYPES
+from bert4keras_rwkv.weights.tensors import DTYPES, WeightsError
 
 STORAGES = {
     "DoubleStorage": "float64",

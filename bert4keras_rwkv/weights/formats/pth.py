@@ -7,12 +7,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.weights.binary_file import Reader
 from bert4keras_rwkv.weights.formats.pickled import LARGEST_PICKLE, View, unpickle
 from bert4keras_rwkv.weights.formats.pth_writer import write_pth
 from bert4keras_rwkv.weights.formats.registry import Format
-from bert4keras_rwkv.weights.reader import Reader
-from bert4keras_rwkv.weights.tensors import Tensor, Tensors, count, officially_named
+from bert4keras_rwkv.weights.tensors import Tensor, Tensors, WeightsError, count, officially_named
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")

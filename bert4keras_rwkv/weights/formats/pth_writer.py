@@ -3,10 +3,10 @@
 import struct
 import zipfile
 
+from bert4keras_rwkv.atomic import atomic_file
+from bert4keras_rwkv.weights.casting import bytes_of, cast, report
 from bert4keras_rwkv.weights.formats.pickled import STORAGES
 from bert4keras_rwkv.weights.tensors import count, dtype_named
-from bert4keras_rwkv.weights.write import bytes_of, cast, report
-from bert4keras_rwkv.whole import whole_file
 
 ALIGNMENT = 64  # torch.load(mmap=True) uses storages where they lie
 ZIP64_FROM = 1 << 31
@@ -19,7 +19,7 @@ def write_pth(path, mapping, dtype=None, progress=None):
     not needed.
     """
     tensors = cast(mapping, dtype)
-    with whole_file(path) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_file(path) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, "archive/data.pkl", [_pickled(tensors)])
         _add(archive, "archive/byteorder", [b"little"])
         for index, name in enumerate(tensors):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-from bert4keras_rwkv.weights.reader import regular
+from bert4keras_rwkv.weights.binary_file import regular
 
 # In the order in which a file is asked: the first that recognises it reads it.
 MODULES = (
@@ -15,10 +15,10 @@ MODULES = (
     "pth",
     "sharded",
     "safetensors_file",
-    "web_rwkv_st",
-    "hf_folder",
-    "fla_folder",
-    "gguf",
+    "web_rwkv",
+    "hf",
+    "fla",
+    "llama_cpp.read",
     "rwkv_cpp",
 )
 
@@ -35,7 +35,7 @@ class Format:
     is of this format; None: it is told by the names of its tensors, by its `dialect`.
     open(path, config): lazy `Tensors` under official names; config: an RWKVConfig or None. dialects: the names of
     formats whose tensors may come in a file of this one; those are put under official names after `open`.
-    dialect: how this format names tensors (`weights.dialects`); None: officially, or `open` translates.
+    dialect: how this format names tensors (`formats.foreign`); None: officially, or `open` translates.
     write(path, tensors, config, dtype=None, tokenizer=None, progress=None): `Tensors` under official names in released
     order to a file or folder, whole or not at all; None: it is only read.
     """

@@ -9,12 +9,10 @@ import struct
 
 import numpy as np
 
-from bert4keras_rwkv.weights.derived import derived, vector
-from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.weights.binary_file import Reader
+from bert4keras_rwkv.weights.formats.llama_cpp.blocks import stored_size, stored_tensor, told
 from bert4keras_rwkv.weights.formats.registry import Format
-from bert4keras_rwkv.weights.quantised import stored_size, stored_tensor, told
-from bert4keras_rwkv.weights.reader import Reader
-from bert4keras_rwkv.weights.tensors import Tensors
+from bert4keras_rwkv.weights.tensors import Tensors, WeightsError, derived, vector
 
 MAGIC = b"fmgg"  # 0x67676d66, little-endian
 VERSIONS = (100, 101)

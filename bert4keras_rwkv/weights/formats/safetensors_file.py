@@ -8,13 +8,12 @@ import json
 import struct
 from itertools import pairwise
 
+from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.untrusted import parse_json, shown
-from bert4keras_rwkv.weights.errors import WeightsError
+from bert4keras_rwkv.weights.binary_file import Reader
+from bert4keras_rwkv.weights.casting import bytes_of, cast, report
 from bert4keras_rwkv.weights.formats.registry import Format
-from bert4keras_rwkv.weights.reader import Reader
-from bert4keras_rwkv.weights.tensors import Tensors, count, dtype_named, officially_named
-from bert4keras_rwkv.weights.write import bytes_of, cast, report
-from bert4keras_rwkv.whole import whole_file
+from bert4keras_rwkv.weights.tensors import Tensors, WeightsError, count, dtype_named, officially_named
 
 LARGEST_HEADER = 1 << 24  # bytes, of the 100 million that the format allows; a 14B model's has 0.3 million
 MOST_DIMENSIONS = 8
@@ -58,7 +57,7 @@ def open_safetensors(path, config=None):
 def write_safetensors(path, mapping, dtype=None, metadata=None, progress=None):
     """Write official name -> array as `.safetensors`; arguments as for `write_pth`, `metadata` a dict of texts."""
     tensors = cast(mapping, dtype)
-    with whole_file(path) as unfinished, open(unfinished, "wb") as file:
+    with atomic_file(path) as unfinished, open(unfinished, "wb") as file:
         file.write(header_of(tensors, {"format": "pt"} | (metadata or {})))
         for index, name in enumerate(tensors):
             for part in bytes_of(tensors, name):

@@ -4,12 +4,11 @@
 
 from pathlib import Path
 
-from bert4keras_rwkv.weights.errors import WeightsError
 from bert4keras_rwkv.weights.formats.pth import is_pth, open_pth
 from bert4keras_rwkv.weights.formats.registry import Format, beginning
 from bert4keras_rwkv.weights.formats.safetensors_file import is_safetensors, open_safetensors
 from bert4keras_rwkv.weights.shards import every_problem, weight_map
-from bert4keras_rwkv.weights.tensors import Tensors, official_name
+from bert4keras_rwkv.weights.tensors import Tensors, WeightsError, official_name
 
 SUFFIX = ".index.json"
 

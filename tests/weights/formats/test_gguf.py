@@ -7,9 +7,9 @@ import pytest
 
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.weights import WeightsError, open_weights
-from bert4keras_rwkv.weights.formats.gguf_writer import write_gguf
-from bert4keras_rwkv.weights.quantised import stored_tensor
-from bert4keras_rwkv.weights.reader import Reader
+from bert4keras_rwkv.weights.binary_file import Reader
+from bert4keras_rwkv.weights.formats.llama_cpp.blocks import stored_tensor
+from bert4keras_rwkv.weights.formats.llama_cpp.write import write_gguf
 from tests.official import official_weights
 from tests.weights.formats.gguf_files import SIZES, config_for, contents, finish, library, rounded, save, stored
 

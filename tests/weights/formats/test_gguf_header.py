@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert4keras_rwkv.weights import WeightsError, open_weights
-from bert4keras_rwkv.weights.formats.gguf import open_gguf
-from bert4keras_rwkv.weights.formats.gguf_header import Stored, read_header
-from bert4keras_rwkv.weights.formats.gguf_names import ARCHITECTURES
-from bert4keras_rwkv.weights.formats.gguf_writer import write_gguf
-from bert4keras_rwkv.weights.reader import Reader
+from bert4keras_rwkv.weights.binary_file import Reader
+from bert4keras_rwkv.weights.formats.llama_cpp.header import Stored, read_header
+from bert4keras_rwkv.weights.formats.llama_cpp.names import ARCHITECTURES
+from bert4keras_rwkv.weights.formats.llama_cpp.read import open_gguf
+from bert4keras_rwkv.weights.formats.llama_cpp.write import write_gguf
 from tests.official import official_weights
 from tests.weights.formats.gguf_files import config_for, finish, small_tokenizer
 
@@ -114,7 +114,7 @@ def test_bad_headers_are_named(tmp_path, name):
 
 
 @pytest.fixture(scope="module")
-def whole_file():
+def atomic_file():
     """The bytes of a small file with quantised tensors, and where its header ends."""
     rng = np.random.default_rng(1)
     arrays = official_weights("7", rng, heads=1, head_size=32, layers=2, ids=260, ffn=32)
@@ -139,9 +139,9 @@ def read_all(content):
 
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
-def test_damage_is_one_kind_of_error(whole_file, data):
+def test_damage_is_one_kind_of_error(atomic_file, data):
     """Whatever bytes change and wherever the file ends: all is read, or a `WeightsError` comes, within a second."""
-    content, start = bytearray(whole_file[0]), whole_file[1]
+    content, start = bytearray(atomic_file[0]), atomic_file[1]
     for place, byte in data.draw(st.lists(st.tuples(st.integers(0, start - 1), st.integers(0, 255)), max_size=3)):
         content[place] = byte
     for place in data.draw(st.lists(st.integers(start, len(content) - 1), max_size=3)):
@@ -151,10 +151,10 @@ def test_damage_is_one_kind_of_error(whole_file, data):
 
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
-def test_absurd_numbers_are_one_kind_of_error(whole_file, data):
+def test_absurd_numbers_are_one_kind_of_error(atomic_file, data):
     """Any eight bytes of the header may be a count or a size."""
-    content, start = bytearray(whole_file[0]), whole_file[1]
-    place = data.draw(st.integers(8, start - 8) | st.sampled_from(counts_in(whole_file)))
+    content, start = bytearray(atomic_file[0]), atomic_file[1]
+    place = data.draw(st.integers(8, start - 8) | st.sampled_from(counts_in(atomic_file)))
     content[place : place + 8] = struct.pack(
         "<Q", data.draw(st.integers(0, 2**64 - 1) | st.sampled_from([HUGE, 1 << 32]))
     )
@@ -167,7 +167,7 @@ def counts_in(whole):
     return [8, 16, tokens]
 
 
-def test_a_short_file_says_how_short(tmp_path, whole_file):
-    (tmp_path / "short.gguf").write_bytes(whole_file[0][:-1000])
+def test_a_short_file_says_how_short(tmp_path, atomic_file):
+    (tmp_path / "short.gguf").write_bytes(atomic_file[0][:-1000])
     with pytest.raises(WeightsError, match=r"short\.gguf.*should end at byte \d+, and it has \d+"):
         open_weights(tmp_path / "short.gguf")

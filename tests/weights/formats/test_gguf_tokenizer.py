@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.weights import open_weights
-from bert4keras_rwkv.weights.formats.gguf_tokenizer import escaped, unescaped
-from bert4keras_rwkv.weights.formats.gguf_writer import write_gguf
+from bert4keras_rwkv.weights.formats.llama_cpp.tokens import escaped, unescaped
+from bert4keras_rwkv.weights.formats.llama_cpp.write import write_gguf
 from tests.official import official_weights
 from tests.weights.formats.gguf_files import config_for, keys, small_tokenizer
 

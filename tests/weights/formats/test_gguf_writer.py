@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bert4keras_rwkv.weights import WeightsError, open_weights
-from bert4keras_rwkv.weights.formats.gguf_writer import BLOCKS, write_gguf
+from bert4keras_rwkv.weights.formats.llama_cpp.write import BLOCKS, write_gguf
 from tests.official import official_weights
 from tests.weights.formats.gguf_files import SIZES, config_for, contents, keys, library, rounded, small_tokenizer
 

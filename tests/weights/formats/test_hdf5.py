@@ -8,7 +8,7 @@ import h5py
 import pytest
 
 from bert4keras_rwkv.weights import WeightsError
-from bert4keras_rwkv.weights.files import open_weights
+from bert4keras_rwkv.weights.checkpoint import open_weights
 from bert4keras_rwkv.weights.formats.hdf5 import data_sets, holds, open_hdf5
 from tests.weights.fuzz.hdf5 import REFUSED
 

@@ -12,7 +12,7 @@ from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_keras_h5
 from bert4keras_rwkv.weights.formats.keras_h5 import h5_path, open_keras_h5, write_preset
-from bert4keras_rwkv.weights.rules import filled, rules_of
+from bert4keras_rwkv.weights.loading import filled, rules_of
 from bert4keras_rwkv.weights.tensors import as_tensors
 
 

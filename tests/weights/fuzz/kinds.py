@@ -13,18 +13,18 @@ import numpy as np
 
 from bert4keras_rwkv.cli.info import part_of
 from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.data.binidx import Binidx, write_binidx
+from bert4keras_rwkv.data.records import RecordFile, write_records
+from bert4keras_rwkv.data.sources import parts_of, read_jsonl, read_text
 from bert4keras_rwkv.evaluation.lambada import read_lambada
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.tokenizers.find import find_tokenizer, load_tokenizer
 from bert4keras_rwkv.tokenizers.pile import END, _alphabet
-from bert4keras_rwkv.training.binidx import Binidx, write_binidx
-from bert4keras_rwkv.training.records import RecordFile, write_records
-from bert4keras_rwkv.training.sources import parts_of, read_jsonl, read_text
 from bert4keras_rwkv.weights import open_weights, write_keras_h5, write_safetensors
 from bert4keras_rwkv.weights.adapters import OWN, read_adapter
-from bert4keras_rwkv.weights.files import config_of
-from bert4keras_rwkv.weights.formats.gguf_writer import write_gguf
+from bert4keras_rwkv.weights.checkpoint import config_of
+from bert4keras_rwkv.weights.formats.llama_cpp.write import write_gguf
 from bert4keras_rwkv.weights.states import read_state
 from bert4keras_rwkv.weights.summary import summarise
 from tests.official import VERSIONS, official_weights
@@ -410,7 +410,7 @@ def read_lines(path):
 
 
 def records(rng, folder, pipe):
-    import bert4keras_rwkv.training.records as module
+    import bert4keras_rwkv.data.records as module
 
     write_records(folder / "a.tfrecord", [np.arange(3), np.arange(200)])
     data = bytearray((folder / "a.tfrecord").read_bytes())

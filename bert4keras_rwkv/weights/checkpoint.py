@@ -1,0 +1,127 @@
+"""Any weight file or preset folder, told by its content, as a lazy mapping official name -> array."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from bert4keras_rwkv.config import RWKVConfig, weights_version
+from bert4keras_rwkv.weights.folder import CONFIG, config_beside, foreign_keys, weights_path
+from bert4keras_rwkv.weights.formats.registry import beginning, format_named, format_of, formats
+from bert4keras_rwkv.weights.tensors import WeightsError
+
+logger = logging.getLogger("bert4keras_rwkv")
+
+FOREIGN = {
+    b"ggmf": "a file of rwkv.cpp",
+    b"fmgg": "a file of rwkv.cpp",
+    b"ggml": "a GGML file",
+    b"\x89HDF": "an HDF5 file, but its groups are not those of an RWKV saved here or by bert4keras3",
+}
+
+
+def open_weights(path, config=None, format=None):
+    """The weights in a file or folder as lazy `Tensors`: official name -> array, with `shapes`, `dtypes`, `metadata`.
+
+    Which of the formats it is, the content says (`formats.registry`), and the names of the tensors whose they are.
+    format: the name of one ('st', 'safetensors', ...), for files that do not say it. Our own `.weights.h5` needs an
+    `RWKVConfig`: `config`, or the `config.json` beside it. Raises `WeightsError` (a `ValueError`) for whatever is no
+    weight file, and `FileNotFoundError`. Close it, or use it in a `with`.
+    """
+    return opened(path, config, format)[1]
+
+
+def opened(path, config=None, format=None):
+    """The `Format` of a weight file or folder, and its lazy `Tensors`. Arguments and errors as for `open_weights`."""
+    file = weights_path(path)
+    known = format_of(file)
+    if known is None:
+        start = beginning(file)
+        foreign = next((what for magic, what in FOREIGN.items() if start.startswith(magic)), "no weight file")
+        titles = ", ".join(one.title for one in formats() if one.open is not None)
+        raise WeightsError(f"'{file}' is {foreign}: it begins with {start[:8]!r}. Supported: {titles}.")
+    wanted = None if format is None else _wanted(format, known, file)
+    tensors = known.open(file, config)
+    try:
+        if "_strategy" in tensors.metadata:
+            weights_version(tensors.metadata)
+        spoken = _spoken(known, tensors) if wanted is None else wanted
+        return spoken, tensors if spoken.dialect is None else spoken.dialect.read(tensors)
+    except ValueError as error:
+        tensors.close()
+        raise WeightsError(f"'{file}': {error}") from error
+
+
+def _spoken(known, tensors):
+    """The `Format` whose names the tensors have; that of the file if they are official."""
+    shapes = tensors.shapes
+    dialects = (format_named(name, write=False) for name in known.dialects)
+    return next((one for one in dialects if one.dialect.speaks(shapes)), known)
+
+
+def _wanted(name, known, file):
+    """The `Format` that the user names, if a file of the format `known` can hold it."""
+    wanted = format_named(name, write=False)
+    holds = name in known.dialects if wanted.dialect is not None else name == known.name or known.name == "sharded"
+    if not holds:
+        raise WeightsError(
+            f"'{file}' is stored as {known.name}, which holds {', '.join((known.name, *known.dialects))}. "
+            f"Received: format={name!r}."
+        )
+    return wanted
+
+
+def named(name):
+    """The path of a model by its name: a file or folder as it is, else a model that ships with the package."""
+    path = Path(name)
+    if path.exists():
+        return path
+    presets = Path(__file__).parent.parent / "presets"
+    shipped = sorted(file.parent.name for file in presets.glob(f"*/{CONFIG}"))
+    if str(name) in shipped:
+        return presets / str(name)
+    try:
+        return weights_path(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} Models that ship with the package: {', '.join(shipped) or 'none'}.") from None
+
+
+def config_of(path, tensors):
+    """The `RWKVConfig` of opened weights, from their shapes, with the epsilons of a `config.json` beside them.
+
+    The shapes are always right; a `config.json` that says other sizes belongs to something else and is left alone.
+    """
+    config = RWKVConfig.from_shapes(tensors.shapes)
+    foreign = foreign_keys(path)
+    if foreign is not None:
+        return _with_foreign(config, foreign, path)
+    try:
+        beside = config_beside(path)
+    except ValueError as error:
+        logger.warning("Not used: %s", error)
+        return config
+    if beside is None:
+        return config
+    epsilons = {name: getattr(beside, name) for name in ("group_norm_epsilon", "layer_norm_epsilon")}
+    if replace(config, **epsilons) != beside:
+        logger.warning("Not used: the '%s' beside '%s' says other sizes than its weights.", CONFIG, path)
+        return config
+    return beside
+
+
+def _with_foreign(config, keys, path):
+    """The config with what a `config.json` for `transformers` says of epsilons.
+
+    Hugging Face's rwkv5 and rwkv6 say the group norm's by `head_size_divisor`. fla's `norm_eps` is not believed: nearly
+    all models there are converted ones, made for 64e-5, whose `config.json` could not say so.
+    """
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers")
+    if any(keys.get(name) not in (None, getattr(config, name)) for name in sizes):
+        logger.warning("Not used: the '%s' beside '%s' says other sizes than its weights.", CONFIG, path)
+        return config
+    divisor, layer = keys.get("head_size_divisor"), keys.get("layer_norm_epsilon")
+    try:
+        said = {} if divisor is None else {"group_norm_epsilon": 1e-5 * divisor**2}
+        return replace(config, **said, **({} if layer is None else {"layer_norm_epsilon": layer}))
+    except (TypeError, ValueError, OverflowError) as error:
+        logger.warning("Not used: the '%s' beside '%s': %s", CONFIG, path, error)
+        return config

@@ -1,0 +1,74 @@
+"""What lies in a folder of weights, and under which names."""
+
+from glob import escape
+from pathlib import Path
+
+from bert4keras_rwkv.config import LARGEST_FILE, RWKVConfig
+from bert4keras_rwkv.untrusted import parse_json
+from bert4keras_rwkv.weights.tensors import WeightsError
+
+CONFIG = "config.json"
+WEIGHTS = "model.weights.h5"
+SHARDED_WEIGHTS = "model.weights.json"  # the index of Keras' shards
+SAFETENSORS = "model.safetensors"
+# What the weights of a folder are called, those first that are taken first: ours, then as `transformers` does it.
+NAMES = (
+    WEIGHTS,
+    SHARDED_WEIGHTS,
+    SAFETENSORS,
+    f"{SAFETENSORS}.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+PATTERNS = ("*.weights.h5", "*.weights.json", "*.safetensors", "*.index.json", "*.pth", "*.st", "*.gguf", "*.bin")
+
+
+def weights_path(path):
+    """The weight file that `path` means: itself, or of a folder the one file of weights, or the index of its shards.
+
+    Raises:
+        FileNotFoundError: nothing is there; it names what has the same name with an ending.
+        WeightsError: a folder without weights, or with several that none of the usual names has.
+    """
+    path = Path(path)
+    if not path.exists():
+        beside = sorted(path.parent.glob(f"{escape(path.name)}.*"))
+        meant = f" There is '{beside[0]}'." if beside else ""
+        raise FileNotFoundError(f"No file or folder '{path}'.{meant}")
+    if not path.is_dir():
+        return path
+    known = next((path / name for name in NAMES if (path / name).is_file()), None)
+    if known is not None:
+        return known
+    found = sorted({file for pattern in PATTERNS for file in path.glob(pattern)})
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(f"'{file.name}'" for file in found) or "none"
+    raise WeightsError(f"A folder should hold '{WEIGHTS}' or one weight file. In '{path}' there are: {names}.")
+
+
+def config_beside(path):
+    """The `RWKVConfig` in the `config.json` of a folder, or beside a file; None if there is none."""
+    file = _config_file(path)
+    try:
+        return RWKVConfig.from_json(file) if file.is_file() else None
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+
+
+def foreign_keys(path):
+    """The keys of a `config.json` there that another project wrote, for `transformers`; None for ours or none."""
+    file = _config_file(path)
+    if not file.is_file() or file.stat().st_size > LARGEST_FILE:
+        return None
+    try:
+        keys = parse_json(file.read_bytes(), f"'{file}'")
+    except ValueError:
+        return None
+    foreign = isinstance(keys, dict) and "model" not in keys and {"model_type", "architectures"} & set(keys)
+    return keys if foreign else None
+
+
+def _config_file(path):
+    path = Path(path)
+    return (path if path.is_dir() else path.parent) / CONFIG
