@@ -63,6 +63,7 @@ def test_errors_are_one_line(model, capsys, monkeypatch, arguments, code, messag
     assert out == "" and said.startswith("bert4keras-rwkv generate: ") and said.count("\n") == 1 and message in said
 
 
+@pytest.mark.on("torch")
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and pipes")
 @pytest.mark.parametrize("end", ["ctrl-c", "reader"])
 def test_an_early_end_is_quiet(model, start, end):

@@ -77,6 +77,7 @@ def test_an_adapter_with_a_state(base, model, data, tmp_path, capsys):
     assert rwkv.tuned_state().shift.any() and rwkv.tuned_state().wkv.any()
 
 
+@pytest.mark.on("torch")
 def test_a_prompt_without_data(model, tmp_path, capsys):
     """The model writes the texts itself. The prompt may lie in a file."""
     (tmp_path / "prompt.txt").write_text("hello hello hello the")
@@ -87,6 +88,7 @@ def test_a_prompt_without_data(model, tmp_path, capsys):
     assert RWKV.from_preset(model).load_state(tmp_path / "a.st").wkv.any()
 
 
+@pytest.mark.on("torch")
 def test_what_was_stopped_goes_on(model, data, tmp_path, capsys, monkeypatch):
     """Stopped in the middle and started again, the same state to the last bit as without a stop."""
     command = ["tune", "--model", model, "--data", data, *SMALL, "--steps", 10, *RATE]

@@ -34,10 +34,12 @@ VERSIONS = {
 LAWFUL = ["4", "5.2", "6", "7", *(pytest.param(version, marks=pytest.mark.slow) for version in ("5.0", "5.1"))]
 
 
-def lawful(*everywhere):
-    """LAWFUL, of which only these are run on TensorFlow, which takes longest to trace a training step."""
-    fast = pytest.mark.on("jax", "torch")
-    return [v if not isinstance(v, str) or v in everywhere else pytest.param(v, marks=fast) for v in LAWFUL]
+def lawful(*everywhere, backends=("jax", "torch")):
+    """LAWFUL, of which only these are run on every backend, and the others on `backends`: tracing a training step takes
+    longest on TensorFlow, and a while on JAX.
+    """
+    others = pytest.mark.on(*backends)
+    return [v if not isinstance(v, str) or v in everywhere else pytest.param(v, marks=others) for v in LAWFUL]
 
 
 def small_model(version="6", seed=0, **options):

@@ -101,7 +101,7 @@ def test_half_precision(rwkv, ids, dtype, bar):
     assert len(half.generate([1, 2, 3], 8, stop_token_ids=None, sampling="greedy")) == 8
 
 
-@pytest.mark.on("jax")
+@pytest.mark.on("torch")
 def test_floatx_as_people_set_it(ids):
     keras.config.set_floatx("bfloat16")
     try:

@@ -69,7 +69,7 @@ def changed_by(rwkv, change):
     return user.told
 
 
-@pytest.mark.on("jax")
+@pytest.mark.on("torch")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_every_change_is_told(tmp_path):
     """Also those that go through Keras' layers alone. New values are no change."""

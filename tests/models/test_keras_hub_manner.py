@@ -17,7 +17,7 @@ def rwkv():
     return small_model(vocab_size=258, tokenizer=TOKENIZER)
 
 
-@pytest.mark.on("jax")
+@pytest.mark.on("torch")
 def test_strings_in_every_form_are_one_training(rwkv):
     """A list, arrays of str and of bytes and a `tf.data` set give one loss, that of each token and end of a text."""
     tf = pytest.importorskip("tensorflow")

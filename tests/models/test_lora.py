@@ -126,7 +126,7 @@ def test_together_with_state_tuning(order, rng):
     assert len(rwkv.backbone.trainable_variables) == 2 * (2 * 8 + 3)
 
 
-@pytest.mark.on("jax", "torch")
+@pytest.mark.on("torch")
 def test_adapter_there_and_back(tmp_path, rng):
     """LoRA and state in one file: the same logits, the same variables that train, and they go on training alike."""
     rwkv = small_model()
@@ -145,6 +145,7 @@ def test_adapter_there_and_back(tmp_path, rng):
     assert_close(arrays(*again.forward(ids)), arrays(*rwkv.forward(ids)), bar=1e-5)
 
 
+@pytest.mark.on("torch")
 @pytest.mark.once
 def test_merge_scale_and_stack(tmp_path, rng):
     """Merged, the model is what it was and LoRA is zero; twice half of an adapter is the adapter."""
@@ -230,7 +231,7 @@ def test_what_else_was_tuned(tmp_path, rng):
         assert found.trainable and not again.backbone.variable_at("ln0/gamma").trainable
 
 
-@pytest.mark.on("jax")
+@pytest.mark.on("torch")
 def test_training_goes_on_from_an_adapter_and_the_optimizer(tmp_path, rng):
     """Four steps are two, then in a new model the adapter and the optimizer's variables, and two more, bit by bit."""
 
@@ -259,6 +260,7 @@ def test_training_goes_on_from_an_adapter_and_the_optimizer(tmp_path, rng):
         np.testing.assert_array_equal(ops.convert_to_numpy(one), ops.convert_to_numpy(other))
 
 
+@pytest.mark.on("torch")
 @pytest.mark.once
 @pytest.mark.parametrize("suffix", [".pth", ".st"])
 def test_files_of_other_projects(tmp_path, suffix, rng):

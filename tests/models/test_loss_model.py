@@ -75,7 +75,7 @@ class Plain(Loss):
         return ops.sum(cost * weights) / ops.sum(weights)
 
 
-@pytest.mark.on("jax", "torch")
+@pytest.mark.on("torch")
 def test_every_way_trains_alike(rng):
     """Three steps of SGD end at the same weights as three steps on a loss of one's own: to 1e-4 of the largest, for
     float32 sums in another order, three times.

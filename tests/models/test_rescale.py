@@ -37,7 +37,7 @@ def test_the_logits_do_not_change(version, rng):
     assert_close(got, want, bar=0 if keras.backend.backend() == "torch" else 1e-6)
 
 
-@pytest.mark.on("jax")
+@pytest.mark.on("torch")
 @pytest.mark.once
 def test_float16_overflows_without_and_is_right_with(rng):
     """The bar of float16, on the root mean square as that of the logits (`test_build.test_half_precision`)."""

@@ -13,7 +13,11 @@ from bert4keras_rwkv.training.metrics import Perplexity, TokenAccuracy
 from tests.models.small import small_model, texts
 
 B, T, SEGMENTS = 2, 7, 4
-VERSIONS = ["4", "7", *(pytest.param(version, marks=pytest.mark.slow) for version in ("5.2", "6"))]
+VERSIONS = [
+    pytest.param("4", marks=pytest.mark.on("torch")),
+    "7",
+    *(pytest.param(version, marks=pytest.mark.slow) for version in ("5.2", "6")),
+]
 
 
 def text_of(rng, resets):
@@ -67,6 +71,7 @@ def test_segments_are_one_long_pass(version, rng):
         assert np.dot(got, counts) == pytest.approx(whole(ids, reset) * counts.sum(), rel=1e-5)
 
 
+@pytest.mark.on("torch")
 def test_evaluation_does_not_disturb_training(small, rng):
     """It carries states of its own: between two steps of training it changes neither their losses nor its own."""
     model, (ids, reset) = compiled(small), text_of(rng, True)
@@ -171,7 +176,7 @@ def test_sample_weights_of_segments(small, rng):
     assert got == pytest.approx(want, rel=1e-5)
 
 
-@pytest.mark.on("jax")
+@pytest.mark.on("torch")
 def test_hundreds_of_segments_stay_finite(rng):
     """The losses of 300 steps in one document, and at a learning rate that learns: they fall."""
     rwkv = small_model("7", packed=True, num_hidden_layers=1)
@@ -190,6 +195,7 @@ class Stopped(Exception):
     """Stands for what ends a process."""
 
 
+@pytest.mark.on("torch")
 def test_it_goes_on_after_an_interruption(tmp_path):
     """In bfloat16, stopped inside a document and started again: the losses and metrics of a run that was not stopped,
     bit by bit, for the carried state is in the checkpoint.

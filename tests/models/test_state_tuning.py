@@ -57,7 +57,7 @@ def test_only_states_train_and_the_loss_falls(version, shift, rng):
     assert all(ops.convert_to_numpy(variable).any() for variable in model.trainable_variables)
 
 
-@pytest.mark.parametrize("version", lawful("7"))
+@pytest.mark.parametrize("version", lawful("7", backends=["torch"]))
 def test_every_way_of_reading_begins_in_the_tuned_state(version, rng):
     """The tuned state is what the same state is when given: forward, the Keras model, writing, a cache model."""
     rwkv, ids = small_model(version, mask_output=[0], temperature=0.0), texts(rng, 2, 10)

@@ -288,7 +288,7 @@ def test_a_lone_callback_is_not_run_late(model, restart, tmp_path):
     assert bool(list(tmp_path.iterdir())) != late
 
 
-@pytest.mark.on("jax")
+@pytest.mark.on("torch")
 def test_killed(whole, tmp_path):
     """A process that SIGKILL ends at step 8, and the same program started again: the losses of one that ran through."""
 

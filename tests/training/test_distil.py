@@ -31,6 +31,7 @@ def divergence(rwkv, prompt, rows, state):
     return total / count
 
 
+@pytest.mark.on("torch")
 @pytest.mark.parametrize("version", [pytest.param("4", marks=pytest.mark.slow), "6"])
 def test_what_is_measured_is_the_divergence_and_it_falls(version, rng):
     """1e-4: of float32 logits. Rows of 7 and 4 tokens count by their tokens; the base weights stay, bit for bit."""

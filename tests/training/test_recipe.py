@@ -91,6 +91,7 @@ def test_each_variable_moves_as_adamw_says(tiny):
     assert_moved(tiny, before, steps, [0.01, 0.01], 0.5)
 
 
+@pytest.mark.on("torch")
 def test_accumulated_and_clipped_gradients_follow_the_schedule(tiny):
     """Four batches, two a step: the step is that of their mean, clipped to the common norm, at the schedule's rate of
     the second batch.
@@ -118,6 +119,7 @@ def test_a_weight_without_gradient_stays(tiny):
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.on("torch")
 def test_fit_and_a_saved_optimizer_that_goes_on(tiny, tmp_path):
     """`fit` with accumulation and a moving average, which takes the weights' place at its end. Then model and optimizer
     from one `.keras` file: another step from the same gradients gives the same weights.
