@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from bert4keras_rwkv.config import VARIANTS
+from bert4keras_rwkv.versions.rwkv5 import VARIANTS
 from bert4keras_rwkv.weights.formats.registry import formats
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,7 +23,7 @@ from bert4keras_rwkv.evaluation import evaluate_text
 from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.training import authors_optimizer, warm_up_cosine
-from bert4keras_rwkv.weights.loading import filled, rules_of
+from bert4keras_rwkv.versions.table import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {
@@ -181,7 +181,7 @@ def main():
     keras.utils.set_random_seed(args.seed)
     RWKV = build()
     weights, record = DATA / "trained.npz", DATA / "training.json"
-    variables = {rule.path: RWKV.backbone.variable_at(rule.path) for rule in filled(rules_of(RWKV.config))}
+    variables = {rule.path: RWKV.backbone.variable_at(rule.path) for rule in filled(RWKV.config.rules())}
     if args.export_only:
         with np.load(weights) as trained:
             for path, variable in variables.items():

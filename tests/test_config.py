@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from bert4keras_rwkv.config import RWKVConfig, weights_version
+from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.versions import version_of
 from tests.official import VERSIONS, official_weights
 
 pytestmark = pytest.mark.backend_free
@@ -112,7 +113,7 @@ def test_sizes_from_shapes(size):
     ],
 )
 def test_versions_told_by_names(extra, version):
-    assert weights_version(PLAIN | {f"blocks.0.att.{name}": shape for name, shape in extra.items()}) == version
+    assert version_of(PLAIN | {f"blocks.0.att.{name}": shape for name, shape in extra.items()})[1] == version
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.backend_free
 PACKAGE = Path(__file__).resolve().parent.parent / "bert4keras_rwkv"
 FLOORS = [
     {"keras_loader", "untrusted", "atomic", "public_names"},
+    {"versions"},
     {"config", "state", "tokenizers", "templates", "presets"},
     {"ops"},
     {"weights", "data"},

@@ -4,7 +4,7 @@ import os
 
 from bert4keras_rwkv import models
 from bert4keras_rwkv.bert4keras3.Models.RWKV import RWKV6
-from bert4keras_rwkv.config import OWN_KEYS
+from bert4keras_rwkv.versions import versions
 
 __all__ = ["RWKV6", "build_transformer_model"]
 
@@ -78,7 +78,7 @@ def _version(model):
     name = model.lower() if isinstance(model, str) else model
     if name == "rwkv":
         return None
-    if name not in tuple(OWN_KEYS):
-        known = ", ".join(map(repr, OWN_KEYS))
+    if name not in versions():
+        known = ", ".join(map(repr, sorted(versions())))
         raise ValueError(f"Only RWKV is here: `model` is one of {known}, 'rwkv' or `RWKV6`. Received: {model!r}.")
     return name

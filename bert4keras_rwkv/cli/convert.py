@@ -17,7 +17,7 @@ from bert4keras_rwkv.weights.adapters import read_adapter
 from bert4keras_rwkv.weights.checkpoint import config_of, named, open_weights, opened
 from bert4keras_rwkv.weights.folder import NAMES, SAFETENSORS, WEIGHTS
 from bert4keras_rwkv.weights.formats.registry import format_named, formats
-from bert4keras_rwkv.weights.loading import in_order, rules_of
+from bert4keras_rwkv.weights.loading import in_order
 from bert4keras_rwkv.weights.merging import merged, unused_names
 
 TOKENS = 64  # that `--check` reads; random ones go through every channel
@@ -52,7 +52,7 @@ def run(arguments):
     known, tensors = opened(source, format=arguments.format)
     with tensors:
         config = config_of(source, tensors)
-        ordered = in_order(rules_of(config), merge(tensors, config))
+        ordered = in_order(config.rules(), merge(tensors, config))
         held = tensors.metadata.get("vocabulary") if known.vocabulary else None
         tokenizer = find_tokenizer(source, config.vocab_size, held)
         if tokenizer is None and written.vocabulary:
@@ -73,7 +73,7 @@ def _merge(arguments):
         return lambda tensors, config: tensors
     adapter = read_adapter(arguments.lora)
     base = None if arguments.lora_base is None else read_adapter(arguments.lora_base)
-    return lambda tensors, config: merged(tensors, adapter, arguments.alpha, base, unused_names(rules_of(config)))
+    return lambda tensors, config: merged(tensors, adapter, arguments.alpha, base, unused_names(config.rules()))
 
 
 def _format(target, name, dtype):

@@ -4,7 +4,7 @@ of a state or an adapter.
 
 import json
 
-from bert4keras_rwkv.config import HEADS, OWN_KEYS
+from bert4keras_rwkv.versions.shapes import HEADS
 from bert4keras_rwkv.weights.adapters import adapter_sizes
 from bert4keras_rwkv.weights.checkpoint import named
 from bert4keras_rwkv.weights.part_files import may_be_part, open_part
@@ -64,7 +64,7 @@ def as_text(summary):
         "format": summary.format,
         "model": f"{c.model}, {c.num_hidden_layers} layers, vocabulary {c.vocab_size}",
         "width": f"{c.hidden_size}{heads}, channel mix {c.intermediate_size}",
-        **{name.replace("_", " "): getattr(c, name) for name in OWN_KEYS[c.model] if name not in HEADS},
+        **{name.replace("_", " "): value for name, value in c.own if name not in HEADS},
         "dtype": summary.dtype if len(summary.dtypes) == 1 else f"mixed: {dtypes}",
         "parameters": f"{summary.parameters:,}",
         "stored": size(summary.stored_bytes),

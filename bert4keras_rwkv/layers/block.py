@@ -2,8 +2,6 @@
 
 from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.layers.base import Layer
-from bert4keras_rwkv.weights.loading import Rule
-from bert4keras_rwkv.weights.transforms import TRANSPOSE
 
 
 class Block(Layer):
@@ -38,29 +36,3 @@ class Block(Layer):
         dx, channel_state, side = self.channel_mix(self.ln2(x), state["channel"], side)
         x = x + dx
         return x / 2 if self.halve else x, {"time": time_state, "channel": channel_state}, side
-
-
-def model_rules(config, mixers):
-    """The whole weight table of a model, in the order of released files.
-
-    mixers: a function of the block's number that gives the rules of its two mixers, with names below `blocks.0.` and
-    paths below `blocks/0/`.
-    """
-    rules = [Rule("emb.weight", "embed/embeddings")]
-    for i in range(config.num_hidden_layers):
-        for norm in ("ln1", "ln2"):
-            rules += _norm(f"blocks.{i}.{norm}", f"blocks/{i}/{norm}")
-        if i == 0:
-            rules += _norm("blocks.0.ln0", "ln0")
-        rules += [_inside(i, rule) for rule in mixers(i)]
-    return [*rules, *_norm("ln_out", "ln_out"), Rule("head.weight", "head/kernel", TRANSPOSE)]
-
-
-def _inside(i, rule):
-    """The rule of a mixer as that of a model."""
-    names = tuple(f"blocks.{i}.{name}" for name in rule.names)
-    return Rule(names, None if rule.path is None else f"blocks/{i}/{rule.path}", rule.transform)
-
-
-def _norm(source, path):
-    return [Rule(f"{source}.weight", f"{path}/gamma"), Rule(f"{source}.bias", f"{path}/beta")]

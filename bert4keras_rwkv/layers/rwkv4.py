@@ -4,13 +4,10 @@ import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer, cast_like, recurrent, scaled, shifted, squared_relu
-from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.initial import given, orthogonal
 from bert4keras_rwkv.layers.projection import dense
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.ops.wkv4 import wkv4
-from bert4keras_rwkv.weights.loading import Rule
-from bert4keras_rwkv.weights.transforms import TRANSPOSE, VECTOR
 
 
 def mixed(x, previous, mix):
@@ -117,29 +114,3 @@ def initial_values(config, index):
         },
         "channel_mix": channel_mix_values(config, index),
     }
-
-
-CHANNEL_MIX_RULES = (
-    Rule("ffn.time_mix_k", "channel_mix/mix_k", VECTOR),
-    Rule("ffn.time_mix_r", "channel_mix/mix_r", VECTOR),
-    Rule("ffn.key.weight", "channel_mix/key/kernel", TRANSPOSE),
-    Rule("ffn.receptance.weight", "channel_mix/receptance/kernel", TRANSPOSE),
-    Rule("ffn.value.weight", "channel_mix/value/kernel", TRANSPOSE),
-)
-
-
-def rules(config):
-    """The weight table, from official names to variables."""
-    mixers = [
-        Rule("att.time_decay", "time_mix/decay"),
-        Rule("att.time_first", "time_mix/bonus"),
-        Rule("att.time_mix_k", "time_mix/mix_k", VECTOR),
-        Rule("att.time_mix_v", "time_mix/mix_v", VECTOR),
-        Rule("att.time_mix_r", "time_mix/mix_r", VECTOR),
-        Rule("att.key.weight", "time_mix/key/kernel", TRANSPOSE),
-        Rule("att.value.weight", "time_mix/value/kernel", TRANSPOSE),
-        Rule("att.receptance.weight", "time_mix/receptance/kernel", TRANSPOSE),
-        Rule("att.output.weight", "time_mix/output_projection/kernel", TRANSPOSE),
-        *CHANNEL_MIX_RULES,
-    ]
-    return model_rules(config, lambda index: mixers)

@@ -7,17 +7,14 @@ import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer, recurrent, scaled, shifted
-from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
 from bert4keras_rwkv.layers.initial import given, orthogonal, orthonormal
 from bert4keras_rwkv.layers.projection import dense
-from bert4keras_rwkv.layers.rwkv4 import CHANNEL_MIX_RULES, ChannelMix, channel_mix_values, depth, mix_values, mixed
+from bert4keras_rwkv.layers.rwkv4 import ChannelMix, channel_mix_values, depth, mix_values, mixed
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.ops.wkv5 import wkv5
-from bert4keras_rwkv.weights.loading import Rule
-from bert4keras_rwkv.weights.transforms import TRANSPOSE, VECTOR
 
-__all__ = ["ChannelMix", "TimeMix", "initial_values", "rules"]
+__all__ = ["ChannelMix", "TimeMix", "initial_values"]
 
 
 class TimeMix(Layer):
@@ -101,23 +98,3 @@ def initial_values(config, index):
         },
         "channel_mix": {**channel, "key": orthonormal()} if per_channel else channel,
     }
-
-
-def rules(config):
-    """The weight table, from official names to variables."""
-    gated, bonus = config.variant != "5.0", "time_first" if config.exponential_bonus else "time_faaaa"
-    mixers = [
-        *(Rule(f"att.time_mix_{m}", f"time_mix/mix_{m}", VECTOR) for m in ("kvrg" if gated else "kvr")),
-        Rule("att.time_decay", "time_mix/decay"),
-        Rule(f"att.{bonus}", "time_mix/bonus"),
-        Rule("att.receptance.weight", "time_mix/receptance/kernel", TRANSPOSE),
-        Rule("att.key.weight", "time_mix/key/kernel", TRANSPOSE),
-        Rule("att.value.weight", "time_mix/value/kernel", TRANSPOSE),
-        Rule("att.output.weight", "time_mix/output_projection/kernel", TRANSPOSE),
-        *([Rule("att.gate.weight", "time_mix/gate/kernel", TRANSPOSE)] if gated else []),
-        Rule("att.ln_x.weight", "time_mix/norm/gamma"),
-        Rule("att.ln_x.bias", "time_mix/norm/beta"),
-        *CHANNEL_MIX_RULES,
-        Rule("att.time_state", None),  # a tuned initial state that was merged into the file
-    ]
-    return model_rules(config, lambda index: mixers)

@@ -4,7 +4,6 @@ import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer, cast_like, recurrent, scaled, shifted
-from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
 from bert4keras_rwkv.layers.initial import given, orthonormal, uniform
 from bert4keras_rwkv.layers.low_rank import LowRank
@@ -13,10 +12,7 @@ from bert4keras_rwkv.layers.rwkv4 import ChannelMix as EarlierChannelMix
 from bert4keras_rwkv.layers.rwkv4 import mixed
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.ops.wkv6 import wkv6
-from bert4keras_rwkv.weights.loading import Rule
-from bert4keras_rwkv.weights.transforms import STACK, TRANSPOSE, VECTOR
-
-MIXED = "wkvrg"  # the order in which files hold the five mixed inputs
+from bert4keras_rwkv.versions.rwkv6 import MIXED
 
 
 class TimeMix(Layer):
@@ -120,31 +116,3 @@ def initial_values(config, index):
             "receptance": "zeros",
         },
     }
-
-
-def rules(config):
-    """The weight table, from official names to variables."""
-    mixers = [
-        Rule("att.time_maa_x", "time_mix/mix_x", VECTOR),
-        Rule(tuple(f"att.time_maa_{m}" for m in MIXED), "time_mix/mix_low_rank/b/bias", STACK),
-        Rule("att.time_maa_w1", "time_mix/mix_low_rank/a/kernel"),
-        Rule("att.time_maa_w2", "time_mix/mix_low_rank/b/kernel"),
-        Rule("att.time_decay", "time_mix/decay", VECTOR),
-        Rule("att.time_decay_w1", "time_mix/decay_low_rank/a/kernel"),
-        Rule("att.time_decay_w2", "time_mix/decay_low_rank/b/kernel"),
-        Rule("att.time_faaaa", "time_mix/bonus"),
-        Rule("att.receptance.weight", "time_mix/receptance/kernel", TRANSPOSE),
-        Rule("att.key.weight", "time_mix/key/kernel", TRANSPOSE),
-        Rule("att.value.weight", "time_mix/value/kernel", TRANSPOSE),
-        Rule("att.output.weight", "time_mix/output_projection/kernel", TRANSPOSE),
-        Rule("att.gate.weight", "time_mix/gate/kernel", TRANSPOSE),
-        Rule("att.ln_x.weight", "time_mix/norm/gamma"),
-        Rule("att.ln_x.bias", "time_mix/norm/beta"),
-        Rule("ffn.time_maa_k", "channel_mix/mix_k", VECTOR),
-        Rule("ffn.time_maa_r", "channel_mix/mix_r", VECTOR),
-        Rule("ffn.key.weight", "channel_mix/key/kernel", TRANSPOSE),
-        Rule("ffn.receptance.weight", "channel_mix/receptance/kernel", TRANSPOSE),
-        Rule("ffn.value.weight", "channel_mix/value/kernel", TRANSPOSE),
-        Rule("att.time_state", None),  # a tuned initial state that was merged into the file
-    ]
-    return model_rules(config, lambda index: mixers)

@@ -8,17 +8,14 @@ import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer, cast_like, recurrent, scaled, shifted, squared_relu
-from bert4keras_rwkv.layers.block import model_rules
 from bert4keras_rwkv.layers.head_norm import HeadNorm
 from bert4keras_rwkv.layers.initial import given, orthonormal
 from bert4keras_rwkv.layers.low_rank import LowRank
 from bert4keras_rwkv.layers.projection import dense
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.ops.wkv7 import wkv7
-from bert4keras_rwkv.weights.loading import Rule
-from bert4keras_rwkv.weights.transforms import STACK, TRANSPOSE, VECTOR
+from bert4keras_rwkv.versions.rwkv7 import MIXED
 
-MIXED = "rwkvag"  # the order in which files hold the six mixed inputs
 FASTEST = -math.exp(-0.5)  # the log of the fastest decay
 SHORTEST = 1e-12  # a shorter key is not made longer than this part of it
 
@@ -167,40 +164,3 @@ def initial_values(config, index):
             "value": "zeros",
         },
     }
-
-
-def rules(config):
-    """The weight table, from official names to variables.
-
-    The first block has no use for `v0`, `v1`, `v2`; files may hold them, some as copies of others.
-    """
-
-    def low_rank(letter, path):
-        return [Rule(f"att.{letter}{i}", f"time_mix/{path}/{part}/kernel") for i, part in ((1, "a"), (2, "b"))]
-
-    def mixers(index):
-        value = [*low_rank("v", "value_low_rank")[::-1], Rule("att.v0", "time_mix/value_mix", VECTOR)]
-        return [
-            Rule(tuple(f"att.x_{m}" for m in MIXED), "time_mix/mix", STACK),
-            Rule("att.w0", "time_mix/decay", VECTOR),
-            Rule("att.r_k", "time_mix/bonus"),
-            *low_rank("w", "decay_low_rank"),
-            *low_rank("a", "rate_low_rank"),
-            Rule("att.a0", "time_mix/rate", VECTOR),
-            *low_rank("g", "gate_low_rank"),
-            *(value if index else [Rule(rule.source, None) for rule in value]),
-            Rule("att.k_k", "time_mix/key_scale", VECTOR),
-            Rule("att.k_a", "time_mix/key_rate", VECTOR),
-            Rule("att.receptance.weight", "time_mix/receptance/kernel", TRANSPOSE),
-            Rule("att.key.weight", "time_mix/key/kernel", TRANSPOSE),
-            Rule("att.value.weight", "time_mix/value/kernel", TRANSPOSE),
-            Rule("att.output.weight", "time_mix/output_projection/kernel", TRANSPOSE),
-            Rule("att.ln_x.weight", "time_mix/norm/gamma"),
-            Rule("att.ln_x.bias", "time_mix/norm/beta"),
-            Rule("ffn.x_k", "channel_mix/mix_k", VECTOR),
-            Rule("ffn.key.weight", "channel_mix/key/kernel", TRANSPOSE),
-            Rule("ffn.value.weight", "channel_mix/value/kernel", TRANSPOSE),
-            Rule("att.time_state", None),  # a tuned initial state that was merged into the file
-        ]
-
-    return model_rules(config, mixers)

@@ -5,7 +5,8 @@ import numpy as np
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.models.backbone import layer_state, new_block, side_values, variable_at
 from bert4keras_rwkv.state import RWKVState
-from bert4keras_rwkv.weights.loading import assign, filled, rules_of
+from bert4keras_rwkv.versions.table import filled
+from bert4keras_rwkv.weights.loading import assign
 from bert4keras_rwkv.weights.tensors import Tensors
 
 DTYPE = "float32"
@@ -17,7 +18,7 @@ def logits_from_file(tensors, config, ids, progress=None):
     tensors: official `Tensors`, read as they are needed. `progress(done, total)` follows each block. The blocks are
     those of `Backbone`, so this is its forward pass.
     """
-    rules = filled(rules_of(config))
+    rules = filled(config.rules())
     ids = np.asarray(ids, "int32")
     state = RWKVState.zeros(config, len(ids))
     x = _norm(_chosen_rows(tensors.entry("emb.weight"), ids), "ln0", rules, tensors, config)

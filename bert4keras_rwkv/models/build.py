@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bert4keras_rwkv.config import RWKVConfig, known_model
+from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.models.backbone import Backbone
@@ -15,8 +15,10 @@ from bert4keras_rwkv.models.rwkv import RWKV
 from bert4keras_rwkv.ops.backend import adopt, has_accelerator
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.tokenizers.find import find_tokenizer, load_tokenizer
+from bert4keras_rwkv.versions import version_named
+from bert4keras_rwkv.versions.table import filled
 from bert4keras_rwkv.weights.checkpoint import config_of, open_weights
-from bert4keras_rwkv.weights.loading import assign, filled, rules_of
+from bert4keras_rwkv.weights.loading import assign
 from bert4keras_rwkv.weights.surgery import surgery
 
 LANGUAGE_MODELS = ("linear", "softmax", True, False)
@@ -86,7 +88,7 @@ def build_transformer_model(
     if checkpoint_path is not None and keras_weights_path is not None:
         raise ValueError("Give `checkpoint_path` or `keras_weights_path`, not both: each names a weight file.")
     if model is not None:
-        known_model(model)
+        version_named(model)
     check_kernel(kernel)
     sampling = Sampling(
         temperature=temperature,
@@ -139,7 +141,7 @@ def build_transformer_model(
 
 def load_weights(backbone, tensors, progress=None):
     """Fill a built backbone from a mapping of official names, all or nothing (see `weights.rules.assign`)."""
-    rules = rules_of(backbone.config)
+    rules = backbone.config.rules()
     if any(name.endswith(".att.time_state") for name in tensors):
         logger.warning(
             "The file holds a tuned initial state too. It is not used by itself: `RWKV.load_state(file)` gives it, to "

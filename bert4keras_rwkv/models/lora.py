@@ -14,9 +14,9 @@ from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.models.state_tuning import enable_state_tuning, freeze, set_tuned_state, tuned_state
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.untrusted import shown
+from bert4keras_rwkv.versions.table import filled
 from bert4keras_rwkv.weights.adapters import ALPHA, OWN, WHOLE, own_adapter, read_adapter, save_lora
 from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors, write_safetensors
-from bert4keras_rwkv.weights.loading import filled, rules_of
 from bert4keras_rwkv.weights.tensors import WeightsError
 
 LORA_FILES = (".pth", ".st")  # RWKV-PEFT's and web-rwkv's; everything else is our own
@@ -254,7 +254,7 @@ def _take_over(backbone, kernels, file, scale, new):
 
 def _weights(backbone):
     """Path -> variable of every weight of the model that is not quantised; none of LoRA or a tuned state."""
-    found = {rule.path: backbone.variable_at(rule.path) for rule in filled(rules_of(backbone.config))}
+    found = {rule.path: backbone.variable_at(rule.path) for rule in filled(backbone.config.rules())}
     return {path: variable for path, variable in found.items() if "float" in str(getattr(variable, "dtype", ""))}
 
 
@@ -272,7 +272,7 @@ def _shape(layer):
 
 def _kernels(backbone):
     """Path -> layer of every projection: what has a kernel."""
-    paths = [rule.path.removesuffix("/kernel") for rule in filled(rules_of(backbone.config)) if "kernel" in rule.path]
+    paths = [rule.path.removesuffix("/kernel") for rule in filled(backbone.config.rules()) if "kernel" in rule.path]
     return {path: backbone.variable_at(path) for path in paths}
 
 
@@ -296,7 +296,7 @@ def _alpha(layers):
 
 def _official(backbone):
     """Path of a projection -> the official name of its matrix without `.weight`, for those that are plain matrices."""
-    rules = {rule.path.removesuffix("/kernel"): rule.names[0] for rule in filled(rules_of(backbone.config))}
+    rules = {rule.path.removesuffix("/kernel"): rule.names[0] for rule in filled(backbone.config.rules())}
     return {path: name.removesuffix(".weight") for path, name in rules.items() if name.endswith(".weight")}
 
 

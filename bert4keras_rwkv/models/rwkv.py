@@ -21,7 +21,7 @@ from bert4keras_rwkv.tokenizers.text_stream import TokenText
 from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter
 from bert4keras_rwkv.weights.checkpoint import named
 from bert4keras_rwkv.weights.formats.keras_h5 import write_preset
-from bert4keras_rwkv.weights.loading import export, rules_of
+from bert4keras_rwkv.weights.loading import export
 from bert4keras_rwkv.weights.merging import merge_into
 from bert4keras_rwkv.weights.states import read_state, write_state
 
@@ -405,7 +405,7 @@ class RWKV:
         model's file.
         """
         first = None if base is None else read_adapter(base)
-        merge_into(rules_of(self.config), self.backbone.variable_at, read_adapter(path), alpha, first)
+        merge_into(self.config.rules(), self.backbone.variable_at, read_adapter(path), alpha, first)
 
     def weights(self):
         """The weights as lazy `weights.Tensors` under official names, as `write_pth` and others take them.
@@ -414,7 +414,7 @@ class RWKV:
         """
         if any(layer.quantization_mode is not None for layer in self.backbone._flatten_layers()):
             raise ValueError("The weights of a quantised model are rounded. Write those it had before `quantize`.")
-        return export(rules_of(self.config), self.backbone.value_at)
+        return export(self.config.rules(), self.backbone.value_at)
 
     def forget_programs(self):
         """Compiled programs know the weights that there were."""

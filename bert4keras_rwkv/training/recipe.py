@@ -6,7 +6,7 @@ RWKV-v7/train_temp. Keras is loaded when a function is called.
 
 import math
 
-from bert4keras_rwkv.weights.loading import filled, rules_of
+from bert4keras_rwkv.versions.table import filled
 
 # By what the learning rate of a weight is multiplied: the base of the decay, and the bonus of RWKV-4 and of the oldest
 # RWKV-5. `time_faaaa`, the bonus since, and `r_k` learn as all others do.
@@ -48,7 +48,7 @@ def groups(rwkv):
     """Which of the weights that train are special: ({path: multiplier of the learning rate}, [paths that decay])."""
     trained = {variable.path for variable in rwkv.backbone.trainable_variables}
     rates, decayed = {}, []
-    for rule in filled(rules_of(rwkv.config)):
+    for rule in filled(rwkv.config.rules()):
         variable, official = rwkv.backbone.variable_at(rule.path), rule.names[0]
         if variable.path not in trained:
             continue

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bert4keras_rwkv.config import OWN_KEYS
 from bert4keras_rwkv.untrusted import parse_json
+from bert4keras_rwkv.versions import versions
 from bert4keras_rwkv.weights.formats.pth_writer import write_pth
 from bert4keras_rwkv.weights.formats.safetensors_file import write_safetensors
 from bert4keras_rwkv.weights.formats.web_rwkv import WEB_RWKV
@@ -123,7 +123,7 @@ def own_adapter(tensors, path):
 
 def _is_model(name):
     """Whether a version goes by this name."""
-    return isinstance(name, str) and name in OWN_KEYS
+    return isinstance(name, str) and name in versions()
 
 
 def save_lora(path, pairs, alpha=None):

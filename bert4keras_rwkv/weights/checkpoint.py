@@ -4,7 +4,8 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from bert4keras_rwkv.config import RWKVConfig, weights_version
+from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.versions import version_of
 from bert4keras_rwkv.weights.folder import CONFIG, config_beside, foreign_keys, weights_path
 from bert4keras_rwkv.weights.formats.registry import beginning, format_named, format_of, formats
 from bert4keras_rwkv.weights.tensors import WeightsError
@@ -43,7 +44,7 @@ def opened(path, config=None, format=None):
     tensors = known.open(file, config)
     try:
         if "_strategy" in tensors.metadata:
-            weights_version(tensors.metadata)
+            version_of(tensors.metadata)
         spoken = _spoken(known, tensors) if wanted is None else wanted
         return spoken, tensors if spoken.dialect is None else spoken.dialect.read(tensors)
     except ValueError as error:

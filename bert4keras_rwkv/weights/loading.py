@@ -1,49 +1,14 @@
-"""Tables that say which tensor of a file fills which variable of a model. Loading is all or nothing.
+"""From tensors under official names to variables and back, by the table of a version. Loading is all or nothing."""
 
-A version's layer file holds its table: `Rule("blocks.0.att.key.weight", "blocks/0/time_mix/key/kernel", TRANSPOSE)`.
-"""
-
-from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 
 import numpy as np
 
+from bert4keras_rwkv.versions.table import IDENTITY, TRANSPOSE, filled
 from bert4keras_rwkv.weights.copying import aligned, laid_out, place
 from bert4keras_rwkv.weights.tensors import Tensor, Tensors, WeightsError, as_tensors, dtype_named, transposed
-from bert4keras_rwkv.weights.transforms import IDENTITY, TRANSPOSE, Transform
 
 MOST_LINES = 20
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One variable: the official name (or names) it comes from, its attribute path, and how the one becomes the other.
-
-    Several names, a tuple, are combined into the one variable by `transform.load(*arrays)`. A path of None: files may
-    hold this tensor, and the model does not use it.
-    """
-
-    source: str | tuple
-    path: str | None
-    transform: Transform = field(default=IDENTITY)
-
-    @property
-    def names(self):
-        """The official names, always a tuple."""
-        return (self.source,) if isinstance(self.source, str) else tuple(self.source)
-
-
-def rules_of(config):
-    """The table of a model, block after block in the order of a released file, from its layer file, which is imported
-    only now.
-    """
-    return import_module(f"bert4keras_rwkv.layers.{config.model}").rules(config)
-
-
-def filled(rules):
-    """The rules that fill a variable."""
-    return [rule for rule in rules if rule.path is not None]
 
 
 def assign(rules, mapping, variables, progress=None, adopt=lambda array: array):

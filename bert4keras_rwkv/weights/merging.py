@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
+from bert4keras_rwkv.versions.table import filled
 from bert4keras_rwkv.weights.adapters import ALPHA, TITLES
-from bert4keras_rwkv.weights.loading import assign, export, filled, refuse
+from bert4keras_rwkv.weights.loading import assign, export, refuse
 from bert4keras_rwkv.weights.tensors import Tensor, Tensors, WeightsError
 
 

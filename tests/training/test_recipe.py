@@ -24,9 +24,9 @@ GROUPS = {
 
 def official_names(rwkv):
     """{path of a variable: the official name of its (first) tensor}"""
-    from bert4keras_rwkv.weights.loading import filled, rules_of
+    from bert4keras_rwkv.versions.table import filled
 
-    return {rwkv.backbone.variable_at(rule.path).path: rule.names[0] for rule in filled(rules_of(rwkv.config))}
+    return {rwkv.backbone.variable_at(rule.path).path: rule.names[0] for rule in filled(rwkv.config.rules())}
 
 
 @pytest.mark.parametrize("version", GROUPS)

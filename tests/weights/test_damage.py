@@ -21,7 +21,7 @@ from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_keras_h5, write_pth, write_safetensors
 from bert4keras_rwkv.weights.adapters import read_adapter, save_lora
 from bert4keras_rwkv.weights.checkpoint import config_of
-from bert4keras_rwkv.weights.loading import in_order, rules_of
+from bert4keras_rwkv.weights.loading import in_order
 from bert4keras_rwkv.weights.states import read_state, write_state
 from tests.official import official_weights
 
@@ -36,7 +36,7 @@ MEMORY = 1 << 29  # bytes of address space that a reader of these small files ma
 def read_model(path):
     """Everything that loading does but for a backend."""
     with open_weights(path) as tensors:
-        rules = rules_of(config_of(path, tensors))
+        rules = config_of(path, tensors).rules()
         for array in in_order(rules, tensors).values():
             np.asarray(array)
 

@@ -4,11 +4,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from bert4keras_rwkv.versions.table import STACK, TRANSPOSE, VECTOR, columns
 from bert4keras_rwkv.weights import Rule, WeightsError, assign, export, open_weights, tensors, write_pth
 from bert4keras_rwkv.weights.copying import laid_out
 from bert4keras_rwkv.weights.loading import in_order, to_variables
 from bert4keras_rwkv.weights.tensors import Tensor, Tensors, as_tensors
-from bert4keras_rwkv.weights.transforms import STACK, TRANSPOSE, VECTOR, columns
 
 pytestmark = pytest.mark.backend_free
 

@@ -5,11 +5,11 @@ and RWKV-6's five mixed inputs come in the order r, w, k, v, g. github.com/fla-o
 fla/layers/rwkv6.py and rwkv7.py.
 """
 
+from bert4keras_rwkv.versions.table import STACK, VECTOR, Rule, Transform
 from bert4keras_rwkv.weights.formats.foreign import TURNED, Dialect, layers_of, without_state, write_folder
 from bert4keras_rwkv.weights.formats.registry import Format
-from bert4keras_rwkv.weights.loading import Rule, export, to_variables
+from bert4keras_rwkv.weights.loading import export, to_variables
 from bert4keras_rwkv.weights.tensors import Tensors, WeightsError, official_name
-from bert4keras_rwkv.weights.transforms import STACK, VECTOR, Transform
 
 VERSIONS = ("6", "7")
 MIXED = "rwkvg"  # their order

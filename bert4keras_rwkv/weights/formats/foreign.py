@@ -9,11 +9,11 @@ import numpy as np
 
 from bert4keras_rwkv.atomic import atomic_folder
 from bert4keras_rwkv.tokenizers import VOCABULARY_NAME
+from bert4keras_rwkv.versions.table import Transform
 from bert4keras_rwkv.weights.casting import is_floating
 from bert4keras_rwkv.weights.folder import CONFIG, SAFETENSORS
 from bert4keras_rwkv.weights.formats.safetensors_file import write_safetensors
 from bert4keras_rwkv.weights.tensors import derived
-from bert4keras_rwkv.weights.transforms import Transform
 
 logger = logging.getLogger("bert4keras_rwkv")
 

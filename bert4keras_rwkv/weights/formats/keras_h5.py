@@ -13,11 +13,12 @@ import h5py
 import numpy as np
 
 from bert4keras_rwkv.atomic import atomic_file, atomic_folder
+from bert4keras_rwkv.versions.table import filled
 from bert4keras_rwkv.weights.casting import cast, report
 from bert4keras_rwkv.weights.folder import CONFIG, WEIGHTS, config_beside
 from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, holds, open_hdf5, weights_only
 from bert4keras_rwkv.weights.formats.registry import Format
-from bert4keras_rwkv.weights.loading import export, filled, rules_of, to_variables
+from bert4keras_rwkv.weights.loading import export, to_variables
 from bert4keras_rwkv.weights.shards import every_problem, weight_map
 from bert4keras_rwkv.weights.tensors import Tensors, WeightsError, dtype_named
 
@@ -104,7 +105,7 @@ def _official(found, config, path):
     """Data sets as `Tensors` under official names; missing or extra ones are one `WeightsError`."""
     if config.num_hidden_layers > len(found):  # before a table of so many layers is made
         raise WeightsError(f"'{path}' holds {len(found)} arrays, which cannot be {config.num_hidden_layers} layers.")
-    rules = rules_of(config)
+    rules = config.rules()
     wanted = {h5_path(rule.path) for rule in filled(rules)}
     ours = {name for name in weights_only(found) if not TUNED.fullmatch(name)}
     missing, extra = sorted(wanted - ours), sorted(ours - wanted)
@@ -122,7 +123,7 @@ def write_keras_h5(path, mapping, config, dtype=None, progress=None):
 
     Names that are missing or too many, or shapes that cannot be, are one `WeightsError`, before anything is written.
     """
-    variables = to_variables(rules_of(config), cast(mapping, dtype))
+    variables = to_variables(config.rules(), cast(mapping, dtype))
     with atomic_file(path) as unfinished, h5py.File(unfinished, "w") as file:
         for index, name in enumerate(variables):
             _write(file, h5_path(name), variables.entry(name))

@@ -5,14 +5,14 @@ Its groups are named by class and number; the variables of a time mix are number
 
 import re
 
+from bert4keras_rwkv.versions.table import IDENTITY, TRANSPOSE, VECTOR, Rule
 from bert4keras_rwkv.weights.formats.hdf5 import LAYERS as ROOT
 from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, holds, weights_only
 from bert4keras_rwkv.weights.formats.keras_h5 import INDEX, stored
 from bert4keras_rwkv.weights.formats.registry import Format
-from bert4keras_rwkv.weights.loading import Rule, export
+from bert4keras_rwkv.weights.loading import export
 from bert4keras_rwkv.weights.shards import every_problem, weight_map
 from bert4keras_rwkv.weights.tensors import Tensors
-from bert4keras_rwkv.weights.transforms import IDENTITY, TRANSPOSE, VECTOR
 
 BLOCK = "rwkv7__block"
 # The variables of a time mix by number; the first block has no value residual.

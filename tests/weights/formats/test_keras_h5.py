@@ -10,9 +10,9 @@ import pytest
 
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.models import build_transformer_model
+from bert4keras_rwkv.versions.table import filled
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_keras_h5
 from bert4keras_rwkv.weights.formats.keras_h5 import h5_path, open_keras_h5, write_preset
-from bert4keras_rwkv.weights.loading import filled, rules_of
 from bert4keras_rwkv.weights.tensors import as_tensors
 
 
@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path, official
 
 
 def test_every_rule_has_a_place_of_its_own(config):
-    places = [h5_path(rule.path) for rule in filled(rules_of(config))]
+    places = [h5_path(rule.path) for rule in filled(config.rules())]
     assert len(set(places)) == len(places)
     assert h5_path("blocks/0/ln1/gamma") == "layers/backbone/blocks/block/ln1/vars/0"
     assert h5_path("blocks/2/time_mix/key/kernel") == "layers/backbone/blocks/block_2/time_mix/key/vars/0"

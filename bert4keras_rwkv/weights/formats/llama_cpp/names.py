@@ -6,9 +6,8 @@ Shapes are in NumPy's order, which is the reverse of GGML's. A rule's `load` giv
 
 import numpy as np
 
-from bert4keras_rwkv.weights.loading import Rule
+from bert4keras_rwkv.versions.table import IDENTITY, VECTOR, Rule, Transform, split, stacked
 from bert4keras_rwkv.weights.tensors import WeightsError
-from bert4keras_rwkv.weights.transforms import IDENTITY, VECTOR, Transform, split, stacked
 
 ARCHITECTURES = (b"rwkv6", b"rwkv7")
 

@@ -9,6 +9,7 @@ import logging
 import numpy as np
 
 from bert4keras_rwkv.untrusted import shown
+from bert4keras_rwkv.versions.table import filled
 from bert4keras_rwkv.weights.binary_file import Reader
 from bert4keras_rwkv.weights.formats.llama_cpp.blocks import stored_size, stored_tensor, told
 from bert4keras_rwkv.weights.formats.llama_cpp.header import read_header
@@ -16,7 +17,7 @@ from bert4keras_rwkv.weights.formats.llama_cpp.names import ARCHITECTURES, COPIE
 from bert4keras_rwkv.weights.formats.llama_cpp.tokens import read_tokens
 from bert4keras_rwkv.weights.formats.llama_cpp.write import DTYPES, write_gguf
 from bert4keras_rwkv.weights.formats.registry import Format
-from bert4keras_rwkv.weights.loading import export, filled
+from bert4keras_rwkv.weights.loading import export
 from bert4keras_rwkv.weights.shards import every_problem
 from bert4keras_rwkv.weights.tensors import Tensors, WeightsError
 
