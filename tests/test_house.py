@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.state import RWKVState
+
 pytestmark = pytest.mark.backend_free
 
 PACKAGE = Path(__file__).resolve().parent.parent / "bert4keras_rwkv"
@@ -209,12 +212,22 @@ def test_command_line_answers_without_a_backend(arguments):
     assert loaded == [] and printed
 
 
-def test_info_reads_a_file_without_a_backend():
-    """`info` looks at shapes only. The shipped model is the file that is always there."""
-    (weights,) = (PACKAGE / "presets").rglob("*.weights.h5")
-    code = "import sys\nfrom bert4keras_rwkv.cli import main\ncode = main()\nif code: sys.exit(code)"
-    loaded, printed = loaded_by(code, "info", str(weights.parent))
-    assert loaded == [] and "rwkv6" in printed
+def test_commands_that_compute_nothing_load_no_backend(tmp_path):
+    """`info`, `convert`, `data` and `state`, on the shipped model, which is always there."""
+    model, texts, state = "finch-jargon", tmp_path / "texts.jsonl", tmp_path / "state.safetensors"
+    texts.write_text('{"text": "a hacker"}\n')
+    config = RWKVConfig.from_json(PACKAGE / "presets" / model / "config.json")
+    RWKVState.zeros(config).save(state)
+    for command in (
+        ["info", model],
+        ["convert", model, tmp_path / "model.pth"],
+        ["convert", tmp_path / "model.pth", tmp_path / "again"],
+        ["data", texts, tmp_path / "texts.tfrecord", "--tokenizer", model],
+        ["state", state, state, "--model", model, "--out", tmp_path / "mean.pth"],
+    ):
+        code = "import sys\nfrom bert4keras_rwkv.cli import main\ncode = main()\nif code: sys.exit(code)"
+        loaded, printed = loaded_by(code, *map(str, command))
+        assert loaded == [] and printed, command
 
 
 def test_import_leaves_keras_backend_alone():

@@ -2,7 +2,6 @@
 
 from bert4keras_rwkv.atomic import check_file
 from bert4keras_rwkv.cli.arguments import UsageError
-from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights.checkpoint import config_of, named, opened
 from bert4keras_rwkv.weights.states import read_state, write_state
@@ -10,7 +9,6 @@ from bert4keras_rwkv.weights.states import read_state, write_state
 
 def run(arguments):
     """Read the states, and write their average."""
-    choose_engine(default="numpy")  # nothing is computed with a model
     count = len(arguments.sources)
     if arguments.weights is not None and len(arguments.weights) != count:
         raise UsageError(f"--weights has one for each of the {count} files. Received: {len(arguments.weights)}.")
