@@ -33,6 +33,8 @@ FLOORS = [
 ]
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 MAY_ASK_BACKEND = ("ops/", "bert4keras3/backend.py")
+# What Keras' layers say of a LoRA and of quantisation.
+OF_PROJECTIONS = ("_kernel", "lora_enabled", "lora_kernel_a", "lora_kernel_b", "lora_alpha", "quantization_mode")
 HEAVY = ("keras", "jax", "jaxlib", "tensorflow", "torch")
 
 
@@ -99,6 +101,11 @@ def dotted(node):
     return None
 
 
+def _named(node):
+    """The attribute that a node asks for, by `.name` or as a text, 'name'."""
+    return node.attr if isinstance(node, ast.Attribute) else node.value if isinstance(node, ast.Constant) else None
+
+
 def faults_in(source, module):
     """Every broken rule in one module, as "line: what". The rules themselves are tested below on bad examples."""
     tree = ast.parse(source)
@@ -120,6 +127,8 @@ def faults_in(source, module):
             yield f"{node.lineno}: except without a class"
         elif isinstance(node, ast.Attribute) and node.attr == "backend" and not module.startswith(MAY_ASK_BACKEND):
             yield f"{node.lineno}: asks which backend runs; only ops/ may"
+        elif _named(node) in OF_PROJECTIONS and module != "layers/projection.py":
+            yield f"{node.lineno}: asks Keras for `{_named(node)}`; only layers/projection.py may"
         elif isinstance(node, ast.Call) and dotted(node.func) in ("eval", "exec"):
             yield f"{node.lineno}: {node.func.id} of data"
 
@@ -156,6 +165,8 @@ def test_every_folder_of_modules_is_a_package():
         ("config.py", "try:\n    pass\nexcept:\n    pass"),
         ("layers/a.py", "from ..keras_loader import keras\ndef f():\n    return keras.backend.backend()"),
         ("layers/a.py", "import keras"),
+        ("models/a.py", "def f(layer):\n    return layer.lora_enabled"),
+        ("models/a.py", "def f(layer):\n    return getattr(layer, 'quantization_mode', None)"),
         ("layers/a.py", "def f():\n    from keras import ops"),
         ("layers/a.py", "from keras.src.trainers import data_adapters"),
         ("keras_loader.py", "from .config import RWKVConfig"),

@@ -1,4 +1,12 @@
-"""The projections of all versions: products with a matrix, to which a LoRA may be added."""
+"""The projections of all versions: products with a matrix, to which a LoRA may be added, or which may be quantised.
+
+What Keras' layers say of both is asked for here only. The functions take any layer: RWKV-6's low-rank products side by
+side are Keras' EinsumDense, and have a kernel, a LoRA and a quantisation as a `Projection` does.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
 
 from bert4keras_rwkv.keras_loader import keras, ops
 
@@ -79,3 +87,65 @@ class Projection(keras.layers.Dense):
 def dense(units, name, initializer, dtype, **kwargs):
     """A projection without bias."""
     return Projection(units, use_bias=False, kernel_initializer=initializer, name=name, dtype=dtype, **kwargs)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The LoRA of a layer: A and B, variables, and what it adds to the kernel, A B times alpha / rank."""
+
+    a: object
+    b: object
+    rank: int
+    alpha: float
+
+    def change(self, scale=1.0):
+        """`scale` times what it adds, as a tensor."""
+        return ops.matmul(self.a, self.b) * (scale * self.alpha / self.rank)
+
+
+def lora_of(layer):
+    """The `Lora` of a layer; None if it has none."""
+    if not getattr(layer, "lora_enabled", False):
+        return None
+    name = "embeddings" if hasattr(layer, "lora_embeddings_a") else "kernel"
+    a, b = (getattr(layer, f"lora_{name}_{part}") for part in "ab")
+    return Lora(a, b, layer.lora_rank, layer.lora_alpha)
+
+
+def fold_lora(layer, scale=1.0):
+    """Add a layer's LoRA, times `scale`, to its kernel, and start it anew at zero."""
+    lora, kernel = lora_of(layer), kernel_variable(layer)
+    kernel.assign(kernel + ops.cast(lora.change(scale), kernel.dtype))
+    lora.b.assign(np.zeros(lora.b.shape, "float32"))
+
+
+def quantised_as(layer):
+    """'int8', 'int4', ... of a layer that Keras quantised, else None."""
+    return getattr(layer, "quantization_mode", None)
+
+
+def kernel_variable(layer):
+    """The variable of a layer's kernel, without what its LoRA adds."""
+    return layer._kernel
+
+
+def kernel_shape(layer):
+    """The shape of a layer's kernel; a quantised one may be stored in another."""
+    return tuple((kernel_variable(layer) if quantised_as(layer) is None else layer.kernel).shape)
+
+
+def kernel_matrix(layer):
+    """The kernel (inputs, outputs) that a projection multiplies by, as a tensor; a quantised one says it of itself."""
+    if quantised_as(layer) is None:
+        return ops.convert_to_tensor(layer.kernel)
+    return layer(ops.eye(layer.kernel.shape[0], dtype=layer.compute_dtype))
+
+
+class MergedKernel:
+    """A layer's kernel with its LoRA added, an array that is computed when it is read."""
+
+    def __init__(self, layer):
+        self.layer, self.shape, self.dtype = layer, tuple(kernel_variable(layer).shape), layer.variable_dtype
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(ops.convert_to_numpy(self.layer.kernel), dtype)

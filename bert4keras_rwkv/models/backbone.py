@@ -10,7 +10,7 @@ from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers import initial
 from bert4keras_rwkv.layers.base import Layer
 from bert4keras_rwkv.layers.block import Block
-from bert4keras_rwkv.layers.projection import Projection, dense
+from bert4keras_rwkv.layers.projection import MergedKernel, Projection, dense, kernel_variable, lora_of, quantised_as
 from bert4keras_rwkv.layers.start_state import StartState
 from bert4keras_rwkv.models.lora import described, prepare
 from bert4keras_rwkv.ops.backend import accumulation_dtype
@@ -53,20 +53,11 @@ def _with_start(state, start):
 def variable_at(layer, path):
     """The variable at an attribute path below a layer, 'blocks/3/time_mix/key/kernel' of a backbone."""
     for part in path.split("/"):
-        if part == "kernel" and getattr(layer, "lora_enabled", False):
-            part = "_kernel"  # what `kernel` gives then is no variable
-        layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
+        if part == "kernel" and lora_of(layer):  # what `kernel` gives then is no variable
+            layer = kernel_variable(layer)
+        else:
+            layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
     return layer
-
-
-class _Merged:
-    """A kernel with its LoRA added, computed when it is read."""
-
-    def __init__(self, layer):
-        self.layer, self.shape, self.dtype = layer, tuple(layer._kernel.shape), layer.variable_dtype
-
-    def __array__(self, dtype=None, copy=None):
-        return np.asarray(ops.convert_to_numpy(self.layer.kernel), dtype)
 
 
 def last_real(x, present=None):
@@ -89,7 +80,7 @@ def facts(layer):
         if not name.startswith("_") and name != "name" and isinstance(value, PLAIN)
     }
     activation = getattr(getattr(layer, "activation", None), "__qualname__", None)
-    own = (type(layer).__qualname__, layer.dtype_policy.name, layer.quantization_mode, activation)
+    own = (type(layer).__qualname__, layer.dtype_policy.name, quantised_as(layer), activation)
     return (*own, repr(sorted(plain.items())))
 
 
@@ -213,7 +204,7 @@ class Backbone(Layer):
         """What `variable_at` gives, for reading only: a kernel with its LoRA added, if it has one."""
         owner, _, name = path.rpartition("/")
         layer = variable_at(self, owner)
-        return _Merged(layer) if name == "kernel" and layer.lora_enabled else variable_at(self, path)
+        return MergedKernel(layer) if name == "kernel" and lora_of(layer) else variable_at(self, path)
 
     @property
     def state_dtypes(self):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
+from bert4keras_rwkv.layers.projection import fold_lora, kernel_shape, lora_of, quantised_as
 from bert4keras_rwkv.models.state_tuning import enable_state_tuning, freeze, set_tuned_state, tuned_state
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.untrusted import shown
@@ -44,7 +45,7 @@ def enable_lora(backbone, rank, alpha=None, targets=None):
 
 def adapted(backbone):
     """Path -> layer of every projection that has a LoRA: 'blocks/0/time_mix/key'."""
-    return {path: layer for path, layer in _kernels(backbone).items() if layer.lora_enabled}
+    return {path: layer for path, layer in _kernels(backbone).items() if lora_of(layer)}
 
 
 def described(backbone):
@@ -54,7 +55,8 @@ def described(backbone):
     layers, states = adapted(backbone), backbone.start_states
     if not layers and not states:
         return {}
-    lora = {path: [layer.lora_rank, layer.lora_alpha] for path, layer in layers.items()}
+    loras = {path: lora_of(layer) for path, layer in layers.items()}
+    lora = {path: [lora.rank, lora.alpha] for path, lora in loras.items()}
     return {"lora": lora, "shift": states[0].shift if states else None, "others": list(_others(backbone))}
 
 
@@ -72,16 +74,14 @@ def prepare(backbone, tuned):
 def merge_adapter(backbone, scale=1.0):
     """Add every LoRA, times `scale`, to the weights and start it anew at zero: at scale 1 the model stays as it was."""
     layers = adapted(backbone)
-    rounded = [path for path, layer in layers.items() if layer.quantization_mode is not None]
+    rounded = [path for path, layer in layers.items() if quantised_as(layer)]
     if rounded:
         raise ValueError(
             f"'{rounded[0]}' is quantised, and most of a LoRA would be rounded away in it. Save the adapter, load it "
             "on the model before quantising, and merge it there."
         )
     for layer in layers.values():
-        change = ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b) * (scale * layer.lora_alpha / layer.lora_rank)
-        layer._kernel.assign(layer._kernel + ops.cast(change, layer._kernel.dtype))
-        layer.lora_kernel_b.assign(np.zeros(layer.lora_kernel_b.shape, "float32"))
+        fold_lora(layer, scale)
 
 
 def save_adapter(backbone, path):
@@ -97,7 +97,7 @@ def save_adapter(backbone, path):
     tensors = {f"{WHOLE}{name}": ops.convert_to_numpy(variable) for name, variable in _others(backbone).items()}
     for name, layer in layers.items():
         for part in "ab":
-            tensors[f"{name}/lora_{part}"] = ops.convert_to_numpy(getattr(layer, f"lora_kernel_{part}"))
+            tensors[f"{name}/lora_{part}"] = ops.convert_to_numpy(getattr(lora_of(layer), part))
     if backbone.start_states:
         state = tuned_state(backbone)
         tensors |= {"start/wkv": state.wkv, "start/shift": np.asarray(state.shift, "float32")}
@@ -106,7 +106,7 @@ def save_adapter(backbone, path):
     shift = bool(backbone.start_states and backbone.start_states[0].shift)
     said = {"config": backbone.config.to_dict(), "shift": shift}
     if layers:
-        said |= {"alpha": _alpha(layers), "rank": next(iter(layers.values())).lora_rank}
+        said |= {"alpha": _alpha(layers), "rank": lora_of(next(iter(layers.values()))).rank}
     write_safetensors(path, tensors, metadata={"format": OWN, "version": "1", "adapter": json.dumps(said)})
 
 
@@ -137,9 +137,9 @@ def load_adapter(backbone, path, scale=1.0, alpha=ALPHA):
     if (
         here
         and file.pairs
-        and (set(here) != set(file.pairs) or {one.lora_rank for one in here.values()} != {file.rank})
+        and (set(here) != set(file.pairs) or {lora_of(one).rank for one in here.values()} != {file.rank})
     ):
-        if any(ops.convert_to_numpy(layer.lora_kernel_b).any() for layer in here.values()):
+        if any(ops.convert_to_numpy(lora_of(layer).b).any() for layer in here.values()):
             _refuse(path, backbone, ["LoRA is on for other projections or another rank; `merge_adapter` makes room"])
         for layer in here.values():
             layer.drop_lora()
@@ -177,7 +177,7 @@ def _problems(backbone, kernels, file):
     """What speaks against loading a file, in lines."""
     problems = [f"no projection '{name}'" for name in file.pairs if name not in kernels]
     for name, (a, b) in file.pairs.items():
-        shape = () if name not in kernels else _shape(kernels[name])
+        shape = () if name not in kernels else kernel_shape(kernels[name])
         if shape and (a.shape[:-1] != shape[:-1] or b.shape[1:] != shape[-1:] or a.shape[-1] != b.shape[0]):
             problems.append(f"'{name}' is {shape}, its LoRA {a.shape} and {b.shape}")
     if len(file.ranks) > 1:
@@ -237,9 +237,9 @@ def _take_over(backbone, kernels, file, scale, new):
     if new or file.others:
         freeze(backbone)
     for name, (a, b) in file.pairs.items():
-        layer = kernels[name]
-        layer.lora_kernel_a.assign(a)
-        layer.lora_kernel_b.assign(b * (scale * file.alpha / layer.lora_alpha))
+        lora = lora_of(kernels[name])
+        lora.a.assign(a)
+        lora.b.assign(b * (scale * file.alpha / lora.alpha))
     if file.state is not None:
         if not backbone.start_states:
             enable_state_tuning(backbone, file.shift)
@@ -265,11 +265,6 @@ def _others(backbone):
     return {} if len(trained) == len(known) else trained
 
 
-def _shape(layer):
-    """The shape of a projection's kernel; a quantised one may be stored in another."""
-    return tuple((layer._kernel if layer.quantization_mode is None else layer.kernel).shape)
-
-
 def _kernels(backbone):
     """Path -> layer of every projection: what has a kernel."""
     paths = [rule.path.removesuffix("/kernel") for rule in filled(backbone.config.rules()) if "kernel" in rule.path]
@@ -291,7 +286,7 @@ def _chosen(kernels, targets):
 
 def _alpha(layers):
     """The alpha of all LoRAs."""
-    return next((float(layer.lora_alpha) for layer in layers.values()), None)
+    return next((float(lora_of(layer).alpha) for layer in layers.values()), None)
 
 
 def _official(backbone):
@@ -311,7 +306,7 @@ def _pairs(backbone, layers):
                else "This model has none: call `enable_lora` first.")
         )  # fmt: skip
     return {
-        official[path]: tuple(ops.convert_to_numpy(part).T for part in (layer.lora_kernel_a, layer.lora_kernel_b))
+        official[path]: tuple(ops.convert_to_numpy(part).T for part in (lora_of(layer).a, lora_of(layer).b))
         for path, layer in layers.items()
     }
 

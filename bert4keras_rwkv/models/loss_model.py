@@ -6,6 +6,7 @@ import numpy as np
 
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.losses import NextTokenLoss, next_tokens
+from bert4keras_rwkv.layers.projection import kernel_matrix
 from bert4keras_rwkv.models.backbone import Backbone
 
 IDS, ANSWER, RESET = "Input-Token", "Answer-Mask", "Reset"  # the inputs
@@ -44,7 +45,7 @@ class TokenLoss(keras.layers.Layer):
     def _lost(self, hidden, labels, weights):
         """What `call` returns, from hidden states (B, T, D) before the final norm; the loss is added."""
         head = self.backbone.head
-        kernel, trains = head_kernel(head), bool(head.trainable_variables)
+        kernel, trains = kernel_matrix(head), bool(head.trainable_variables)
         output = self.loss.of_hidden(self.backbone.ln_out(hidden), kernel, labels, weights, trains, self.accuracy)
         self.add_loss(output[0] if self.accuracy else output)
         return output
@@ -126,13 +127,6 @@ class TrainingModel(keras.Model):
 def _labels(y, sample_weight):
     """Labels that nobody reads, for Keras drops a sample_weight without any."""
     return np.zeros(len(sample_weight), "int32") if y is None and sample_weight is not None else y
-
-
-def head_kernel(dense):
-    """The kernel (inputs, outputs) that a projection multiplies by, as a tensor; a quantised one says it of itself."""
-    if dense.quantization_mode is None:
-        return ops.convert_to_tensor(dense.kernel)
-    return dense(ops.eye(dense.kernel.shape[0], dtype=dense.compute_dtype))
 
 
 def training_model(backbone: Backbone, sequence_length=None, packed=False, loss=None, accuracy=False):

@@ -8,6 +8,7 @@ import numpy as np
 from bert4keras_rwkv.generation.cache_model import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras, ops
+from bert4keras_rwkv.layers.projection import quantised_as
 from bert4keras_rwkv.models import lora, state_tuning
 from bert4keras_rwkv.models.loss_model import training_model
 from bert4keras_rwkv.models.reader import Reader
@@ -412,7 +413,7 @@ class RWKV:
 
         A model that Keras quantised has none to give, which is a ValueError.
         """
-        if any(layer.quantization_mode is not None for layer in self.backbone._flatten_layers()):
+        if any(quantised_as(layer) for layer in self.backbone._flatten_layers()):
             raise ValueError("The weights of a quantised model are rounded. Write those it had before `quantize`.")
         return export(self.config.rules(), self.backbone.value_at)
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
+from bert4keras_rwkv.layers.projection import lora_of
 from bert4keras_rwkv.state import RWKVState
 
 
@@ -21,19 +22,12 @@ def freeze(backbone):
 
     `Backbone.changed` is for the caller to say.
     """
-    adapters = {id(variable) for layer in backbone._flatten_layers() for variable in lora_variables(layer)}
+    found = filter(None, map(lora_of, backbone._flatten_layers()))
+    adapters = {id(variable) for lora in found for variable in (lora.a, lora.b)}
     states = {id(variable) for layer in backbone.start_states for variable in layer.variables}
     for variable in backbone.variables:
         if id(variable) not in adapters | states:
             variable.trainable = False
-
-
-def lora_variables(layer):
-    """The variables that Keras' `enable_lora` gave a layer: A and B, or none."""
-    if not getattr(layer, "lora_enabled", False):
-        return []
-    name = "embeddings" if hasattr(layer, "lora_embeddings_a") else "kernel"
-    return [getattr(layer, f"lora_{name}_{part}") for part in "ab"]
 
 
 def tuned_state(backbone):

@@ -15,8 +15,8 @@ from bert4keras_rwkv.data.documents import Document, document
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.losses import mean
+from bert4keras_rwkv.layers.projection import kernel_matrix
 from bert4keras_rwkv.models.lora import adapted
-from bert4keras_rwkv.models.loss_model import head_kernel
 from bert4keras_rwkv.ops.cross_entropy import chunked_divergence
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.tokenizers.prompts import need_tokenizer, token_ids
@@ -117,7 +117,7 @@ class PromptLoss(keras.layers.Layer):
         wanted, hidden = (backbone.ln_out(backbone.read(ids, state, present)[0]) for state in (teacher, student))
         weights = ops.cast(present, "float32")
         total = chunked_divergence(
-            hidden, ops.stop_gradient(wanted), head_kernel(backbone.head), weights, self.chunk_len
+            hidden, ops.stop_gradient(wanted), kernel_matrix(backbone.head), weights, self.chunk_len
         )
         loss = mean(total, weights)
         self.add_loss(loss)
