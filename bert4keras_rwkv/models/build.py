@@ -140,7 +140,7 @@ def build_transformer_model(
 
 
 def load_weights(backbone, tensors, progress=None):
-    """Fill a built backbone from a mapping of official names, all or nothing (see `weights.rules.assign`)."""
+    """Fill a built backbone from a mapping of official names, all or nothing (see `weights.loading.assign`)."""
     rules = backbone.config.rules()
     if any(name.endswith(".att.time_state") for name in tensors):
         logger.warning(

@@ -1,1 +1,1 @@
-"""Tensor functions: tensors in, tensors out, no weights. Only they and `generation.compile` know the backend."""
+"""Tensor functions: tensors in, tensors out, no weights. Only they know the backend."""
