@@ -122,6 +122,7 @@ def test_a_state(answers):
     close(answer(rwkv), answers["tuned"])
 
 
+@pytest.mark.on("jax", "torch")
 def test_a_training(answers, tmp_path):
     """It goes on from its checkpoint, which had all epochs: nothing is trained, and the weights are those."""
     shutil.copytree(SAVED / "training", tmp_path / "training")
