@@ -184,6 +184,7 @@ def test_the_whole_model_in_one_keras_file(rwkv, ids, tmp_path):
     np.testing.assert_array_equal(again.predict(ids, verbose=0), rwkv.model.predict(ids, verbose=0))
 
 
+@pytest.mark.on("torch")
 def test_answers_have_the_form_of_the_prompt():
     letters = RWKV_TOKENIZER.from_entries({byte + 1: bytes([byte]) for byte in range(256)})
     model = small_model(vocab_size=257, tokenizer=letters, mask_output=[0])

@@ -35,6 +35,7 @@ def test_strings_in_every_form_are_one_training(rwkv):
             variable.assign(value)
 
 
+@pytest.mark.on("torch")
 def test_generate_takes_arrays_and_datasets(rwkv):
     tf = pytest.importorskip("tensorflow")
     rwkv.compile(sampler="greedy")

@@ -37,7 +37,7 @@ def bases(rwkv):
     return [ops.convert_to_numpy(variable) for variable in rwkv.backbone.non_trainable_variables]
 
 
-@pytest.mark.parametrize("version", lawful("7"))
+@pytest.mark.parametrize("version", lawful("7", backends=["torch"]))
 def test_only_lora_trains(version, rng):
     """Two matrices for every projection of the blocks; all else stays, bit for bit, and the loss falls."""
     rwkv, ids = small_model(version), texts(rng, 4, 12)

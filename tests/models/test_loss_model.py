@@ -98,7 +98,7 @@ def test_every_way_trains_alike(rng):
             assert np.abs(array - before[name]).max() > 1e-3 * np.abs(array).max()
 
 
-@pytest.mark.on("jax", "torch")
+@pytest.mark.on("torch")
 def test_inputs_by_name_and_generators(rng):
     """`{'Input-Token': ids}` from a generator, as a data set gives it."""
     rwkv, ids = small_model(), padded(rng)

@@ -60,7 +60,7 @@ def stopped(rwkv, prompt, seed, stop):
     return text, ids[: max(n for n in range(len(ids) + 1) if text.startswith(rwkv.tokenizer.decode(ids[:n])))]
 
 
-@pytest.mark.on("jax", "torch")
+@pytest.mark.on("torch")
 @pytest.mark.parametrize("stop", ["ba", "\n", "cab"])
 def test_stop_texts(rwkv, stop):
     """However the text is asked for: the answer ends before the stop, the state after the whole tokens before it."""
@@ -105,7 +105,7 @@ def test_logits_that_are_no_numbers_are_said(rwkv):
             write("The ", max_new_tokens=9, state=state, sampling=LETTERS)
 
 
-@pytest.mark.on("jax", "torch")
+@pytest.mark.on("torch")
 @pytest.mark.parametrize(
     "sampling", [Sampling(top_p=0.8), Sampling(penalty=1.3, presence_penalty=0.4, penalty_decay=0.9)]
 )
@@ -153,6 +153,7 @@ def test_what_cannot_be_asked_for(rwkv, call, message):
         call(rwkv)
 
 
+@pytest.mark.on("torch")
 def test_seeds_of_any_size(rwkv):
     assert rwkv.generate([1], 9, seed=2**70 + 5) == rwkv.generate([1], 9, seed=5)
     assert Session(rwkv, seed=2**70 - 1).read([1]).write(5) == Session(rwkv, seed=-1).read([1]).write(5)
