@@ -16,6 +16,7 @@ READMES = ["README.md", "README.zh-CN.md"]
 GUIDE_NAMES = [
     "bert4keras3",
     "from-scratch",
+    "environment",
     "evaluation",
     "keras-hub-programs",
     "long-documents",
