@@ -13,6 +13,7 @@ from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.models import RWKV
 from tests.models import small, test_laws
 
+pytestmark = pytest.mark.on("torch")
 TOY = Path(__file__).parent / "toy"
 IDS = np.array([[3, 1, 4, 1, 5, 9, 2, 6]], "int32")
 LAWS = [law for name, law in vars(test_laws).items() if name.startswith("test_")]

@@ -6,7 +6,7 @@ from bert4keras_rwkv.layers.initial import given, orthonormal
 from bert4keras_rwkv.layers.projection import dense
 from bert4keras_rwkv.ops.wkv5 import wkv5
 
-PROJECTIONS = ("receptance", "key", "value", "output")
+PROJECTIONS = ("receptance", "key", "value", "output_projection")
 
 
 class TimeMix(Layer):
@@ -37,7 +37,7 @@ class TimeMix(Layer):
         w, u = -ops.exp(ops.cast(self.decay, exact)), ops.sum(ops.cast(self.toys, exact), axis=0)
         y, wkv = wkv5(r, w, k, v, u, *recurrent(state, side), kernel=self.kernel)
         y = ops.cast(ops.reshape(ops.tanh(y), (*ops.shape(x)[:2], -1)), x.dtype)
-        return self.output(scaled(y, self.scale)), {"x": last, "wkv": wkv}, side
+        return self.output_projection(scaled(y, self.scale)), {"x": last, "wkv": wkv}, side
 
 
 class ChannelMix(Layer):
@@ -68,7 +68,7 @@ def initial_values(config, index):
             "decay": given(-2.0),
             "toys": given(0.3),
             **{name: orthonormal() for name in PROJECTIONS[:3]},
-            "output": "zeros",
+            "output_projection": "zeros",
         },
         "channel_mix": {"mix": given(0.5), "key": orthonormal(), "value": "zeros"},
     }

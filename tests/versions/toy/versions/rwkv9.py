@@ -4,7 +4,7 @@ from bert4keras_rwkv.versions.shapes import HEADS, heads_of, shape_of
 from bert4keras_rwkv.versions.table import TRANSPOSE, VECTOR, Rule, model_rules
 from bert4keras_rwkv.versions.version import Version
 
-PROJECTIONS = ("receptance", "key", "value", "output")
+PROJECTIONS = ("receptance", "key", "value")
 
 
 def sizes(shapes, number):
@@ -20,6 +20,7 @@ def rules(config):
         Rule("att.time_mix", "time_mix/mix", VECTOR),
         Rule("att.time_decay", "time_mix/decay"),
         *(Rule(f"att.{name}.weight", f"time_mix/{name}/kernel", TRANSPOSE) for name in PROJECTIONS),
+        Rule("att.output.weight", "time_mix/output_projection/kernel", TRANSPOSE),
         Rule("ffn.time_mix", "channel_mix/mix", VECTOR),
         Rule("ffn.key.weight", "channel_mix/key/kernel", TRANSPOSE),
         Rule("ffn.value.weight", "channel_mix/value/kernel", TRANSPOSE),
