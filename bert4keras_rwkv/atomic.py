@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import stat
 import sys
@@ -56,7 +57,7 @@ def atomic_files(*paths):
     Should the process be killed in between, the first is missing, and does not stand beside others of another writing.
     """
     places = [_file(path) for path in paths]
-    with ExitStack() as stages:
+    with _naming(places[0]), ExitStack() as stages:
         new = [stages.enter_context(_stage(place.parent)) / NEW / place.name for place in places]
         yield new
         for unfinished, place in zip(new, places, strict=True):
@@ -171,6 +172,21 @@ def _stays(folder):
         return False
     here = Path(os.path.realpath("/proc/self/cwd" if sys.platform == "linux" else os.curdir))  # it may be gone
     return os.path.ismount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK) or here.is_relative_to(folder)
+
+
+@contextmanager
+def _naming(path):
+    """While it lasts, an OSError that names no file, or one that is not finished, names `path`.
+
+    HDF5 says what the system said in the middle of its own text.
+    """
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or next(map(int, re.findall(r"errno = (\d+)", str(error))), None)
+        if number is None or (error.filename is not None and SUFFIX not in str(error.filename)):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 @contextmanager

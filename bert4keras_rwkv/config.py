@@ -1,6 +1,5 @@
 """What a model is: its version and sizes, from a JSON file, from keywords, or from the shapes of a weight file."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ ALIASES = {
 UNUSED = frozenset((
     "_name_or_path", "architectures", "attention_dropout_rate", "attention_key_size", "attention_probs_dropout_prob",
     "auto_map", "bos_token_id", "context_length", "dtype", "eos_token_id", "hidden_act", "initializer_range",
-    "max_position", "max_position_embeddings", "model_max_length", "pad_token_id", "rescale_every",
+    "max_position", "max_position_embeddings", "model_max_length", "o_bias", "pad_token_id", "rescale_every",
     "segment_vocab_size", "torch_dtype", "transformers_version", "type_vocab_size", "unverified", "use_cache",
 ))  # fmt: skip
 # Keys of bert4keras3 that would change how a model trains, had it what they set; nothing else than 0 is taken.
@@ -78,7 +77,7 @@ class RWKVConfig:
                 raise ValueError(f"`{name}` is {expected}. Received: {name}={shown(given[name])}.")
         for name in EPSILONS:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < LARGEST:
                 raise ValueError(f"`{name}` is a positive number. Received: {name}={shown(value)}.")
         if self.num_attention_heads and self.num_attention_heads * self.attention_head_size != self.hidden_size:
             raise ValueError(

@@ -1,5 +1,6 @@
 """What is written is whole or as it was: whatever fails, whoever else writes, wherever it goes."""
 
+import errno
 import os
 import pathlib
 import shutil
@@ -314,3 +315,12 @@ def test_a_writer_waits_for_nobody(tmp_path):
         other.join(10)
         assert (tmp_path / "a").read_text() == "second"
     assert holds(tmp_path) == {"a": "first"}
+
+
+@pytest.mark.parametrize("said", [(errno.ENOSPC, "No space left on device"), ("write failed: errno = 28, error",)])
+def test_a_full_disk_names_the_file(tmp_path, said):
+    """The system's error that names none, and HDF5's, which has the system's in its own text."""
+    failing = pytest.raises(OSError, match=r"No space left on device: '.*wanted\.h5'")
+    with failing as info, atomic_file(tmp_path / "wanted.h5"):
+        raise OSError(*said)
+    assert info.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())

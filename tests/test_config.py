@@ -192,6 +192,7 @@ def test_a_converted_file_is_refused_with_the_reason():
         ({"num_hidden_layers": 2.0}, "`num_hidden_layers` is a positive whole number"),
         ({"num_hidden_layers": None}, "Missing config keys: num_hidden_layers"),
         ({"group_norm_epsilon": 0}, "`group_norm_epsilon` is a positive number"),
+        ({"layer_norm_epsilon": 10**400}, "`layer_norm_epsilon` is a positive number"),
         ({"model": "rwkv5"}, "An rwkv5 has no decomposer_size, time_decay_size"),
         ({"model": "bert"}, "'bert' is not known. Known: 'rwkv4', 'rwkv5'"),
         ({"attention_hidden_size": 64}, "`attention_hidden_size` must equal"),

@@ -129,14 +129,20 @@ class DataGenerator:
             yield kept.pop(np.random.randint(len(kept)))
 
     def forfit(self, random=True):
-        """Batches without end."""
+        """Batches without end. Lists of arrays are tuples of them, for TensorFlow's `fit` takes no lists."""
         while True:
-            yield from self.__iter__(random)
+            yield from map(_tuples, self.__iter__(random))
 
     def fortest(self, random=False):
         """The inputs of `forfit`, without labels."""
         for batch in self.forfit(random):
             yield batch[0]
+
+
+def _tuples(batch):
+    """A batch (inputs, labels) whose lists of arrays are tuples."""
+    arrays = (isinstance(part, list) and all(hasattr(one, "shape") for one in part) for part in batch)
+    return tuple(tuple(part) if several else part for part, several in zip(batch, arrays, strict=True))
 
 
 class open:

@@ -90,7 +90,7 @@ def _generate(commands):
         "--prompt", type=utf8, required=True, metavar="TEXT", help="what to go on from; - reads it from stdin"
     )
     _model(command)
-    command.add_argument("--tokenizer", metavar="FILE", help="vocabulary file (default: beside the weights)")
+    command.add_argument("--tokenizer", type=path, metavar="FILE", help="vocabulary file (default: beside the weights)")
     length = command.add_mutually_exclusive_group()
     length.add_argument("--max-length", type=COUNT, metavar="N", help="tokens of prompt and text together")
     length.add_argument("--max-new-tokens", type=COUNT, metavar="N", help="tokens of the text (default: 256)")
@@ -99,8 +99,12 @@ def _generate(commands):
         "--stop", type=utf8, action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
     )
     command.add_argument("--echo", action="store_true", help="write the prompt first")
-    command.add_argument("--state", metavar="FILE", help="a state to begin in, as `tune` and other programs write")
-    command.add_argument("--adapter", metavar="FILE", help="a LoRA, with a state or without, as `tune` writes")
+    command.add_argument(
+        "--state", type=path, metavar="FILE", help="a state to begin in, as `tune` and other programs write"
+    )
+    command.add_argument(
+        "--adapter", type=path, metavar="FILE", help="a LoRA, with a state or without, as `tune` writes"
+    )
     drawing = command.add_argument_group("how the next token is drawn")
     for name, (kind, default, text) in SAMPLING.items():
         shown = "" if default is None else f" (default: {default})"
@@ -150,11 +154,11 @@ def _convert(commands):
     _format_of_source(command)
     command.add_argument("--dtype", metavar="D", help="cast to this (default: as they are; .st: float16)")
     merging = command.add_argument_group("an adapter, merged on the way")
-    merging.add_argument("--lora", metavar="FILE", help="a LoRA, PiSSA, DiSHA, Bone or Bat for SRC")
+    merging.add_argument("--lora", type=path, metavar="FILE", help="a LoRA, PiSSA, DiSHA, Bone or Bat for SRC")
     merging.add_argument(
         "--alpha", type=ABOVE_0, default=32.0, metavar="A", help="of a LoRA, whose file does not say it (default: 32)"
     )
-    merging.add_argument("--lora-base", metavar="FILE", help="of a PiSSA: the file of its initial factors")
+    merging.add_argument("--lora-base", type=path, metavar="FILE", help="of a PiSSA: the file of its initial factors")
     command.add_argument(
         "--check", action="store_true", help="run both on random tokens, block by block, and compare the logits"
     )
@@ -172,7 +176,7 @@ def _data(commands):
     command.add_argument("source", type=path, metavar="SRC", help="a file, or a folder with files of one form")
     command.add_argument("target", type=path, metavar="DST", help="what to write; its suffix says the form")
     command.add_argument(
-        "--tokenizer", metavar="FILE", help="between text and ids: a vocabulary file, a preset, or `world`"
+        "--tokenizer", type=path, metavar="FILE", help="between text and ids: a vocabulary file, a preset, or `world`"
     )
     command.add_argument("--from", dest="format", choices=DATA_FORMS, help="the form of SRC (default: by its suffix)")
     command.add_argument("--to", choices=DATA_FORMS, help="the form of DST (default: by its suffix)")
@@ -199,9 +203,14 @@ def _train(commands):
     )
     command.add_argument("--out", required=True, type=path, metavar="FOLDER", help="the preset folder to write")
     command.add_argument(
-        "--tokenizer", metavar="FILE", help="a vocabulary file, a preset, or `world` (default: that of the model)"
+        "--tokenizer",
+        type=path,
+        metavar="FILE",
+        help="a vocabulary file, a preset, or `world` (default: that of the model)",
     )
-    command.add_argument("--held-out", metavar="FILE", help="data that is not trained on, to look at the loss of")
+    command.add_argument(
+        "--held-out", type=path, metavar="FILE", help="data that is not trained on, to look at the loss of"
+    )
     _form_of_data(command, "DATA")
     plan = command.add_argument_group("how it is trained")
     for name, (kind, default, text) in TRAINING.items():
@@ -225,10 +234,12 @@ def _evaluate(commands):
     command.add_argument("--task", choices=("text", "lambada"), default="text", help="default: %(default)s")
     _model(command)
     command.add_argument(
-        "--tokenizer", metavar="FILE", help="vocabulary file, preset or `world` (default: the model's)"
+        "--tokenizer", type=path, metavar="FILE", help="vocabulary file, preset or `world` (default: the model's)"
     )
-    command.add_argument("--adapter", metavar="FILE", help="LoRA or tuned state that `RWKV.save_adapter` wrote")
-    command.add_argument("--state", metavar="FILE", help="the state in which every text begins")
+    command.add_argument(
+        "--adapter", type=path, metavar="FILE", help="LoRA or tuned state that `RWKV.save_adapter` wrote"
+    )
+    command.add_argument("--state", type=path, metavar="FILE", help="the state in which every text begins")
     command.add_argument("--json", action="store_true", help="for programs")
     reading = command.add_argument_group("what is read")
     _form_of_data(reading, "FILE")
@@ -291,7 +302,9 @@ def _tune(commands):
     )
     _model(command)
     command.add_argument("--mode", choices=TUNING_MODES, default="state", help="what is tuned (default: %(default)s)")
-    command.add_argument("--data", metavar="FILE", help="what to train on, of any form; a prompt can do without")
+    command.add_argument(
+        "--data", type=path, metavar="FILE", help="what to train on, of any form; a prompt can do without"
+    )
     command.add_argument(
         "--out",
         required=True,
@@ -299,9 +312,11 @@ def _tune(commands):
         metavar="FILE",
         help="a state: NAME.pth, .st or other; with a LoRA .safetensors or .pth",
     )
-    command.add_argument("--held-out", metavar="FILE", help="data to measure with (default: a tenth of the documents)")
     command.add_argument(
-        "--tokenizer", metavar="FILE", help="a vocabulary file, a preset, or `world` (default: the model's)"
+        "--held-out", type=path, metavar="FILE", help="data to measure with (default: a tenth of the documents)"
+    )
+    command.add_argument(
+        "--tokenizer", type=path, metavar="FILE", help="a vocabulary file, a preset, or `world` (default: the model's)"
     )
     _form_of_data(command, "the data")
     tuned = command.add_argument_group("what is tuned")
@@ -334,7 +349,7 @@ def _state(commands):
     command.add_argument("sources", nargs="+", type=path, metavar="FILE", help="states of one model, in any form")
     command.add_argument("--out", required=True, type=path, metavar="FILE", help="the file to write")
     command.add_argument("--weights", nargs="+", type=FROM_0, metavar="W", help="one a file (default: all the same)")
-    command.add_argument("--model", default=MODEL, metavar="M", help="whose they are (default: %(default)s)")
+    command.add_argument("--model", type=path, default=MODEL, metavar="M", help="whose they are (default: %(default)s)")
     command.add_argument("--drop-shift", action="store_true", help="lose the last inputs: .pth and .st hold none")
     return command
 
@@ -342,7 +357,11 @@ def _state(commands):
 def _model(command):
     """`--model`."""
     command.add_argument(
-        "--model", default=MODEL, metavar="M", help="weight file, preset folder or shipped model (default: %(default)s)"
+        "--model",
+        type=path,
+        default=MODEL,
+        metavar="M",
+        help="weight file, preset folder or shipped model (default: %(default)s)",
     )
 
 

@@ -49,7 +49,10 @@ def chosen_sampling(arguments):
 
 def prompt_text(given):
     """The prompt itself, or what stdin holds for '-', as it is."""
-    prompt = sys.stdin.buffer.read().decode("utf-8") if given == "-" else given
+    try:
+        prompt = sys.stdin.buffer.read().decode("utf-8") if given == "-" else given
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--prompt -: what stdin holds is no text in UTF-8: {error}. Convert it first.") from error
     if not prompt:
         raise UsageError("The prompt is empty. Give it at least one character, a line break for example.")
     return prompt

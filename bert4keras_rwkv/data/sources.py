@@ -72,6 +72,8 @@ def parts_of(item):
         if isinstance(found.get("text"), str):
             return [Part(found["text"])]
         found = next((found[key] for key in TURN_KEYS if key in found), found)
+    if isinstance(found, dict) and "text" in found:
+        raise ValueError(f"{item.place}: the `text` of a document is a text. Received: {shown(found['text'])}.")
     if not isinstance(found, list):
         came = ", ".join(map(shown, islice(found, 8))) if isinstance(found, dict) else type(found).__name__
         raise ValueError(

@@ -23,14 +23,16 @@ class GenerateLoop(keras.layers.Layer):
     one, it becomes part of that. Its loops are never run symbolically: `compute_output_spec` says what comes out.
     """
 
-    def __init__(self, network, sampling, ends, seed, pad_token_id, outputs, chunks, progress_print, **kwargs):
+    def __init__(
+        self, network, sampling, ends, seed, pad_token_id, outputs, chunks, progress_print, vocabulary=None, **kwargs
+    ):
         super().__init__(**{"autocast": False, "trainable": False, **kwargs})
         self.network = network
         # The layer that owns the weights: tracked, so that they are arguments of every compiled program.
         self.weighted = network if isinstance(network, keras.layers.Layer) else network.layer
         self.sampling, self.ends, self.seed = sampling, ends, seed
         self.pad_token_id, self.outputs, self.chunks = pad_token_id, outputs, chunks
-        self.progress_print = progress_print
+        self.progress_print, self.vocabulary = progress_print, vocabulary
         self.noise = keras.random.SeedGenerator()
         self.forget_programs()
         if hasattr(network, "used_by"):
@@ -62,7 +64,10 @@ class GenerateLoop(keras.layers.Layer):
         return [result[name] for name, _, _ in self.outputs]
 
     def get_config(self):
-        own = {name: getattr(self, name) for name in ("ends", "seed", "pad_token_id", "outputs", "progress_print")}
+        own = {
+            name: getattr(self, name)
+            for name in ("ends", "seed", "pad_token_id", "outputs", "progress_print", "vocabulary")
+        }
         own |= {"chunks": self.chunks, "sampling": dataclasses.asdict(self.sampling)}
         return {**super().get_config(), **own, "network": keras.saving.serialize_keras_object(self.network)}
 
@@ -74,6 +79,18 @@ class GenerateLoop(keras.layers.Layer):
         outputs = [(name, tuple(shape), dtype) for name, shape, dtype in config["outputs"]]
         own = {"network": network, "sampling": Sampling(**config["sampling"]), "outputs": outputs}
         return cls(**{**config, **own, "ends": tuple(config["ends"]), "chunks": tuple(config["chunks"])})
+
+    def check_ids(self, ids):
+        """A ValueError for an array that holds something else than ids and `pad_token_id`."""
+        if self.vocabulary is None:  # a file that was saved before it was known here
+            return
+        whole = ids.dtype.kind in "iu" or (ids.dtype.kind == "f" and bool(np.all(ids == np.floor(ids))))
+        wrong = ids[(ids != self.pad_token_id) & ~((ids >= 0) & (ids < self.vocabulary))] if whole else ids.ravel()
+        if wrong.size:
+            raise ValueError(
+                f"A token id is 0 to {self.vocabulary - 1} in this model's vocabulary, or the padding, "
+                f"{self.pad_token_id}. Received: {wrong[0]}."
+            )
 
     def _generate(self, inputs, values):
         """One batch from prompts to texts; compiled."""
@@ -149,6 +166,7 @@ class CacheModel(keras.Model):
             return None
         arrays = [ops.convert_to_numpy(array) for array in x]
         self._check(arrays)
+        self.loop.check_ids(arrays[0])
         return arrays
 
     def _check(self, arrays):
@@ -221,7 +239,7 @@ def cache_model(
     taken = [("ids", (length,), "int32")] + state * input_state + seeds * input_seed
     given = [("ids", (length,), "int32")] + state * output_state + seeds * (output_state and input_seed)
     loop = GenerateLoop(
-        network, sampling, _ends(end_token), seed, pad_token_id, given, chunks, progress_print, name=LOOP
+        network, sampling, _ends(end_token), seed, pad_token_id, given, chunks, progress_print, vocabulary, name=LOOP
     )
     shown = {"ids": "Input-Token", "wkv": "Stack-States", "shift": "Stack-Last-X", "seeds": "Seeds"}
     inputs = {key: keras.Input(shape, dtype=dtype, name=shown[key]) for key, shape, dtype in taken}

@@ -1,6 +1,5 @@
 """What the user may ask of a draw, as one frozen value."""
 
-import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -9,6 +8,7 @@ import numpy as np
 NAMES = ("greedy", "top_k", "top_p", "random")
 SEARCH_MODES = ("greedy", "topk", "topp")
 ROOMS = (8, 20, 40, 64, 128, 256)  # of `top_k`, for which programs are made; for a larger one, one without a limit
+LARGEST = float(np.finfo("float32").max)  # they are computed with in float32
 ALL = 2**31 - 1  # a count, or a length, that is never reached
 
 
@@ -93,7 +93,7 @@ class Sampling:
             ),
         ):
             value = getattr(self, name)
-            if not (_is(value, Real) and math.isfinite(value) and valid(value)):
+            if not (_is(value, Real) and abs(value) <= LARGEST and valid(value)):  # not for NaN, either
                 raise ValueError(f"`{name}` {rule}. Received: {name}={value!r}. {way_out}.")
 
     def _check_counts(self):

@@ -2,6 +2,7 @@
 
 import importlib
 import weakref
+from numbers import Integral
 
 import numpy as np
 
@@ -142,6 +143,8 @@ class Backbone(Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if pad_token_id is not None and not (isinstance(pad_token_id, Integral) and abs(pad_token_id) < 2**31):
+            raise ValueError(f"`pad_token_id` is an int, or None to mask nothing. Received: {pad_token_id!r}.")
         self._users = weakref.WeakSet()
         self.config, self.pad_token_id, self.with_head, self.remat = config, pad_token_id, head, remat
         self.kernel, self._tuned_at_first = kernel, tuned

@@ -2,11 +2,14 @@
 
 import contextlib
 import functools
+import threading
 
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.compile import no_gradient
+
+_ALONE = threading.Lock()  # the layers of a model are changed while they are watched
 
 
 def not_finite_of(backbone, ids, wkv, shift, present=None):
@@ -29,10 +32,10 @@ def not_finite_of(backbone, ids, wkv, shift, present=None):
 
 def first_not_finite(layer, run):
     """The path of the first of a layer's sublayers that gives something not finite while `run()` calls them without
-    graph, None if all give numbers.
+    graph, None if all give numbers. Of several threads one looks at a time; what others compute meanwhile counts not.
     """
     seen = []
-    with contextlib.ExitStack() as stack:
+    with _ALONE, contextlib.ExitStack() as stack:
         for sublayer in layer._flatten_layers(include_self=False):
             stack.enter_context(_watched(sublayer, seen))
         if getattr(layer, "remat", False):
@@ -52,12 +55,12 @@ def finite(value):
 @contextlib.contextmanager
 def _watched(layer, seen):
     """While it lasts, the layer adds its path to `seen` when an output of it is not finite."""
-    call = layer.call
+    call, mine = layer.call, threading.get_ident()
 
     @functools.wraps(call)
     def watched(*args, **kwargs):
         output = call(*args, **kwargs)
-        if not all(map(finite, keras.tree.flatten(output))):
+        if threading.get_ident() == mine and not all(map(finite, keras.tree.flatten(output))):
             seen.append(layer.path or layer.name)
         return output
 

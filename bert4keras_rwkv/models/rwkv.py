@@ -226,7 +226,10 @@ class RWKV:
 
         `predict([ids (B, L)])` returns ids (B, L) int32, front-packed, the pad id behind the end; with input_state and
         output_state also `Stack-States` (B, n, H, N, N) and `Stack-Last-X` (B, 2n, 1, D); with input_seed also `Seeds`
-        (B, 2) int32, (seed, tokens generated before). Any id of the head may be written, those without a text too: for
+        (B, 2) int32, (seed, tokens generated before). A state has read all but the last token of its text, with which
+        the next prompt begins.
+
+        Any id of the head may be written, those without a text too: for
         text build with mask_output=tokenizer.without_text(vocab_size). A row whose logits are not finite ends there.
         """
         lengths = [input_lengths] if isinstance(input_lengths, int) else list(input_lengths)
@@ -519,7 +522,8 @@ class RWKV:
         if max_new_tokens is not None:
             if max_length is not None:
                 raise ValueError("Give `max_length`, prompt and answer together, or `max_new_tokens`, not both.")
-            return [length + whole_number("max_new_tokens", max_new_tokens, 0) for length in lengths]
+            new = whole_number("max_new_tokens", max_new_tokens, 0)
+            return [whole_number("prompt and max_new_tokens", length + new, 0) for length in lengths]
         if max_length is None:
             max_length = max(lengths) + NEW_TOKENS if self.sequence_length is None else self.sequence_length
         max_length = whole_number("max_length", max_length, 1)

@@ -79,6 +79,13 @@ class Rows(snippets.DataGenerator):
                 rows = []
 
 
+class _OfArrays(snippets.DataGenerator):
+    """Lists of arrays, as bert4keras3's programs yield them; TensorFlow's `fit` takes tuples."""
+
+    def __iter__(self, random=False):
+        yield [np.array(self.data)], None
+
+
 def test_data_generator():
     """Every item once an epoch, in order or in a new one; streams too, of which only a buffer is shuffled."""
     rows = Rows([*range(5)], batch_size=2)
@@ -87,6 +94,8 @@ def test_data_generator():
     for _ in range(2):
         assert sorted(item for batch, _ in itertools.islice(batches, 3) for item in batch) == [*range(5)]
     assert next(rows.fortest()) == [0, 1]
+    (arrays,), labels = next(_OfArrays([1, 2], batch_size=2).forfit(random=False))
+    assert arrays.tolist() == [1, 2] and labels is None
     stream = Rows((i for i in range(20)), batch_size=4, buffer_size=3)
     assert stream.steps is None
     shuffled = [item for batch, _ in stream.__iter__(True) for item in batch]

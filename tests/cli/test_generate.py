@@ -43,6 +43,8 @@ def test_prompt_from_stdin_echo_and_stop(model, command):
     code, out, said = command("generate", "--model", model, "--prompt", "-", *options, stdin="é\n中".encode())
     assert code == 0, said
     assert out.decode("utf-8") == "é\n中" + text[: text.index(stop)] + "\n"
+    code, _, said = command("generate", "--model", model, "--prompt", "-", stdin=b"\xff\xfe")
+    assert code == 2 and "what stdin holds is no text in UTF-8" in str(said)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_spellings_of_a_conversation(line):
         (b"\xff\xfe", "is no JSON"),
         ('"text"', "Received: str"),
         ("{}", "Received: an empty object"),
-        ('{"text": 3, "a": 1}', "Received: 'text', 'a'"),
+        ('{"text": 3, "a": 1}', "the `text` of a document is a text. Received: 3"),
         ('[{"role": "robot", "content": "x"}]', "turn 0 .*system, user, .*robot"),
         ('[{"role": "user"}]', "turn 0"),
         ('["user"]', "turn 0"),

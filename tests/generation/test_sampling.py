@@ -24,6 +24,8 @@ pytestmark = pytest.mark.backend_free
         {"max_penalty_range": [5, 2]},
         {"max_penalty_range": 3},
         {"presence_penalty": float("inf")},
+        {"frequency_penalty": 1e39},
+        {"temperature": 1e300},
         {"frequency_penalty": None},
         {"penalty_decay": 1.5},
         {"penalty_free": [-1]},

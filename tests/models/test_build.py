@@ -15,6 +15,10 @@ from tests.models.small import SIZES, VERSIONS, arrays, assert_close, small_mode
 RWKV6 = {**SIZES, **VERSIONS["6"]}
 
 
+def cache(rwkv):
+    return rwkv.build_cache_model([2], None)
+
+
 @pytest.fixture(scope="module")
 def rwkv():
     return small_model()
@@ -164,6 +168,12 @@ def test_every_misfit_in_one_message(rwkv, checkpoint, tmp_path):
         (lambda r: r.build_cache_model([8], 0, search_mode="topk", k=1), "above 1"),
         (lambda r: small_model(penalty=1.2, penalty_window=5).build_cache_model([8], 0), "multiple"),
         (lambda r: small_model(pad_token_id=None).build_cache_model([8], 0), "-1"),
+        *((lambda r, pad=pad: small_model(pad_token_id=pad), "`pad_token_id`") for pad in (1.5, "1", [0], 2**31)),
+        *(
+            (lambda r, ids=ids: cache(r).predict([np.array([ids])], verbose=0), "A token id is 0 to 39")
+            for ids in ([5, 40], [5, -3], [2**40 + 5, 1], [1.5, 2], [np.nan, 1])
+        ),
+        (lambda r: next(r.stream([1], max_new_tokens=2**31 - 1)), "prompt and max_new_tokens"),
     ],
 )
 def test_bad_calls(rwkv, call, message):

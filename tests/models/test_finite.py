@@ -1,5 +1,7 @@
 """Where a model ceases to give numbers."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from keras import ops
@@ -29,3 +31,19 @@ def test_the_first_layer_that_is_not_finite_is_named():
         assert not_finite_of(rwkv.backbone, ids, state.wkv, state.shift).endswith(named)
         variable.assign(kept)
     assert rwkv.backbone.remat
+
+
+@pytest.mark.on("torch")
+def test_several_threads_are_each_told():
+    rwkv = small_model("6")
+    variable = rwkv.backbone.variable_at("blocks/1/channel_mix/key/kernel")
+    variable.assign(np.full(variable.shape, np.nan))
+
+    def message(_):
+        try:
+            return rwkv.generate([1, 2], max_new_tokens=2, stop_token_ids=None)
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all("block_1/channel_mix/key" in one for one in pool.map(message, range(8)))
