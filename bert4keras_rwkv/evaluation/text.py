@@ -10,6 +10,7 @@ from bert4keras_rwkv.data.documents import Document, answer_of, checked, documen
 from bert4keras_rwkv.data.encoding import encoded
 from bert4keras_rwkv.data.sources import from_iterable
 from bert4keras_rwkv.evaluation.scoring import passage, score_passages
+from bert4keras_rwkv.tokenizers.prompts import need_tokenizer
 
 END = 0  # the end of a document, where no tokenizer says another id
 
@@ -92,8 +93,6 @@ def evaluate_text(
 
 def needed(tokenizer):
     """The tokenizer, or a ValueError that says how to give one."""
-    from bert4keras_rwkv.tokenizers.prompts import need_tokenizer  # loads Keras, and importing this must not
-
     return need_tokenizer(tokenizer)
 
 

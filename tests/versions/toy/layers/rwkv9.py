@@ -1,10 +1,13 @@
 """How the toy version computes."""
 
 from bert4keras_rwkv.keras_loader import ops
-from bert4keras_rwkv.layers.base import Layer, cast_like, recurrent, scaled, shifted, squared_relu
+from bert4keras_rwkv.layers.base import Layer, cast_like, recurrent, scaled, shifted
 from bert4keras_rwkv.layers.initial import given, orthonormal
 from bert4keras_rwkv.layers.projection import dense
+from bert4keras_rwkv.layers.rwkv7 import ChannelMix
 from bert4keras_rwkv.ops.wkv5 import wkv5
+
+__all__ = ["ChannelMix", "TimeMix", "initial_values"]
 
 PROJECTIONS = ("receptance", "key", "value", "output_projection")
 
@@ -40,26 +43,6 @@ class TimeMix(Layer):
         return self.output_projection(scaled(y, self.scale)), {"x": last, "wkv": wkv}, side
 
 
-class ChannelMix(Layer):
-    """value(relu(key)^2)."""
-
-    def __init__(self, config, index, initial, **kwargs):
-        super().__init__(**kwargs)
-        self.initial = initial
-        self.key = dense(config.intermediate_size, "key", initial["key"], self.dtype_policy)
-        self.value = dense(config.hidden_size, "value", initial["value"], self.dtype_policy)
-
-    def build(self, shape):
-        self.mix = self.add("mix", (shape[-1],), self.initial["mix"])
-        self.key.build(shape)
-        self.value.build((*shape[:-1], self.key.units))
-
-    def call(self, x, state, side):
-        previous, last = shifted(x, state, side)
-        k = self.key(previous + (x - previous) * cast_like(self.mix, x))
-        return self.value(squared_relu(k, self.scale)), {"x": last}, side
-
-
 def initial_values(config, index):
     """Initializers of one block: {'time_mix' | 'channel_mix': name -> initializer}."""
     return {
@@ -70,5 +53,5 @@ def initial_values(config, index):
             **{name: orthonormal() for name in PROJECTIONS[:3]},
             "output_projection": "zeros",
         },
-        "channel_mix": {"mix": given(0.5), "key": orthonormal(), "value": "zeros"},
+        "channel_mix": {"mix_k": given(0.5), "key": orthonormal(), "value": "zeros"},
     }

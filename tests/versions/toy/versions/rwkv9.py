@@ -21,7 +21,7 @@ def rules(config):
         Rule("att.time_decay", "time_mix/decay"),
         *(Rule(f"att.{name}.weight", f"time_mix/{name}/kernel", TRANSPOSE) for name in PROJECTIONS),
         Rule("att.output.weight", "time_mix/output_projection/kernel", TRANSPOSE),
-        Rule("ffn.time_mix", "channel_mix/mix", VECTOR),
+        Rule("ffn.time_mix", "channel_mix/mix_k", VECTOR),
         Rule("ffn.key.weight", "channel_mix/key/kernel", TRANSPOSE),
         Rule("ffn.value.weight", "channel_mix/value/kernel", TRANSPOSE),
         Rule("att.time_state", None),
