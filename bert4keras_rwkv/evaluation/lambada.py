@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from bert4keras_rwkv.data.sources import read_jsonl
 from bert4keras_rwkv.evaluation.scoring import passage, score_passages
-from bert4keras_rwkv.evaluation.text import begins_at_zero, end_ids, exponential, needed
+from bert4keras_rwkv.evaluation.text import begins_at_zero, end_ids, exponential
+from bert4keras_rwkv.tokenizers.prompts import need_tokenizer
 from bert4keras_rwkv.untrusted import parse_json, shown
 
 
@@ -49,7 +50,7 @@ def evaluate_lambada(rwkv, pairs, batch_size=8, chunk_len=256, state=None, after
     does it: 0, context, target. A target is a hit if each of its tokens is the likeliest. after_end, state, batch_size,
     chunk_len, progress: as for `evaluate_text`.
     """
-    tokenizer = needed(rwkv.tokenizer)
+    tokenizer = need_tokenizer(rwkv.tokenizer)
     if after_end is None:
         after_end = begins_at_zero(rwkv, state)
     passages = (

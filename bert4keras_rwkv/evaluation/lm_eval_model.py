@@ -8,8 +8,9 @@ or `python -m bert4keras_rwkv.evaluation.lm_eval_model ...` with the arguments o
 
 from bert4keras_rwkv.evaluation.lambada import target_passage
 from bert4keras_rwkv.evaluation.scoring import passage, score_passages
-from bert4keras_rwkv.evaluation.text import end_ids, needed
+from bert4keras_rwkv.evaluation.text import end_ids
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.tokenizers.prompts import need_tokenizer
 
 try:
     from lm_eval.api.model import LM
@@ -54,7 +55,7 @@ class RWKVForLMEval(LM):
         if adapter is not None:
             self.rwkv.load_adapter(adapter)
         self._state = None if state is None else self.rwkv.load_state(state)
-        self.tokenizer = needed(self.rwkv.tokenizer)
+        self.tokenizer = need_tokenizer(self.rwkv.tokenizer)
         self._reading = {"batch_size": _number(batch_size, BATCH), "chunk_len": int(chunk_len), "state": self._state}
         self._seed = int(seed)
 

@@ -91,11 +91,6 @@ def evaluate_text(
     return TextScore(number, tokens, size.bytes, nats, hits)
 
 
-def needed(tokenizer):
-    """The tokenizer, or a ValueError that says how to give one."""
-    return need_tokenizer(tokenizer)
-
-
 def end_ids(tokenizer, wanted=True):
     """The end token as a list of ids, or none."""
     end = None if tokenizer is None else tokenizer.end_token
@@ -131,7 +126,7 @@ def _documents(values, tokenizer):
     for text, group in groupby(enumerate(values), lambda pair: _is_text(pair[1])):
         if text:
             items = (item._replace(place=f"Document {i}") for i, value in group for item in from_iterable([value]))
-            yield from encoded(items, needed(tokenizer))
+            yield from encoded(items, need_tokenizer(tokenizer))
         else:
             yield from (_placed(value, f"Document {i}") for i, value in group)
 
