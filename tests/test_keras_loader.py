@@ -149,7 +149,11 @@ print(keras.config.backend())
             {"KERAS_BACKEND": "torch"},
             f"not installed: {SET} jax or tensorflow",
         ),
-        (["convert", "finch-jargon", "a.pth"], {"KERAS_BACKEND": "torc"}, "as KERAS_BACKEND says, which is none of"),
+        (
+            ["convert", "finch-jargon", "a.pth", "--check"],
+            {"KERAS_BACKEND": "torc"},
+            "as KERAS_BACKEND says, which is none of",
+        ),
     ],
 )
 def test_the_command_line_says_it_in_one_line(run, command, variables, told):

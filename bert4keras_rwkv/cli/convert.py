@@ -44,6 +44,8 @@ SHARE = 0.9
 
 def run(arguments):
     """Read SRC and write DST; what DST is, `--to` or its name says."""
+    if arguments.check:  # before anything is written; it computes little
+        choose_engine(default="numpy")
     source, target = named(arguments.source), Path(arguments.target)
     written = _format(target, arguments.to, arguments.dtype)
     merge = _merge(arguments)
@@ -135,7 +137,6 @@ def _check(source, target, config, dtype, merge):
     source, target: path and format. config: whose epsilons, which most formats cannot hold, both are run with. merge:
     what is done to the tensors of the source.
     """
-    choose_engine(default="numpy")  # it computes little
     before, _ = _logits(*source, config, merge)
     after, dtypes = _logits(*target, config)
     kind = dtype if dtype in BARS else _coarsest(dtypes)
