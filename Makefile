@@ -50,9 +50,10 @@ $(TENSORFLOW): test-tensorflow-%: $(VENV)/.test
 	@echo "== tests on tensorflow: $*"
 	@KERAS_BACKEND=tensorflow $(PYTEST) --backend-free=skip $(FLAGS) $(if $(filter models,$*),tests/models,--ignore=tests/models)
 
+# With --slow all of them.
 test-notebooks: $(VENV)/.test
 	@echo "== notebooks"
-	@KERAS_BACKEND=jax $(BIN)/python scripts/notebooks.py --check
+	@KERAS_BACKEND=jax $(BIN)/python scripts/notebooks.py --check $(if $(findstring --slow,$(FLAGS)),,1 4)
 
 test-wheel: $(VENV)/.test  ## build the package, install it into an empty environment and use it there
 	@echo "== the package as it is installed"
