@@ -83,7 +83,7 @@ def atomic_folder(folder):
     folder = _folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
-    with _stage(folder if _stays(folder) else folder.parent) as stage:
+    with _naming(folder), _stage(folder if _stays(folder) else folder.parent) as stage:
         unfinished = stage / NEW / folder.name
         unfinished.mkdir()
         yield unfinished
@@ -176,7 +176,7 @@ def _stays(folder):
 
 @contextmanager
 def _naming(path):
-    """While it lasts, an OSError that names no file, or one that is not finished, names `path`.
+    """While it lasts, an OSError of a full disk, or of a file that is not finished, names `path`.
 
     HDF5 says what the system said in the middle of its own text.
     """
@@ -184,7 +184,8 @@ def _naming(path):
         yield
     except OSError as error:
         number = error.errno or next(map(int, re.findall(r"errno = (\d+)", str(error))), None)
-        if number is None or (error.filename is not None and SUFFIX not in str(error.filename)):
+        full = error.filename is None and number in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
+        if number is None or not (full or SUFFIX in str(error.filename)):
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
 

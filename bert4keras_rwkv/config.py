@@ -61,7 +61,7 @@ class RWKVConfig:
     layer_norm_epsilon: float = 1e-5
     own: tuple = ()
 
-    def __init__(self, model, own=(), **keys):
+    def __init__(self, model, *, own=(), **keys):
         version = version_named(model)
         given = {**dict(own), **{name: value for name, value in keys.items() if value is not None}}
         _check_names(version, given)

@@ -324,3 +324,10 @@ def test_a_full_disk_names_the_file(tmp_path, said):
     with failing as info, atomic_file(tmp_path / "wanted.h5"):
         raise OSError(*said)
     assert info.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_names_the_folder(tmp_path):
+    """Not the unfinished file in it."""
+    failing = pytest.raises(OSError, match=r"No space left on device: '[^']*/wanted'")
+    with failing, atomic_folder(tmp_path / "wanted") as folder, atomic_file(folder / "model.weights.h5"):
+        raise OSError(errno.ENOSPC, "No space left on device")
