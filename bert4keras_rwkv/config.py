@@ -21,10 +21,13 @@ ALIASES = {
 # sizes. `unverified` names the figures of a config in `configs/` that were never compared with a released file; what a
 # file says always wins.
 UNUSED = frozenset((
-    "_name_or_path", "architectures", "attention_dropout_rate", "attention_key_size", "attention_probs_dropout_prob",
-    "auto_map", "bos_token_id", "context_length", "dtype", "eos_token_id", "hidden_act", "initializer_range",
-    "max_position", "max_position_embeddings", "model_max_length", "o_bias", "pad_token_id", "rescale_every",
-    "segment_vocab_size", "torch_dtype", "transformers_version", "type_vocab_size", "unverified", "use_cache",
+    "_name_or_path", "architectures", "attention_caches", "attention_dropout_rate", "attention_key_size",
+    "attention_probs_dropout_prob", "auto_map", "autoresize_weights", "bos_token_id", "context_length", "dtype",
+    "eos_token_id", "hidden_act", "ignore_invalid_weights", "initializer_range", "layer_norm_cond",
+    "layer_norm_cond_hidden_act", "layer_norm_cond_hidden_size", "max_position", "max_position_embeddings",
+    "model_max_length", "o_bias", "pad_token_id", "query_head", "rescale_every", "residual_attention_scores",
+    "segment_attention", "segment_vocab_size", "torch_dtype", "transformers_version", "type_vocab_size", "unverified",
+    "use_cache",
 ))  # fmt: skip
 # Keys of bert4keras3 that would change how a model trains, had it what they set; nothing else than 0 is taken.
 DROPOUT = ("dropout_rate", "hidden_dropout_prob")

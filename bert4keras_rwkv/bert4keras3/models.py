@@ -9,19 +9,6 @@ from bert4keras_rwkv.versions import versions
 __all__ = ["RWKV6", "build_transformer_model"]
 
 APPLICATIONS = ("encoder", "lm")  # an RWKV looks back only, in either
-# Keywords that change nothing in an RWKV, there and here: of attention, of conditional norms, and of TF checkpoints.
-WITHOUT_EFFECT = (
-    "attention_caches",
-    "autoresize_weights",
-    "ignore_invalid_weights",
-    "layer_norm_cond",
-    "layer_norm_cond_hidden_act",
-    "layer_norm_cond_hidden_size",
-    "o_bias",
-    "query_head",
-    "residual_attention_scores",
-    "segment_attention",
-)
 # Keywords with an effect there that nothing here has, and what to do.
 REFUSED = {
     "layers": "Weights are shared by calling one model twice",
@@ -64,7 +51,7 @@ def build_transformer_model(
         keras_weights_path=keras_weights_path,
         with_lm=False if with_lm is None else with_lm,
         prefix=prefix or "",
-        **{keyword: value for keyword, value in kwargs.items() if keyword not in WITHOUT_EFFECT},
+        **kwargs,
     )
     if os.environ.get("ENABLE_LORA", "0").lower() in ("1", "true", "yes", "on", "y", "t"):
         rwkv.enable_lora(rwkv.config.attention_head_size or 64)
