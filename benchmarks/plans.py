@@ -42,7 +42,7 @@ def model_workers(size, options):
         yield f"rwkv {precision}", "peer_rwkv", [path, f"cpu {precision}", options.threads], {}, shared
     for backend in options.backends:
         commands = shared + [f"stream {DECODE}", f"loop {DECODE}"]
-        yield f"ours {backend} fp32", "peer_package", [path, "float32"], {"KERAS_BACKEND": backend}, commands
+        yield f"ours {backend} fp32", "ours", [path, "float32"], {"KERAS_BACKEND": backend}, commands
 
 
 def model(size, options):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bert4keras_rwkv.untrusted import parse_json, shown, told
+from bert4keras_rwkv.untrusted import parse_json, printable, shown
 from bert4keras_rwkv.versions import version_named, version_of, versions
 from bert4keras_rwkv.versions.shapes import HEADS, shape_of
 
@@ -115,7 +115,7 @@ class RWKVConfig:
         try:
             return cls.from_dict(keys)
         except ValueError as error:
-            raise ValueError(told(f"'{path}': {error}")) from error
+            raise ValueError(printable(f"'{path}': {error}")) from error
 
     @classmethod
     def from_shapes(cls, shapes):

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bert4keras_rwkv.models.rwkv import whole_number
-from bert4keras_rwkv.models.writer import seeds
+from bert4keras_rwkv.models.request import seeds, whole_number
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.tokenizers.prompts import need_tokenizer, token_ids, unix_lines
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from bert4keras_rwkv.atomic import atomic_file
-from bert4keras_rwkv.untrusted import shown, told
+from bert4keras_rwkv.untrusted import printable, shown
 
 EMPTY_MAXIMUM = -1e30  # RWKV-4's running maximum before the first token
 FORMAT = "bert4keras_rwkv.state"  # how our files name themselves
@@ -45,6 +45,15 @@ class RWKVState:
         c, n = config, config.num_hidden_layers
         H, N = c.num_attention_heads, c.attention_head_size
         return (n, 3, c.hidden_size) if H is None else (n, H, N, N), (2 * n, 1, c.hidden_size)
+
+    def check(self, config, what="This"):
+        """A ValueError, about `what`, unless this is a state of such a model, by version and sizes."""
+        wanted, received = self.shapes(config), (tuple(self.wkv.shape[1:]), tuple(self.shift.shape[1:]))
+        if self.model not in (None, config.model) or received != wanted:
+            raise ValueError(
+                f"{what} is a state of {self.model or 'an unknown model'}, with wkv {received[0]} and shift "
+                f"{received[1]} for each text. This {config.model} wants wkv {wanted[0]} and shift {wanted[1]}."
+            )
 
     @property
     def batch(self):
@@ -139,20 +148,13 @@ class RWKVState:
                 wkv, shift = file.get_tensor("wkv"), file.get_tensor("shift")
         except SafetensorError as error:
             said = f"Expected a safetensors state file. {path} is not one, or not whole: {error}. Save the state again."
-            raise ValueError(told(said)) from error
+            raise ValueError(printable(said)) from error
         if wkv.ndim not in (4, 5) or shift.ndim != 4 or shift.shape[:2] != (wkv.shape[0], 2 * wkv.shape[1]):
             raise ValueError(
                 "In a state file `wkv` is (B, n, H, N, N), or (B, n, 3, D), and `shift` (B, 2n, 1, D). Received: wkv "
                 f"{wkv.shape}, shift {shift.shape} in {path}. Save the state again."
             )
         return cls(wkv, shift, metadata.get("model") or None)
-
-    def tree_flatten(self):
-        return (self.wkv, self.shift), self.model
-
-    @classmethod
-    def tree_unflatten(cls, model, arrays):
-        return cls(*arrays, model)
 
 
 def _one_model(states):

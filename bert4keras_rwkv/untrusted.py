@@ -11,7 +11,7 @@ _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 3, 80, 80
 
 
-def told(message):
+def printable(message):
     """A message that holds what a file says: of bounded length, and with nothing that a terminal would act upon."""
     if len(message) > LONGEST_MESSAGE:
         message = f"{message[: LONGEST_MESSAGE - END]} [...] {message[-END:]}"
@@ -24,7 +24,7 @@ def told(message):
 
 def shown(value):
     """A value as text, for a message: its beginning, whatever its size and depth."""
-    return told(_short.repr(value))
+    return printable(_short.repr(value))
 
 
 def parse_json(text, where, once=True):
@@ -40,7 +40,7 @@ def parse_json(text, where, once=True):
     except RecursionError:
         deep = True
     except ValueError as error:
-        raise ValueError(told(f"{where} is no JSON: {error}.")) from error
+        raise ValueError(printable(f"{where} is no JSON: {error}.")) from error
     if deep:
         raise ValueError(f"{where} is no JSON of a sensible depth: at most {DEEPEST} objects or arrays in each other.")
     return value

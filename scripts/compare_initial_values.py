@@ -19,11 +19,12 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import keras
 
 from bert4keras_rwkv.cli.backend import keep_compiled_programs
+from bert4keras_rwkv.data.convert import open_documents
 from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.tokenizers import load_tokenizer
 from bert4keras_rwkv.training import authors_optimizer, keras_dataset, warm_up_cosine
 from bert4keras_rwkv.training.fitting import mean_loss
-from bert4keras_rwkv.training.pretrain import Plan, open_documents, packed, packed_held_out, predicted
+from bert4keras_rwkv.training.plan import TrainingPlan, packed, packed_held_out, predicted
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "build/jargon"
@@ -114,7 +115,7 @@ def main():
     if keras.backend.backend() == "jax":
         keep_compiled_programs()  # compiling takes longer than training
     values = {name: getattr(args, name) for name in ("steps", "batch_size", "length", "learning_rate", "weight_decay")}
-    plan = Plan(**values, seed=args.seed)
+    plan = TrainingPlan(**values, seed=args.seed)
     tokenizer = load_tokenizer(VOCABULARY)
     train, held = (open_documents(DATA / f"{name}.jsonl", tokenizer) for name in ("train", "held_out"))
     batches = packed(train, plan, tokenizer.vocab_size)

@@ -1,10 +1,11 @@
-"""The shape of the house: imports go down only, importing does nothing, errors are errors.
+"""The shape of the house: imports go down only and never in a circle, importing does nothing, errors are errors.
 
 The picture is in docs/architecture.md. A part may import only parts that stand below it in FLOORS.
 """
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,8 +47,10 @@ def part_of(module):
     return module.split("/")[0].removesuffix(".py")
 
 
-def parts_imported(tree, module):
-    """(line, part) for each part of the package that `module`, a path such as "ops/scan.py", imports anywhere."""
+def names_imported(tree, module):
+    """(node, path) for each name of the package that `module`, a path such as "ops/scan.py", imports anywhere. The path
+    is a list of str, without the package.
+    """
     here = [PACKAGE.name, *Path(module).parent.parts]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -60,7 +63,7 @@ def parts_imported(tree, module):
             continue
         for target in targets:
             if target[0] == PACKAGE.name and len(target) > 1:
-                yield node.lineno, target[1]
+                yield node, target[1:]
 
 
 def imported(node):
@@ -110,9 +113,9 @@ def faults_in(source, module):
     """Every broken rule in one module, as "line: what". The rules themselves are tested below on bad examples."""
     tree = ast.parse(source)
     mine = part_of(module)
-    for line, other in parts_imported(tree, module):
+    for node, (other, *_) in names_imported(tree, module):
         if mine in FLOOR and other != mine and FLOOR.get(other, -1) >= FLOOR[mine]:
-            yield f"{line}: {mine} imports {other}, which does not stand below it"
+            yield f"{node.lineno}: {mine} imports {other}, which does not stand below it"
     for node in run_at_import(tree):
         if dotted(node) in ("os.environ", "os.getenv", "environ", "getenv"):
             yield f"{node.lineno}: reads the environment at import"
@@ -131,6 +134,69 @@ def faults_in(source, module):
             yield f"{node.lineno}: asks Keras for `{_named(node)}`; only layers/projection.py may"
         elif isinstance(node, ast.Call) and dotted(node.func) in ("eval", "exec"):
             yield f"{node.lineno}: {node.func.id} of data"
+
+
+def file_of(name, files):
+    """The file of `files` in which a name, a list of str, is found: its own, or the one that holds it."""
+    paths = ["/".join(name[:count]) for count in (len(name), len(name) - 1)]
+    return next((file for path in paths for file in (f"{path}.py", f"{path}/__init__.py") if file in files), None)
+
+
+def imports_between(sources):
+    """{file: [(line, file that it imports, whether when it is imported itself)]}. sources: file -> its text."""
+    found = {}
+    for file, source in sources.items():
+        tree = ast.parse(source)
+        early = set(map(id, run_at_import(tree)))
+        named = ((node, file_of(name, sources)) for node, name in names_imported(tree, file))
+        found[file] = [(node.lineno, other, id(node) in early) for node, other in named if other not in (None, file)]
+    return found
+
+
+def reached(file, imports, late=True):
+    """All files that a file imports, itself and through others; without `late` only those that run when it does."""
+    seen, waiting = set(), [file]
+    while waiting:
+        new = {other for _, other, early in imports[waiting.pop()] if early or late} - seen
+        seen |= new
+        waiting += new
+    return seen
+
+
+def circles_and_idle_imports(sources):
+    """Every circle, in which a late import counts too, and every late import that saves nothing, as "file: what".
+
+    An import inside a function has one reason here: a file that loads no Keras uses one that does.
+    """
+    imports = imports_between(sources)
+    keras = re.compile(r"^from bert4keras_rwkv\.keras_loader import .*\b(keras|ops)$", re.M)
+    with_keras = {file for file, text in sources.items() if keras.search(text)}
+    loads = {file for file in sources if with_keras & {file, *reached(file, imports, late=False)}}
+    for file in sources:
+        if file in reached(file, imports):
+            yield f"{file}: imports itself, through others"
+        for line, other, early in imports[file]:
+            if not early and (file in loads or other not in loads | {"keras_loader.py"}):
+                yield f"{file}: line {line} imports {other} late, which saves nothing"
+
+
+def test_files_import_in_one_direction_and_when_they_are_imported():
+    assert not list(circles_and_idle_imports({file: (PACKAGE / file).read_text("utf-8") for file in modules()}))
+
+
+@pytest.mark.parametrize(
+    ("faults", "one", "other"),
+    [
+        (2, "from bert4keras_rwkv.ops import b", "from bert4keras_rwkv.ops import a"),
+        (3, "from bert4keras_rwkv.ops import b", "def f():\n    from bert4keras_rwkv.ops.a import x"),
+        (1, "def f():\n    from bert4keras_rwkv.ops import b", ""),
+        (1, "from bert4keras_rwkv.keras_loader import ops\ndef f():\n    from . import b", ""),
+        (0, "def f():\n    from bert4keras_rwkv.ops import b", "from bert4keras_rwkv.keras_loader import keras"),
+        (0, "from bert4keras_rwkv.ops import b", ""),
+    ],
+)
+def test_a_circle_and_an_idle_import_are_seen(faults, one, other):
+    assert len(list(circles_and_idle_imports({"ops/a.py": one, "ops/b.py": other}))) == faults
 
 
 @pytest.mark.parametrize("module", modules())
@@ -203,6 +269,8 @@ def loaded_by(*arguments):
 
 LIGHT = ["", ".config", ".keras_loader", ".tokenizers", ".weights", ".evaluation", ".cli"]
 LIGHT += [".bert4keras3.snippets", ".bert4keras3.tokenizers"]
+# A command names the backend, then loads it.
+LIGHT += [f".cli.{path.stem}" for path in sorted((PACKAGE / "cli").glob("[a-z]*.py"))]
 
 
 @pytest.mark.parametrize("name", LIGHT)

@@ -6,7 +6,7 @@ import pytest
 
 from bert4keras_rwkv.data.sources import parts_of, read_jsonl
 from bert4keras_rwkv.evaluation.lambada import read_lambada
-from bert4keras_rwkv.untrusted import DEEPEST, parse_json, shown, told
+from bert4keras_rwkv.untrusted import DEEPEST, parse_json, printable, shown
 from bert4keras_rwkv.weights import WeightsError
 
 pytestmark = pytest.mark.backend_free
@@ -35,7 +35,7 @@ def test_json_of_a_sensible_depth():
 
 def test_a_message_is_short_and_does_nothing_to_a_terminal():
     """It keeps its beginning and its end, where the way out stands."""
-    message = told("begin\x1b[31m\u202e\ud800\n" + "x" * 10_000_000 + "\x07end")
+    message = printable("begin\x1b[31m\u202e\ud800\n" + "x" * 10_000_000 + "\x07end")
     assert len(message) < 2000 and message.replace("\n", "").isprintable()
     assert message.startswith("begin\\x1b[31m\\u202e\\ud800\nxxx") and message.endswith("x\\x07end")
     assert str(WeightsError("a\x1bb")) == "a\\x1bb"

@@ -12,9 +12,8 @@ from bert4keras_rwkv.cli.arguments import UsageError
 from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.cli.progress import Bar
 from bert4keras_rwkv.config import RWKVConfig
-from bert4keras_rwkv.tokenizers import find_tokenizer
 from bert4keras_rwkv.weights.adapters import read_adapter
-from bert4keras_rwkv.weights.checkpoint import config_of, named, open_weights, opened
+from bert4keras_rwkv.weights.checkpoint import named, open_checkpoint, open_weights
 from bert4keras_rwkv.weights.folder import NAMES, SAFETENSORS, WEIGHTS
 from bert4keras_rwkv.weights.formats.registry import format_named, formats
 from bert4keras_rwkv.weights.loading import in_order
@@ -49,12 +48,9 @@ def run(arguments):
     source, target = named(arguments.source), Path(arguments.target)
     written = _format(target, arguments.to, arguments.dtype)
     merge = _merge(arguments)
-    known, tensors = opened(source, format=arguments.format)
-    with tensors:
-        config = config_of(source, tensors)
-        ordered = in_order(config.rules(), merge(tensors, config))
-        held = tensors.metadata.get("vocabulary") if known.vocabulary else None
-        tokenizer = find_tokenizer(source, config.vocab_size, held)
+    with open_checkpoint(source, format=arguments.format) as checkpoint:
+        config, tokenizer = checkpoint.config, checkpoint.tokenizer
+        ordered = in_order(config.rules(), merge(checkpoint.tensors, config))
         if tokenizer is None and written.vocabulary:
             print(f"No tokenizer was found for {source}: {target} is written without one.", file=sys.stderr)
         with Bar(target.name, "tensor") as progress:
@@ -159,8 +155,8 @@ def _logits(path, format, config, merge=lambda tensors, config: tensors):
 
 def _say_epsilons(target, written, config):
     """Say so if DST, read again, would be computed with other epsilons."""
-    with open_weights(target, config, written.name) as tensors:
-        read = _epsilons(config_of(target, tensors))
+    with open_checkpoint(target, config, written.name) as checkpoint:
+        read = _epsilons(checkpoint.config)
     lost = {name: value for name, value in _epsilons(config).items() if not math.isclose(value, read[name])}
     if lost:
         said = ", ".join(f"{name}={value:g}" for name, value in lost.items())

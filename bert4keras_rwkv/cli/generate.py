@@ -30,7 +30,7 @@ def run(arguments):
         line.show("reading the prompt")
         clock = write_stream(pieces, line, prompt if arguments.echo else "")
     write("\n")
-    print(clock.told(), file=sys.stderr)
+    print(clock.summary(), file=sys.stderr)
 
 
 def chosen_sampling(arguments):
@@ -85,7 +85,7 @@ def write_stream(pieces, line, before=""):
     quiet = sys.stdout.isatty()  # the text itself is the progress there
     for piece in pieces:
         clock.tick(pieces.drawn)
-        line.clear() if quiet else line.show(clock.told())
+        line.clear() if quiet else line.show(clock.summary())
         write(before + piece)
         before = ""
     clock.tick(pieces.drawn)
@@ -111,7 +111,7 @@ class Clock:
         if not self._first:
             self._first, self._before = self._last, tokens
 
-    def told(self):
+    def summary(self):
         """`12 tokens, 30.1 tokens/s`."""
         seconds = self._last - self._first
         rate = (self.tokens - self._before) / seconds if seconds > 0 else 0.0

@@ -8,18 +8,9 @@ from bert4keras_rwkv.cli.arguments import TRAINING, UsageError
 from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.cli.data import named_tokenizer
 from bert4keras_rwkv.cli.progress import Bar
-from bert4keras_rwkv.data.convert import files_of, kind_of
-from bert4keras_rwkv.training.pretrain import (
-    Folder,
-    Plan,
-    check_place,
-    check_vocabulary,
-    open_documents,
-    packed,
-    packed_held_out,
-    settings_of,
-    train,
-)
+from bert4keras_rwkv.data.convert import files_of, kind_of, open_documents
+from bert4keras_rwkv.training.folder import Folder, check_place
+from bert4keras_rwkv.training.plan import TrainingPlan, check_vocabulary, packed, packed_held_out, settings_of
 from bert4keras_rwkv.weights.checkpoint import named
 
 
@@ -37,15 +28,17 @@ def run(arguments):
     if not folder.open():
         print(f"{arguments.out} is trained already: {_told(*list(folder.losses().items())[-1])}")
         return
+    from bert4keras_rwkv.training.pretrain import train
+
     print(_beginning(rwkv, batches, plan), file=sys.stderr)
     losses = train(rwkv, batches, plan, folder, held_out, arguments.save_every, lambda *row: _say(plan, *row))
     print(f"Wrote {arguments.out}: {_told(*list(losses.items())[-1])}")
 
 
 def chosen_plan(arguments):
-    """The `Plan` that the options describe."""
+    """The `TrainingPlan` that the options describe."""
     try:
-        return Plan(**{name: getattr(arguments, name) for name in TRAINING})
+        return TrainingPlan(**{name: getattr(arguments, name) for name in TRAINING})
     except ValueError as error:
         raise UsageError(str(error)) from error
 

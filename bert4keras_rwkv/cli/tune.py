@@ -8,7 +8,8 @@ from bert4keras_rwkv.cli.arguments import TUNING, UsageError
 from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.cli.data import named_tokenizer
 from bert4keras_rwkv.cli.progress import Bar
-from bert4keras_rwkv.data.convert import files_of, kind_of
+from bert4keras_rwkv.data.convert import files_of, kind_of, open_documents
+from bert4keras_rwkv.training.plan import Tuning
 from bert4keras_rwkv.weights.checkpoint import named
 
 STEPS = 200  # where neither --steps nor --epochs says it
@@ -23,13 +24,13 @@ def run(arguments):
     check_file(out)  # before seconds go by with loading a backend, and hours with training
     for source in filter(None, (arguments.data, arguments.held_out)):
         files_of(source, kind_of(source, arguments.format))
+    plan = _plan(arguments, prompts)
+    tokenizer = None if arguments.tokenizer is None else named_tokenizer(arguments.tokenizer)
     choose_engine(arguments.engine)
     from bert4keras_rwkv.models import RWKV
     from bert4keras_rwkv.training.tune import check_target, tune
 
-    plan = _plan(arguments, prompts)
     check_target(plan, out)
-    tokenizer = None if arguments.tokenizer is None else named_tokenizer(arguments.tokenizer)
     rwkv = RWKV.from_preset(path, tokenizer=tokenizer, packed=True, dtype=arguments.dtype, remat=arguments.remat)
     documents, held_out = (_documents(source, arguments, rwkv) for source in (arguments.data, arguments.held_out))
     found = tune(rwkv, plan, out, documents, held_out, _say)
@@ -40,8 +41,6 @@ def run(arguments):
 
 def _plan(arguments, prompts):
     """The `Tuning` that the options describe."""
-    from bert4keras_rwkv.training.tune import Tuning
-
     numbers = {name: getattr(arguments, name) for name in TUNING if name not in ("steps", "epochs")}
     steps, epochs = arguments.steps, arguments.epochs
     if steps is not None and epochs is not None:
@@ -81,8 +80,6 @@ def _documents(source, arguments, rwkv):
     """The documents of a data set, or None."""
     if source is None:
         return None
-    from bert4keras_rwkv.training.pretrain import open_documents
-
     with Bar(Path(source).name, "B") as progress:
         documents = open_documents(source, rwkv.tokenizer, arguments.format, arguments.separator, progress=progress)
     if not len(documents):

@@ -27,7 +27,7 @@ class Batches:
 
     def reader(self, start=0):
         """An iterator without end, from batch `start` on, whose position can be saved."""
-        return Reader(self, start)
+        return Endless(self, start)
 
     def state(self, number):
         """The position before batch `number` as a dict for JSON."""
@@ -45,7 +45,7 @@ class Batches:
         return state["batch"]
 
 
-class Reader:
+class Endless:
     """Iterates over `Batches` without end."""
 
     def __init__(self, batches, start=0):

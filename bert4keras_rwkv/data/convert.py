@@ -21,7 +21,7 @@ UINT16_IDS = 1 << 16
 
 
 @dataclass
-class Report:
+class Conversion:
     """What became of a data set. empty: documents without text, left out. unmarked: conversations of which DST cannot
     say what is the answer. replaced: documents whose ids were no valid UTF-8, with U+FFFD in them.
     """
@@ -68,7 +68,7 @@ def files_of(path, kind):
 
 
 def convert(source, target, tokenizer=None, to=None, format=None, separator=None, workers=1, progress=None):
-    """Read the data set `source` and write `target`, which appears when it is whole. Returns a `Report`.
+    """Read the data set `source` and write `target`, which appears when it is whole. Returns a `Conversion`.
 
     source: a file, or a folder with files of one form. tokenizer: between texts and ids; between ids and ids it says
     which there are. to, format: the forms of target and source, None for what their suffixes say. separator: the line
@@ -81,7 +81,7 @@ def convert(source, target, tokenizer=None, to=None, format=None, separator=None
     kind, wanted = kind_of(source, format), kind_of(target, to)
     if tokenizer is None and (kind in TEXTS) != (wanted in TEXTS):
         raise ValueError(f"From {kind} to {wanted} needs a tokenizer: --tokenizer FILE, or `world` for World models.")
-    report = Report()
+    report = Conversion()
     if kind in TEXTS and wanted in TEXTS:
         texts = _texts(_items(source, kind, separator, progress), report)
         _write_texts(target, wanted, _some(texts, source), separator)
@@ -186,3 +186,14 @@ def _write_texts(target, kind, texts, separator):
         write_jsonl(target, texts)
     else:
         write_text(target, texts, separator)
+
+
+def open_documents(source, tokenizer=None, format=None, separator=None, workers=1, progress=None):
+    """The documents of a data set of any form, to be asked for by number: ids stay in their files, texts are encoded
+    and kept in memory. Arguments as for `read_documents`.
+    """
+    kind = kind_of(source, format)
+    if kind in TEXTS:
+        read = read_documents(source, tokenizer, kind, separator, workers, progress)
+        return [document for _, document in read if len(document.ids)]
+    return Joined(map(RecordFile if kind == "tfrecord" else Binidx, files_of(source, kind)))

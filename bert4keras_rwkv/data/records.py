@@ -14,7 +14,7 @@ import numpy as np
 from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.data.documents import Document, document
 from bert4keras_rwkv.data.protobuf import read_example, write_example
-from bert4keras_rwkv.untrusted import told
+from bert4keras_rwkv.untrusted import printable
 
 TEXT, ANSWER = "text", "answer"
 HEAD, FOOT = struct.Struct("<QI"), struct.Struct("<I")
@@ -106,7 +106,7 @@ def _document(data, place):
     except ValueError as error:
         raise _broken(place, f"{error}: no tf.train.Example") from error
     if TEXT not in features:
-        raise ValueError(told(f"{place} has no int64 feature '{TEXT}'. It has: {', '.join(features) or 'none'}."))
+        raise ValueError(printable(f"{place} has no int64 feature '{TEXT}'. It has: {', '.join(features) or 'none'}."))
     ids, answer = features[TEXT], features.get(ANSWER)
     if ids.size and not 0 <= ids.min() <= ids.max() < 2**31:
         raise ValueError(f"{place}: token ids lie in 0 .. 2147483647. Received: {ids.min()} .. {ids.max()}.")

@@ -1,7 +1,7 @@
 """From logits to tokens: the likeliest one, or one drawn at random.
 
-A token is drawn by adding Gumbel noise (noise.py) to the logits of the tokens that may be drawn (filters.py) and taking
-the largest sum. Nothing is sorted here, and the noise of few ids is computed to the end.
+A token is drawn by adding Gumbel noise (noise.py) to the logits of the tokens that may be drawn and taking the largest
+sum. Nothing is sorted here, and the noise of few ids is computed to the end.
 
 Try and drop: the token with the largest sum of all is taken; if it stands too far back in the order to be kept, so does
 everything behind it: drop it and them, and take the largest sum of the rest. The first one that is kept has the largest
@@ -78,7 +78,9 @@ class _Temperature:
 
 
 class _Ranked:
-    """Tokens in the order of filters.py, and which of them are kept. logits: (B, S). ids: (1 or B, S), rising.
+    """Tokens by logit, the higher first, of equal ones the lower id first, and which of them are kept.
+
+    logits: (B, S). ids: (1 or B, S), rising.
 
     share: (B, 1), of the probability that is kept. count: (B, 1) int32, how many are. None for all.
     """

@@ -57,20 +57,11 @@ def uniform(words):
     return ops.minimum(fraction, np.float32(1 - 2**-24))
 
 
-def gumbel(seeds, ids):
-    """Gumbel noise of some ids.
-
-    seeds: (B, 2) int32, (seed, tokens generated before). ids: (K,) or (B, K) int32. Returns (B, K) float32. The noise
-    of an id is the same whichever other ids are asked for.
-    """
-    even, odd = threefry2x32((seeds[:, :1], KEY), (seeds[:, 1:], ops.right_shift(ids, _int(1))))
-    return _gumbel_of(ops.where(ops.equal(ops.bitwise_and(ids, _int(1)), 0), even, odd))
-
-
 def gumbel_runs(seeds, starts, size):
-    """Gumbel noise of runs of neighbouring ids, for half the work of `gumbel`.
+    """Gumbel noise of runs of neighbouring ids: two of them share one computation of words.
 
-    seeds: (B, 2) int32. starts: (B, M) or (1, M) int32, the first id of each run, even. size: length of a run, even.
+    seeds: (B, 2) int32, (seed, tokens generated before). starts: (B, M) or (1, M) int32, the
+    first id of each run, even. size: length of a run, even.
     Returns (B, M, size) float32.
     """
     return _runs(seeds, starts, size, _gumbel_of)

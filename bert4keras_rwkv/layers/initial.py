@@ -26,7 +26,7 @@ def blank(shape, dtype="float32"):
     return adopt(aligned(shape, dtype_named(dtype), np.zeros))
 
 
-def given(array):
+def constant(array):
     """These values."""
     return Initial(lambda shape, _: np.broadcast_to(np.asarray(array), shape))
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer, cast_like, recurrent, scaled, shifted, squared_relu
-from bert4keras_rwkv.layers.initial import given, orthogonal
+from bert4keras_rwkv.layers.initial import constant, orthogonal
 from bert4keras_rwkv.layers.projection import dense
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.ops.wkv4 import wkv4
@@ -81,9 +81,9 @@ def mix_values(config, index):
     later, fade = depth(config, index)
     channel = np.arange(config.hidden_size) / config.hidden_size
     return {
-        "mix_k": given(channel**fade),
-        "mix_v": given(channel**fade + 0.3 * later),
-        "mix_r": given(channel ** (0.5 * fade)),
+        "mix_k": constant(channel**fade),
+        "mix_v": constant(channel**fade + 0.3 * later),
+        "mix_r": constant(channel ** (0.5 * fade)),
     }
 
 
@@ -105,8 +105,8 @@ def initial_values(config, index):
     return {
         "time_mix": {
             **mix_values(config, index),
-            "decay": given(-5 + 8 * along ** (0.7 + 1.3 * later)),
-            "bonus": given(np.log(0.3) + 0.5 * ((n + 1) % 3 - 1)),
+            "decay": constant(-5 + 8 * along ** (0.7 + 1.3 * later)),
+            "bonus": constant(np.log(0.3) + 0.5 * ((n + 1) % 3 - 1)),
             "receptance": "zeros",
             "key": "zeros",
             "value": orthogonal(),

@@ -8,7 +8,7 @@ import numpy as np
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer, recurrent, scaled, shifted
 from bert4keras_rwkv.layers.head_norm import HeadNorm
-from bert4keras_rwkv.layers.initial import given, orthogonal, orthonormal
+from bert4keras_rwkv.layers.initial import constant, orthogonal, orthonormal
 from bert4keras_rwkv.layers.projection import dense
 from bert4keras_rwkv.layers.rwkv4 import ChannelMix, channel_mix_values, depth, mix_values, mixed
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
@@ -86,14 +86,14 @@ def initial_values(config, index):
         "time_mix": {
             **mixes,
             "mix_g": mixes["mix_r"],
-            "decay": given(-6 + 5 * along ** (0.7 + 1.3 * later)),
-            "bonus": given(-3.0) if c.exponential_bonus else given(bonus),
+            "decay": constant(-6 + 5 * along ** (0.7 + 1.3 * later)),
+            "bonus": constant(-3.0) if c.exponential_bonus else constant(bonus),
             "receptance": orthogonal(),
             "key": small,
             "value": orthogonal(),
             "gate": small,
             "output": "zeros",
-            "norm/gamma": given(((1 + index) / c.num_hidden_layers) ** 0.7),
+            "norm/gamma": constant(((1 + index) / c.num_hidden_layers) ** 0.7),
             "norm/beta": "zeros",
         },
         "channel_mix": {**channel, "key": orthonormal()} if per_channel else channel,

@@ -5,7 +5,7 @@ import numpy as np
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer, cast_like, recurrent, scaled, shifted
 from bert4keras_rwkv.layers.head_norm import HeadNorm
-from bert4keras_rwkv.layers.initial import given, orthonormal, uniform
+from bert4keras_rwkv.layers.initial import constant, orthonormal, uniform
 from bert4keras_rwkv.layers.low_rank import LowRank
 from bert4keras_rwkv.layers.projection import dense
 from bert4keras_rwkv.layers.rwkv4 import ChannelMix as EarlierChannelMix
@@ -90,14 +90,14 @@ def initial_values(config, index):
     mixes = {"w": keep, "k": keep, "v": 1 - (channel**fade + 0.3 * later), "r": slow, "g": slow}
     return {
         "time_mix": {
-            "mix_x": given(keep),
+            "mix_x": constant(keep),
             "mix_low_rank/a": "zeros",
             "mix_low_rank/b": uniform(0.01),
-            "mix_low_rank/bias": given(np.stack([mixes[m] for m in MIXED])),
-            "decay": given(-6 + 5 * along ** (0.7 + 1.3 * later)),
+            "mix_low_rank/bias": constant(np.stack([mixes[m] for m in MIXED])),
+            "decay": constant(-6 + 5 * along ** (0.7 + 1.3 * later)),
             "decay_low_rank/a": "zeros",
             "decay_low_rank/b": uniform(0.01),
-            "bonus": given(
+            "bonus": constant(
                 (later * (1 - along) + 0.1 * ((n + 1) % 3 - 1)).reshape(c.num_attention_heads, c.attention_head_size)
             ),
             "receptance": orthonormal(),
@@ -105,12 +105,12 @@ def initial_values(config, index):
             "value": orthonormal(),
             "gate": orthonormal(0.1),
             "output": "zeros",
-            "norm/gamma": given(np.full(attention, ((1 + index) / c.num_hidden_layers) ** 0.7)),
+            "norm/gamma": constant(np.full(attention, ((1 + index) / c.num_hidden_layers) ** 0.7)),
             "norm/beta": "zeros",
         },
         "channel_mix": {
-            "mix_k": given(keep),
-            "mix_r": given(keep),
+            "mix_k": constant(keep),
+            "mix_r": constant(keep),
             "key": orthonormal(),
             "value": "zeros",
             "receptance": "zeros",

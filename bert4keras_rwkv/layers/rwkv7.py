@@ -9,7 +9,7 @@ import numpy as np
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer, cast_like, recurrent, scaled, shifted, squared_relu
 from bert4keras_rwkv.layers.head_norm import HeadNorm
-from bert4keras_rwkv.layers.initial import given, orthonormal
+from bert4keras_rwkv.layers.initial import constant, orthonormal
 from bert4keras_rwkv.layers.low_rank import LowRank
 from bert4keras_rwkv.layers.projection import dense
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
@@ -142,24 +142,24 @@ def initial_values(config, index):
     low_ranks = {f"{name}_low_rank/b": orthonormal(0.1 * max(rank / (H * N), 1) ** 0.5) for name, rank in ranks.items()}
     return {
         "time_mix": {
-            "mix": given(np.stack([1 - channel ** (powers[m] * fade) for m in MIXED])),
-            "decay": given(-5.5 + 6 * along ** (1 + later**0.3) + 2.5 * zigzag),
-            "rate": given(-0.19 + 0.3 * zigzag + 0.4 * (along - 0.5)),
-            "value_mix": given(0.73 - 0.4 * (along - 0.5)),
-            "key_scale": given(0.71 - 0.1 * (along - 0.5)),
-            "key_rate": given(1.02),
-            "bonus": given(-0.04),
+            "mix": constant(np.stack([1 - channel ** (powers[m] * fade) for m in MIXED])),
+            "decay": constant(-5.5 + 6 * along ** (1 + later**0.3) + 2.5 * zigzag),
+            "rate": constant(-0.19 + 0.3 * zigzag + 0.4 * (along - 0.5)),
+            "value_mix": constant(0.73 - 0.4 * (along - 0.5)),
+            "key_scale": constant(0.71 - 0.1 * (along - 0.5)),
+            "key_rate": constant(1.02),
+            "bonus": constant(-0.04),
             **{f"{name}_low_rank/a": "zeros" for name in ranks},
             **low_ranks,
             "receptance": orthonormal(),
             "key": orthonormal(0.1),
             "value": orthonormal(),
             "output": "zeros",
-            "norm/gamma": given(((1 + index) / c.num_hidden_layers) ** 0.7),
+            "norm/gamma": constant(((1 + index) / c.num_hidden_layers) ** 0.7),
             "norm/beta": "zeros",
         },
         "channel_mix": {
-            "mix_k": given(1 - channel ** (fade**4)),
+            "mix_k": constant(1 - channel ** (fade**4)),
             "key": orthonormal(),
             "value": "zeros",
         },

@@ -27,7 +27,7 @@ class Blocks:
     def __init__(self, network):
         self._network, self._description = network, network.description(__name__)
         around = [*network.embed.variables, *network.ln0.variables]
-        self._enter = compiled(self._entered, around, lambda: self._description.of("enter"))
+        self._enter = compiled(self._embedded, around, lambda: self._description.of("enter"))
         self.unpack = compiled(network.unpack, (), lambda: self._description.of("unpack"))
         shared = {}
         self._calls = [self._program(block, shared) for block in network.blocks]
@@ -54,7 +54,7 @@ class Blocks:
                 at += size
         return state
 
-    def _entered(self, ids, present):
+    def _embedded(self, ids, present):
         if len(ids.shape) == 1:
             ids, present = ops.expand_dims(ids, 1), ops.expand_dims(present, 1)
         return self._network.enter(ids, present)

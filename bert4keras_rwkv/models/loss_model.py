@@ -40,9 +40,9 @@ class TokenLoss(keras.layers.Layer):
         backbone.called_by(self)
         present = None if backbone.pad_token_id is None else ops.not_equal(ids, backbone.pad_token_id)
         hidden, _ = backbone.read(ids, backbone.start(ops.shape(ids)[0]), present, reset)
-        return self._lost(hidden, *next_tokens(ids, self.loss.pad_token_id, answer, reset, self.sample_weight))
+        return self._token_losses(hidden, *next_tokens(ids, self.loss.pad_token_id, answer, reset, self.sample_weight))
 
-    def _lost(self, hidden, labels, weights):
+    def _token_losses(self, hidden, labels, weights):
         """What `call` returns, from hidden states (B, T, D) before the final norm; the loss is added."""
         head = self.backbone.head
         kernel, trains = kernel_matrix(head), bool(head.trainable_variables)

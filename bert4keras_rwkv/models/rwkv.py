@@ -1,32 +1,36 @@
 """What the user holds: a model with its tokenizer, its way of sampling, and everything one does with them."""
 
 import dataclasses
-from numbers import Integral
+from contextlib import nullcontext
 
 import numpy as np
 
+from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.generation.cache_model import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.projection import quantised_as
 from bert4keras_rwkv.models import lora, state_tuning
+from bert4keras_rwkv.models.build import backbone_and_tokenizer, config_over, functional_model, keys_of
 from bert4keras_rwkv.models.loss_model import training_model
 from bert4keras_rwkv.models.reader import Reader
+from bert4keras_rwkv.models.request import Request, end_ids, limits, seeds, texts_that_stop, with_text
 from bert4keras_rwkv.models.segment_model import segment_trainer
 from bert4keras_rwkv.models.stream import Stream
 from bert4keras_rwkv.models.text_training import Texts, is_dataset, of_text, text_loss
-from bert4keras_rwkv.models.writer import Request, Writer, Writing, seeds
+from bert4keras_rwkv.models.writer import Writer, Writing
+from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.tokenizers.prompts import Prompts, need_tokenizer, strings_in, token_ids
-from bert4keras_rwkv.tokenizers.text_stream import TokenText
+from bert4keras_rwkv.versions import version_named
 from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter
-from bert4keras_rwkv.weights.checkpoint import named
+from bert4keras_rwkv.weights.checkpoint import named, open_checkpoint
 from bert4keras_rwkv.weights.formats.keras_h5 import write_preset
 from bert4keras_rwkv.weights.loading import export
 from bert4keras_rwkv.weights.merging import merge_into
 from bert4keras_rwkv.weights.states import read_state, write_state
 
-NEW_TOKENS = 256  # how many `generate` writes when neither max_length nor sequence_length says it
+LANGUAGE_MODELS = ("linear", "softmax", True, False)
 
 
 class RWKV:
@@ -55,7 +59,7 @@ class RWKV:
         self.sampling = Sampling(top_p=0.85) if sampling is None else sampling
         self.sequence_length, self.with_lm, self.packed = sequence_length, with_lm, packed
         self._made_with = {"input_state": input_state, "output_state": output_state, "prefix": prefix, "name": name}
-        self.model = _functional(backbone, sequence_length, with_lm, input_state, output_state, packed, prefix, name)
+        self.model = functional_model(backbone, sequence_length, with_lm, packed=packed, **self._made_with)
         self.forget_programs()
         for user in (self, self.model):
             backbone.used_by(user)
@@ -140,11 +144,11 @@ class RWKV:
         """
         if is_dataset(inputs):
             inputs = [text for batch in inputs.as_numpy_iterator() for text in strings_in(np.atleast_1d(batch))]
-        prompts, request, texts = self._request(
+        prompts, request = self._request(
             inputs, max_length, max_new_tokens, stop_token_ids, stop_texts, sampling, seed, state
         )
-        if stop_texts:
-            writing = Writing(self._write(), request, texts)
+        if request.stops:
+            writing = Writing(self._write(), request)
             shown = writing.whole()
             rows, state = writing.tokens, writing.state if return_state else None
         else:
@@ -172,12 +176,12 @@ class RWKV:
         back. as_text: text also for a prompt of ids. The `Stream` that is returned may be left at any moment; its
         `state` is that of what was yielded. With return_state the last thing yielded is the RWKVState.
         """
-        prompts, request, texts = self._request(
+        prompts, request = self._request(
             inputs, max_length, max_new_tokens, stop_token_ids, stop_texts, sampling, seed, state, as_text
         )
         if not prompts.single:
             raise ValueError(f"`stream` takes one prompt. Received: {len(prompts.rows)}. Use `generate` for several.")
-        return Stream(self._write(), request, texts[0], prompts.is_text or as_text, return_state)
+        return Stream(self._write(), request, prompts.is_text or as_text, return_state)
 
     def sample(self, logits, sampling=None, seed=None, prompt=None, answer=None):
         """The next id, for a loop of one's own: logits (V,) -> int, (B, V) -> NumPy int32 (B,).
@@ -236,21 +240,8 @@ class RWKV:
         if len(lengths) != 1:
             raise ValueError(f"`input_lengths` has one length, that of the ids. Received: {input_lengths!r}.")
         s = self.sampling
-        options = {
-            name: getattr(s, name)
-            for name in (
-                "temperature",
-                "penalty",
-                "penalty_window",
-                "max_penalty_range",
-                "presence_penalty",
-                "frequency_penalty",
-                "penalty_decay",
-                "penalty_free",
-                "mask_output",
-                "temperature_after",
-            )
-        }
+        options = {field.name: getattr(s, field.name) for field in dataclasses.fields(s)}
+        del options["top_k"], options["top_p"]
         wkv, shift = RWKVState.shapes(self.config)
         return cache_model(
             self.backbone,
@@ -430,8 +421,6 @@ class RWKV:
 
         options: as for `build_transformer_model`.
         """
-        from bert4keras_rwkv.models.build import build_transformer_model
-
         return build_transformer_model(checkpoint_path=named(preset), **options)
 
     def _read(self):
@@ -465,74 +454,37 @@ class RWKV:
             if not self.backbone.start_states:
                 return RWKVState.zeros(self.config, batch, dtype)
             state = self.tuned_state()
-        if state.model not in (None, self.config.model):
-            raise ValueError(f"This is a state of {state.model}, the model is {self.config.model}.")
-        wanted = RWKVState.shapes(self.config)
-        received = (tuple(state.wkv.shape[1:]), tuple(state.shift.shape[1:]))
-        if received != wanted or not {state.batch, int(state.shift.shape[0])} <= {1, batch}:
-            raise ValueError(
-                f"For {batch} rows the state is wkv {(batch, *wanted[0])} and shift {(batch, *wanted[1])}, or of batch "
-                f"1. Received: wkv {tuple(state.wkv.shape)}, shift {tuple(state.shift.shape)}."
-            )
-        if state.batch == batch and state.shift.shape[0] == batch:
+        state.check(self.config)
+        rows = state.batch, int(state.shift.shape[0])
+        if rows == (batch, batch):
             return state
+        if not set(rows) <= {1, batch}:
+            raise ValueError(
+                f"A state for {batch} rows has as many, or one for all. Received: wkv and shift of {rows}."
+            )
         wkv, shift = (ops.broadcast_to(x, (batch, *x.shape[1:])) for x in (state.wkv, state.shift))
         return RWKVState(wkv, shift, state.model)
 
     def _request(
         self, inputs, max_length, max_new_tokens, stop_token_ids, stop_texts, sampling, seed, state, as_text=False
     ):
-        """What `generate` and `stream` take, checked: prompts, a `Request`, and a `TokenText` for each row or None."""
-        prompts = Prompts(inputs, self.tokenizer, self.config.vocab_size)
-        stops = _stop_texts(stop_texts)
-        sampling = Sampling.of(sampling, self.sampling)
-        texts = [None] * len(prompts.rows)
+        """What `generate` and `stream` take, checked: `Prompts` and a `Request`."""
+        vocab_size = self.config.vocab_size
+        prompts, stops = Prompts(inputs, self.tokenizer, vocab_size), texts_that_stop(stop_texts)
+        sampling, tokenizer = Sampling.of(sampling, self.sampling), None
         if prompts.is_text or as_text or stops:
             tokenizer = need_tokenizer(self.tokenizer)
-            texts = [TokenText(tokenizer, stops) for _ in texts]
-            # Rows of the head without a text: the World vocabulary fills 65,530 of 65,536.
-            unused = tokenizer.without_text(self.config.vocab_size)
-            sampling = dataclasses.replace(sampling, mask_output=(*sampling.mask_output, *unused))
-        sampling.check(self.config.vocab_size, 0)
-        ends, limits = self._ends(stop_token_ids), self._limits(prompts, max_length, max_new_tokens)
+            sampling = with_text(sampling, tokenizer, vocab_size)
+        sampling.check(vocab_size, 0)
+        ends = end_ids(stop_token_ids, self.tokenizer, vocab_size)
+        most = limits([len(row) for row in prompts.rows], max_length, max_new_tokens, self.sequence_length)
         batch = len(prompts.rows)
-        state = self.state_for(state, batch)
-        return prompts, Request.of(prompts.rows, limits, state, seeds(seed, batch), sampling, ends), texts
+        fields = self.state_for(state, batch), seeds(seed, batch), sampling, ends, tokenizer, stops
+        return prompts, Request.of(prompts.rows, most, *fields)
 
     def _shown(self, ids, ends):
         """The text of an answer, without the id that ended it."""
         return self.tokenizer.decode(ids[:-1] if ids and ids[-1] in ends else ids)
-
-    def _ends(self, stop_token_ids):
-        """The ids that end a row, a tuple."""
-        if stop_token_ids is None:
-            return ()
-        if isinstance(stop_token_ids, str):
-            if stop_token_ids != "auto":
-                raise ValueError(
-                    f"`stop_token_ids` is an id, a list of ids, None or 'auto'. Received: {stop_token_ids!r}."
-                )
-            end = None if self.tokenizer is None else self.tokenizer.end_token
-            return () if end is None else (end,)
-        return tuple(token_ids(stop_token_ids, self.config.vocab_size).ravel().tolist())
-
-    def _limits(self, prompts, max_length, max_new_tokens):
-        """How many tokens each row has at most, its prompt included."""
-        lengths = [len(row) for row in prompts.rows]
-        if max_new_tokens is not None:
-            if max_length is not None:
-                raise ValueError("Give `max_length`, prompt and answer together, or `max_new_tokens`, not both.")
-            new = whole_number("max_new_tokens", max_new_tokens, 0)
-            return [whole_number("prompt and max_new_tokens", length + new, 0) for length in lengths]
-        if max_length is None:
-            max_length = max(lengths) + NEW_TOKENS if self.sequence_length is None else self.sequence_length
-        max_length = whole_number("max_length", max_length, 1)
-        if max(lengths) > max_length:
-            raise ValueError(
-                f"The longest prompt has {max(lengths)} tokens; `max_length`, prompt and answer together, is "
-                f"{max_length}."
-            )
-        return [max_length] * len(lengths)
 
 
 def _copied(kind, backbone, tokenizer, sampling, options):
@@ -546,39 +498,102 @@ def check_chunk(chunk_len):
         raise ValueError(f"`chunk_len` is how many tokens are read at once, at least 1. Received: {chunk_len}.")
 
 
-def whole_number(name, value, least):
-    """`value` as an int of at least `least`; a ValueError that names the argument for anything else."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < 2**31:
-        raise ValueError(
-            f"`{name}` is a number of tokens, an int from {least} to 2^31 - 1. Received: {name}={value!r}."
-        )
-    return int(value)
+def build_transformer_model(
+    config_path=None,
+    checkpoint_path=None,
+    model=None,
+    keras_weights_path=None,
+    return_keras_model=False,
+    sequence_length=None,
+    with_lm="linear",
+    dtype=None,
+    tokenizer=None,
+    pad_token_id=0,
+    group_norm_epsilon=None,
+    rescale_layer=None,
+    kernel="auto",
+    input_state=False,
+    output_state=False,
+    packed=False,
+    remat=False,
+    keep_tokens=None,
+    compound_tokens=None,
+    mask_output=None,
+    penalty=1.0,
+    penalty_window=None,
+    max_penalty_range=None,
+    temperature=1.0,
+    prefix="",
+    name=None,
+    **config_keys,
+):
+    """Build a model, with the weights of a file or as its authors start training.
 
+    config_path: a JSON file with bert4keras or Hugging Face keys. checkpoint_path: a weight file or preset folder of
+    any known format; version and sizes are read from it. keras_weights_path: the same, in bert4keras's name. Without
+    either the weights are random. model: 'rwkv6'; needed only where nothing else says it. config_keys: keys of
+    RWKVConfig, over what the files say.
 
-def _stop_texts(given):
-    """Stop texts as a tuple of str."""
-    stops = (given,) if isinstance(given, str) else tuple(given or ())
-    if not all(isinstance(stop, str) and stop for stop in stops):
-        raise ValueError(f"`stop_texts` is a text or several, none of them empty. Received: {given!r}.")
-    return stops
+    return_keras_model: return the Keras model instead of the `RWKV` around it. sequence_length: fixed T of the Keras
+    model, None for any. with_lm: what it gives: 'linear' logits, 'softmax' (or True) probabilities, False hidden
+    states. input_state, output_state: it takes and gives `Stack-States` and `Stack-Last-X` too. packed: it takes
+    `Reset` (B, T), 1 where a document begins, and masks nothing. pad_token_id: the id it masks, None for none.
 
+    dtype: a dtype or Keras policy. None: `keras.config.floatx()` where it was changed; else on a CPU float32, on an
+    accelerator the file's own. tokenizer: one of `tokenizers`, or the path of a vocabulary; None looks beside the
+    weights. kernel: 'auto', 'ops' or 'loop'. remat: recompute blocks in the backward pass. group_norm_epsilon: 64e-5
+    unless a config says otherwise. rescale_layer: halve the residual stream after every so many blocks, so that
+    float16 does not overflow; logits are what they were; 0 is off; None: 6 for float16, else 0.
 
-def _functional(backbone, sequence_length, with_lm, input_state, output_state, packed, prefix, name):
-    """The Keras model around a backbone, see DESIGN of the inputs in `build_transformer_model`."""
-    inputs = [keras.Input((sequence_length,), dtype="int32", name=f"{prefix}Input-Token")]
-    wkv, shift = RWKVState.shapes(backbone.config)
-    wkv_dtype, dtype = backbone.state_dtypes
-    named = {}
-    if input_state:
-        named["wkv"] = keras.Input(wkv, dtype=wkv_dtype, name=f"{prefix}Stack-States")
-        named["shift"] = keras.Input(shift, dtype=dtype, name=f"{prefix}Stack-Last-X")
-    if packed:
-        named["reset"] = keras.Input((sequence_length,), dtype="int32", name=f"{prefix}Reset")
-    output, *state = backbone(inputs[0], **named)
-    if with_lm == "softmax":
-        output = keras.layers.Activation("softmax", dtype=wkv_dtype, name=f"{prefix}probabilities")(output)
-    return keras.Model(
-        [*inputs, *named.values()],
-        [output, *state] if output_state else output,
-        name=f"{prefix}{backbone.config.model}" if name is None else name,
+    keep_tokens: ids of the file's vocabulary to keep, in their new order. compound_tokens: rows to append, each the
+    mean of those of a list of ids, or the weighted mean of (ids, weights); the ids are the file's. The tokenizer, the
+    file's too, is renumbered with them; where new rows have texts, set `RWKV.tokenizer = old.remapped(keep, texts)`.
+    mask_output, penalty, penalty_window, max_penalty_range, temperature: how `generate` and `build_cache_model`
+    sample.
+
+    prefix: what the names of the inputs and layers of the Keras model begin with, so that two models fit into one.
+    name: its own name, None for the version.
+    """
+    if with_lm not in LANGUAGE_MODELS:
+        raise ValueError(f"`with_lm` is 'linear', 'softmax' (or True) or False. Received: with_lm={with_lm!r}.")
+    with_lm = {True: "softmax", False: False}.get(with_lm, with_lm)
+    if checkpoint_path is not None and keras_weights_path is not None:
+        raise ValueError("Give `checkpoint_path` or `keras_weights_path`, not both: each names a weight file.")
+    if model is not None:
+        version_named(model)
+    check_kernel(kernel)
+    sampling = Sampling(
+        temperature=temperature,
+        top_p=0.85,
+        penalty=penalty,
+        penalty_window=penalty_window,
+        max_penalty_range=max_penalty_range,
+        mask_output=() if mask_output is None else mask_output,
     )
+    path = keras_weights_path if checkpoint_path is None else checkpoint_path
+    if path is None and (keep_tokens is not None or compound_tokens):
+        raise ValueError(
+            "`keep_tokens` and `compound_tokens` choose rows of a file's vocabulary. Give `checkpoint_path` too, or "
+            "`vocab_size` for random weights."
+        )
+    keys = keys_of(config_path, model, {**config_keys, "group_norm_epsilon": group_norm_epsilon})
+    config = None if config_path is None and path is not None else RWKVConfig.from_dict(keys)
+    with nullcontext() if path is None else open_checkpoint(path, config) as checkpoint:
+        backbone, tokenizer = backbone_and_tokenizer(
+            checkpoint,
+            config_over(checkpoint, keys) if config is None else config,
+            tokenizer,
+            keep_tokens,
+            compound_tokens,
+            dtype,
+            kernel=kernel,
+            pad_token_id=None if packed else pad_token_id,
+            head=with_lm is not False,
+            remat=remat,
+            rescale_layer=rescale_layer,
+            name=f"{prefix}backbone",
+        )
+    rwkv = RWKV(
+        backbone, tokenizer, sampling, sequence_length, with_lm, input_state, output_state, packed, prefix, name
+    )
+    return rwkv.model if return_keras_model else rwkv

@@ -42,10 +42,10 @@ class SegmentLoss(TokenLoss):
         for variable, value in zip(carry, (*backbone.pack(state), ids[:, -1:], reset[:, -1:]), strict=True):
             variable.assign(ops.stop_gradient(value))
         if answer is not None:
-            answer = _led(answer)
-        weight = _led_weight(self.sample_weight, ids[:, 1:])
+            answer = _preceded(answer)
+        weight = _preceded_weight(self.sample_weight, ids[:, 1:])
         labels, weights = (x[:, :-1] for x in next_tokens(ids, self.loss.pad_token_id, answer, reset, weight))
-        return self._lost(hidden, labels, weights)
+        return self._token_losses(hidden, labels, weights)
 
     def compute_output_spec(self, ids, reset, answer=None, training=None):
         return super().compute_output_spec(ids)
@@ -93,8 +93,8 @@ class SegmentTrainer(TrainingModel):
     def _counted(self, x, sample_weight=None):
         # The token before a segment counts as real; the column that it stands in predicts the segment's first.
         given = self._named(x)
-        weight = _led_weight(sample_weight, given[IDS])
-        given = {name: _led(value) for name, value in given.items()}
+        weight = _preceded_weight(sample_weight, given[IDS])
+        given = {name: _preceded(value) for name, value in given.items()}
         return tuple(values[:, :-1] for values in super()._counted(given, weight))
 
 
@@ -109,11 +109,11 @@ def segment_trainer(backbone, batch_size, sequence_length=None, loss=None, accur
     return loss_model(SegmentTrainer, SegmentLoss, backbone, sequence_length, True, loss, **options)
 
 
-def _led_weight(sample_weight, ids):
-    """The weight of each token of ids as `_led`; None stays None."""
-    return None if sample_weight is None else _led(each_token(sample_weight, ids))
+def _preceded_weight(sample_weight, ids):
+    """The weight of each token of ids as `_preceded`; None stays None."""
+    return None if sample_weight is None else _preceded(each_token(sample_weight, ids))
 
 
-def _led(x):
+def _preceded(x):
     """(B, T) as (B, T + 1), with a first column of the first one's values, which stands for the token before."""
     return ops.concatenate([x[:, :1], x], axis=1)

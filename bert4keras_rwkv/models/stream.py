@@ -12,8 +12,8 @@ class Stream:
     wanted. ended: nothing more comes.
     """
 
-    def __init__(self, writer, request, text, as_text, return_state=False):
-        self._writer, self._request, self._text = writer, request, text
+    def __init__(self, writer, request, as_text, return_state=False):
+        self._writer, self._request = writer, request
         self._as_text, self._return_state, self.ended = as_text, return_state, False
         self._begun = None
 
@@ -83,5 +83,5 @@ class Stream:
     @property
     def _writing(self):
         if self._begun is None:
-            self._begun = Writing(self._writer, self._request, [self._text])
+            self._begun = Writing(self._writer, self._request)
         return self._begun

@@ -3,42 +3,17 @@
 Nothing here knows text but for one thing: a `TokenText` says how many of a row's tokens have been shown.
 """
 
-import dataclasses
-from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
 
 from bert4keras_rwkv.generation import loop
-from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.models.blocks import Blocks, worthwhile
 from bert4keras_rwkv.models.finite import not_finite_of
+from bert4keras_rwkv.models.request import padded
 from bert4keras_rwkv.ops.compile import compiled
 from bert4keras_rwkv.state import RWKVState
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is to be written, checked and in the form that programs take.
-
-    ids: (B, L) int32, prompts at the front. length, limit: (B,) int32, tokens of each prompt, and of prompt and answer
-    together at most. state: RWKVState of batch B. seeds: (B, 2) int32, see `seeds`. ends: ids that end a row.
-    """
-
-    ids: np.ndarray
-    length: np.ndarray
-    limit: np.ndarray
-    state: RWKVState
-    seeds: np.ndarray
-    sampling: Sampling
-    ends: tuple[int, ...]
-
-    @classmethod
-    def of(cls, rows, limits, state, seeds, sampling, ends=()):
-        """A request for ragged rows of ids."""
-        length = np.array([len(row) for row in rows], "int32")
-        return cls(_padded(rows, max(limits)), length, np.array(limits, "int32"), state, seeds, sampling, ends)
 
 
 class Writer:
@@ -107,7 +82,7 @@ class Writer:
         """
         start, position = (np.array([len(row) for row in rows], "int32") for rows in (prompts, answers))
         position += start
-        ids = _padded([np.concatenate(row) for row in zip(prompts, answers, strict=True)], max(1, int(position.max())))
+        ids = padded([np.concatenate(row) for row in zip(prompts, answers, strict=True)], max(1, int(position.max())))
         plan = sampling.plan()
         if plan not in self._draws:
             self._draws[plan] = compiled(_drawing(plan))
@@ -177,13 +152,13 @@ class Progress(NamedTuple):
 class Writing:
     """Rows that are written step by step, and may be left after any step.
 
-    texts: a `TokenText` for each row, None where ids are wanted. Tokens that are drawn may wait to be shown, for the
-    rest of a character, or until they are known not to begin a stop text. `state`, `tokens` and `seeds` are those of
+    Where text is wanted, tokens that are drawn may wait to be shown, for the rest of a character, or until they are
+    known not to begin a stop text. `state`, `tokens` and `seeds` are those of
     what `handed_out` was told last, exactly as if no more had been asked for.
     """
 
-    def __init__(self, writer, request, texts):
-        self._writer, self._request, self._texts = writer, request, texts
+    def __init__(self, writer, request):
+        self._writer, self._request, self._texts = writer, request, request.texts()
         self._carry = writer.begin(request)
         none = np.zeros(len(request.ids), int)
         self.drawn = [[] for _ in none]  # the tokens of each row
@@ -293,27 +268,6 @@ def _drawing(plan):
     return draw
 
 
-def seeds(seed, batch):
-    """(B, 2) int32 (seed, tokens generated before): from an int, such an array, or None for new ones.
-
-    Of an int the last 32 bits count.
-    """
-    if seed is None:
-        first = np.random.default_rng().integers(-(2**31), 2**31, batch)
-        return np.stack([first, np.zeros(batch)], axis=1).astype("int32")
-    array = np.asarray(seed)
-    if array.ndim == 0:
-        if isinstance(seed, bool) or not isinstance(array[()], Integral):
-            raise ValueError(f"`seed` is an int, an array ({batch}, 2), or None. Received: {seed!r}.")
-        first = (int(array) & 0xFFFFFFFF) + np.arange(batch, dtype="int64") & 0xFFFFFFFF
-        return np.stack([first.astype("uint32").view("int32"), np.zeros(batch, "int32")], axis=1)
-    if array.shape != (batch, 2) or array.dtype.kind not in "iu":
-        raise ValueError(
-            f"`seed` is an int or an array of ints ({batch}, 2). Received: {array.dtype}, shape {array.shape}."
-        )
-    return (array.astype("int64") & 0xFFFFFFFF).astype("uint32").view("int32")
-
-
 def _chosen(rows, these, others):
     """Leaf by leaf, rows of one nested structure of (B, ...) tensors or of another."""
 
@@ -321,11 +275,3 @@ def _chosen(rows, these, others):
         return ops.where(ops.reshape(rows, (-1, *[1] * (len(this.shape) - 1))), this, other)
 
     return keras.tree.map_structure(one, these, others)
-
-
-def _padded(rows, length):
-    """Rows of ids as (B, L) int32 with zeros behind, L at least `length`."""
-    ids = np.zeros((len(rows), loop.buffer_length(length)), "int32")
-    for out, row in zip(ids, rows, strict=True):
-        out[: len(row)] = row
-    return ids

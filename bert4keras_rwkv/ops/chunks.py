@@ -7,7 +7,7 @@ from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops.scan import scan
 
 
-def real(reset, present):
+def real_resets(reset, present):
     """`reset` where the token exists: a masked token begins nothing. None stays None."""
     if reset is None:
         return None

@@ -9,7 +9,7 @@ that no exponential overflows. Float32 inside (float64 when k is float64).
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
-from bert4keras_rwkv.ops.chunks import real
+from bert4keras_rwkv.ops.chunks import real_resets
 from bert4keras_rwkv.ops.kernels.choose import chosen
 from bert4keras_rwkv.ops.scan import scan
 
@@ -23,31 +23,31 @@ def wkv4_loop(k, v, w, u, state, present=None, reset=None, start=None):
     k, v, w, u, state = prepare(k, v, w, u, state)
     begin = _parts(ops.zeros_like(state) if start is None else ops.cast(start, state.dtype))
     masks = {"present": None if present is None else ops.cast(present, "bool")}
-    masks["reset"] = None if reset is None else real(reset, present)
+    masks["reset"] = None if reset is None else real_resets(reset, present)
     masks = {name: mask for name, mask in masks.items() if mask is not None}
 
     def step(S, x):
         k, v, *given = x
         given = dict(zip(masks, given, strict=True))
         if "reset" in given:
-            S = _choose(given["reset"], _entered(begin, k, u), S)
+            S = _choose(given["reset"], _initial_state(begin, k, u), S)
         y, new = _read(k, v, u, S), _write(k, v, w, S)
         return _choose(given["present"], new, S) if "present" in given else new, y
 
     xs = tuple(ops.moveaxis(x, 1, 0) for x in (k, v, *(mask[..., None] for mask in masks.values())))
-    S, y = scan(step, _entered(_parts(state), _first(k, present), u), xs)
-    return ops.moveaxis(y, 0, 1), _left(S, state, present)
+    S, y = scan(step, _initial_state(_parts(state), _first(k, present), u), xs)
+    return ops.moveaxis(y, 0, 1), _last_state(S, state, present)
 
 
 def wkv4_step(k, v, w, u, state, present=None, reset=None, start=None):
     """`wkv4` for T = 1: no loop."""
     k, v, w, u, state = prepare(k, v, w, u, state)
     k, v = k[:, 0], v[:, 0]
-    S = _entered(_parts(state), k, u)
+    S = _initial_state(_parts(state), k, u)
     if reset is not None:
         begin = _parts(ops.zeros_like(state) if start is None else ops.cast(start, state.dtype))
-        S = _choose(real(reset, present)[:, :1], _entered(begin, k, u), S)
-    return _read(k, v, u, S)[:, None], _left(_write(k, v, w, S), state, present)
+        S = _choose(real_resets(reset, present)[:, :1], _initial_state(begin, k, u), S)
+    return _read(k, v, u, S)[:, None], _last_state(_write(k, v, w, S), state, present)
 
 
 def prepare(k, v, w, u, state):
@@ -81,7 +81,7 @@ def _shares(p, q):
     return ops.where(ahead, 1.0, less), ops.where(ahead, less, 1.0)
 
 
-def _entered(S, k, u):
+def _initial_state(S, k, u):
     """A state that was handed in, before the token of key k. An empty one gets a maximum that never counts.
 
     Numerator and denominator 0 are an empty state whatever maximum comes with them. For them to be trainable the
@@ -103,7 +103,7 @@ def _first(k, present):
     return ops.take_along_axis(k, at[:, None, None], axis=1)[:, 0]
 
 
-def _left(S, state, present):
+def _last_state(S, state, present):
     """The last state as (B, 3, D); for a row without a real token the very one that came in."""
     last = ops.stack(S, axis=1)
     if present is None:

@@ -7,7 +7,7 @@ The plain loop is the truth; the chunked form is what runs. Both are float32 ins
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
-from bert4keras_rwkv.ops.chunks import each_chunk, each_token, exchanged, one_token, real, transposed
+from bert4keras_rwkv.ops.chunks import each_chunk, each_token, exchanged, one_token, real_resets, transposed
 from bert4keras_rwkv.ops.kernels.choose import chosen
 
 CHUNK = 32  # fastest of 8..128 for forward and for forward with gradient on a CPU
@@ -16,13 +16,13 @@ CHUNK = 32  # fastest of 8..128 for forward and for forward with gradient on a C
 def wkv6_loop(r, w, k, v, u, state, present=None, reset=None, start=None):
     """`wkv6` one token at a time, as the equation reads. Slow; the reference for every other form."""
     r, w, k, v, u, state = prepare(r, w, k, v, u, state, present)
-    return each_token(_token(u), (r, w, k, v), state, real(reset, present), start)
+    return each_token(_token(u), (r, w, k, v), state, real_resets(reset, present), start)
 
 
 def wkv6_step(r, w, k, v, u, state, present=None, reset=None, start=None):
     """`wkv6` for T = 1: one pass over the state, no loop."""
     r, w, k, v, u, state = prepare(r, w, k, v, u, state, present)
-    return one_token(_token(u), (r, w, k, v), state, real(reset, present), start)
+    return one_token(_token(u), (r, w, k, v), state, real_resets(reset, present), start)
 
 
 def wkv6_chunked(r, w, k, v, u, state, present=None, reset=None, start=None, chunk=CHUNK):
@@ -41,7 +41,7 @@ def wkv6_chunked(r, w, k, v, u, state, present=None, reset=None, start=None, chu
         y = scores @ v + r @ S
         return decay[..., None] * S + transposed(k) @ v, y
 
-    return each_chunk(form, (r, w, k, v), state, chunk, real(reset, present), start)
+    return each_chunk(form, (r, w, k, v), state, chunk, real_resets(reset, present), start)
 
 
 def _scores(r, w, k, u):

@@ -12,7 +12,7 @@ import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
-from bert4keras_rwkv.ops.chunks import each_chunk, each_token, exchanged, one_token, real, transposed
+from bert4keras_rwkv.ops.chunks import each_chunk, each_token, exchanged, one_token, real_resets, transposed
 from bert4keras_rwkv.ops.gradients import unless_differentiated
 from bert4keras_rwkv.ops.kernels.choose import chosen
 
@@ -26,13 +26,13 @@ CHUNK_JAX_CPU = 16
 def wkv7_loop(r, w, k, v, a, b, state, present=None, reset=None, start=None):
     """`wkv7` one token at a time, as the equation reads; the reference for every other form."""
     xs, state = _prepare((r, w, k, v, a, b), state, present)
-    return each_token(_token, xs, state, real(reset, present), start)
+    return each_token(_token, xs, state, real_resets(reset, present), start)
 
 
 def wkv7_step(r, w, k, v, a, b, state, present=None, reset=None, start=None):
     """`wkv7` for T = 1: one pass over the state, no loop."""
     xs, state = _prepare((r, w, k, v, a, b), state, present)
-    return one_token(_token, xs, state, real(reset, present), start)
+    return one_token(_token, xs, state, real_resets(reset, present), start)
 
 
 def wkv7_chunked(r, w, k, v, a, b, state, present=None, reset=None, start=None, bounded=False, chunk=None):
@@ -42,7 +42,7 @@ def wkv7_chunked(r, w, k, v, a, b, state, present=None, reset=None, start=None, 
     if chunk is None:
         chunk = CHUNK_JAX_CPU if _on_jax_cpu() else CHUNK
     xs, state = _prepare((r, w, k, v, a, b), state, present)
-    return each_chunk(partial(_chunk, bounded=bounded), xs, state, chunk, real(reset, present), start)
+    return each_chunk(partial(_chunk, bounded=bounded), xs, state, chunk, real_resets(reset, present), start)
 
 
 def wkv7_fastest(*args, bounded=False):
@@ -93,10 +93,10 @@ def _exchanged_bounded(r, w, k, a, b):
     chunk: for |w| < 0.61 neither factor exceeds e^20 in a chunk of 64.
     """
     C = r.shape[-2]
-    until = ops.cast(ops.cumsum(w, axis=-2), w.dtype)
-    middle, end = until[:, C // 2 : C // 2 + 1], until[:, -1:]
-    readers = ops.concatenate([a * ops.exp(until - w - middle), r * ops.exp(until - middle)], axis=-2)
-    fade = ops.exp(middle - until)
+    log_decay = ops.cast(ops.cumsum(w, axis=-2), w.dtype)
+    middle, end = log_decay[:, C // 2 : C // 2 + 1], log_decay[:, -1:]
+    readers = ops.concatenate([a * ops.exp(log_decay - w - middle), r * ops.exp(log_decay - middle)], axis=-2)
+    fade = ops.exp(middle - log_decay)
     writers = ops.concatenate([b * fade, k * fade], axis=-2)
     scores = readers @ transposed(writers)
     return scores, readers * ops.exp(middle), writers * ops.exp(end - middle), transposed(ops.exp(end))

@@ -6,7 +6,7 @@ from itertools import chain
 
 from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.tokenizers.base import Tokenizer, utf8
-from bert4keras_rwkv.untrusted import parse_json, shown, told
+from bert4keras_rwkv.untrusted import parse_json, printable, shown
 
 END = "<|endoftext|>"
 JSON_NAME = "tokenizer.json"
@@ -204,7 +204,7 @@ def _loaded(text, where):
     try:
         bpe = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(told(f"{where} is no vocabulary of Hugging Face's `tokenizers`: {error}.")) from error
+        raise ValueError(printable(f"{where} is no vocabulary of Hugging Face's `tokenizers`: {error}.")) from error
     if not isinstance(bpe.model, tokenizers.models.BPE) or not isinstance(bpe.decoder, tokenizers.decoders.ByteLevel):
         raise ValueError(
             "A vocabulary of the Pile's models is a byte-level BPE, as in 20B_tokenizer.json. "

@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 
 from bert4keras_rwkv.atomic import atomic_file
-from bert4keras_rwkv.untrusted import shown, told
+from bert4keras_rwkv.untrusted import printable, shown
 
 WORLD_NAME = "rwkv_vocab_v20230424.txt"
 # What a preset folder calls its vocabulary.
@@ -89,7 +89,7 @@ def read_vocabulary(path):
                     raise ValueError(f"the token {shown(token)} was given before, on line {first_lines[token]}")
             except ValueError as error:
                 said = f"A vocabulary has lines {LISTED if listed else NUMBERED}. In {os.fspath(path)}, line {number}: "
-                raise ValueError(told(f"{said}{error}. Received: {_clip(line)}.")) from error
+                raise ValueError(printable(f"{said}{error}. Received: {_clip(line)}.")) from error
             tokens[token_id] = token
             first_lines[token] = number
     try:

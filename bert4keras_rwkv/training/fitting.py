@@ -3,6 +3,7 @@
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import keras
+from bert4keras_rwkv.training.callbacks.checkpoint import TrainingCheckpoint
 from bert4keras_rwkv.training.datasets import keras_dataset
 from bert4keras_rwkv.training.recipe import warm_up_cosine
 
@@ -17,8 +18,6 @@ def fit_batches(model, batches, steps, learning_rate, checkpoint=None, verbose="
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"`steps` is how many batches are trained on, at least 1. Received: steps={steps!r}.")
-    from bert4keras_rwkv.training.callbacks import TrainingCheckpoint
-
     epochs = next(n for n in (10, 5, 4, 2, 1) if steps % n == 0)
     rate = warm_up_cosine(learning_rate, steps, int(WARM_UP * steps))
     data, callbacks = keras_dataset(batches), list(callbacks)

@@ -14,71 +14,14 @@ import numpy as np
 from bert4keras_rwkv.atomic import check_file
 from bert4keras_rwkv.data.batches import ANSWER, IDS, RESET, PackedBatches
 from bert4keras_rwkv.data.documents import document, place_of, sizes_of
+from bert4keras_rwkv.keras_loader import keras, ops
+from bert4keras_rwkv.layers.losses import NextTokenLoss, token_weights
 from bert4keras_rwkv.models.lora import LORA_FILES
-from bert4keras_rwkv.training import learning_rates
-from bert4keras_rwkv.training.checks import check_counts, check_positive
-from bert4keras_rwkv.training.pretrain import Folder, check_place
+from bert4keras_rwkv.training.distil import distil_prompt
+from bert4keras_rwkv.training.fitting import fit_batches, mean_loss
+from bert4keras_rwkv.training.folder import Folder, check_place
 
-MODES = ("state", "lora", "state+lora", "prompt")
-QUANTISED = ("int8", "int4")
 APART = 10  # one document of so many is held out where no others are given
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What is tuned and how.
-
-    mode: one of `MODES`. time_shift: tune the last inputs of the layers too, with the state of the recurrence. rank,
-    alpha, targets: of the LoRA, see `RWKV.enable_lora`. prompts: texts, of mode 'prompt'. steps: batches of batch_size
-    rows of `length` tokens; None: as many as `epochs` times through the data takes. learning_rate: its peak; None: what
-    `learning_rates` says. quantize: 'int8' or 'int4' for a base that Keras rounds. seed: of the LoRA, of the order of
-    documents, and of texts written.
-    """
-
-    mode: str = "state"
-    time_shift: bool = False
-    rank: int = 8
-    alpha: float | None = None
-    targets: tuple[str, ...] | None = None
-    prompts: tuple[str, ...] = ()
-    steps: int | None = 200
-    epochs: int = 1
-    batch_size: int = 8
-    length: int = 256
-    learning_rate: float | None = None
-    quantize: str | None = None
-    seed: int = 0
-
-    def __post_init__(self):
-        for name, known in (("mode", MODES), ("quantize", (None, *QUANTISED))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` is one of {known}. Received: {name}={getattr(self, name)!r}.")
-        steps = {} if self.steps is None else {"steps": 1}
-        check_counts(self, rank=1, **steps, epochs=1, batch_size=1, length=2, seed=0)
-        for name in ("alpha", "learning_rate"):
-            if getattr(self, name) is not None:
-                check_positive(self, name)
-        if bool(self.prompts) != (self.mode == "prompt"):
-            raise ValueError("The mode 'prompt' needs a prompt, and no other mode takes one.")
-        if self.time_shift and not self.has_state:
-            raise ValueError("`time_shift` belongs to a state: take the mode 'state', 'state+lora' or 'prompt'.")
-
-    @property
-    def has_state(self):
-        return self.mode != "lora"
-
-    @property
-    def has_lora(self):
-        return "lora" in self.mode
-
-    @property
-    def rate(self):
-        """The peak of the learning rate."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        state = learning_rates.STATE_AND_SHIFTS if self.time_shift else learning_rates.STATE
-        both, lora, prompt = learning_rates.STATE_AND_LORA, learning_rates.LORA, learning_rates.PROMPT
-        return {"state": state, "lora": lora, "state+lora": both, "prompt": prompt}[self.mode]
 
 
 @dataclass(frozen=True)
@@ -89,8 +32,8 @@ class Tuned:
     after: float
 
 
-class Some(Sequence):
-    """Some of a sequence of documents, which stay where they are."""
+class Subset(Sequence):
+    """Subset of a sequence of documents, which stay where they are."""
 
     def __init__(self, documents, numbers):
         self.documents, self.numbers = documents, numbers
@@ -119,8 +62,6 @@ def tune(rwkv, tuning, path, documents=None, held_out=None, say=None):
             loss that is no longer finite.
         OSError: nothing can be written to `path`.
     """
-    from bert4keras_rwkv.keras_loader import keras
-
     check_target(tuning, path)
     for name, some in (("documents", documents), ("held_out", held_out)):
         if some is not None and len(some) == 0:
@@ -152,9 +93,6 @@ def check_target(tuning, path):
 
 def _tune_on(rwkv, tuning, path, documents, held_out, say):
     """State, LoRA or both, by the cross-entropy of documents."""
-    from bert4keras_rwkv.layers.losses import NextTokenLoss
-    from bert4keras_rwkv.training.fitting import fit_batches, mean_loss
-
     if tuning.has_lora:
         rwkv.enable_lora(tuning.rank, tuning.alpha, tuning.targets)
     if tuning.has_state:
@@ -174,8 +112,6 @@ def _tune_on(rwkv, tuning, path, documents, held_out, say):
 
 def _tune_prompt(rwkv, tuning, path, documents, held_out, say):
     """A state that predicts as behind prompts."""
-    from bert4keras_rwkv.training.distil import distil_prompt
-
     texts, held = ([document(one).ids for one in some] if some else None for some in (documents, held_out))
     folder = _opened(rwkv, tuning, path, None)
     found = distil_prompt(
@@ -243,7 +179,7 @@ def _apart(documents, seed):
     """Documents to train on and some to measure with."""
     order = np.random.default_rng(seed).permutation(len(documents)).tolist()
     count = max(1, len(documents) // APART)
-    return Some(documents, order[count:]), Some(documents, order[:count])
+    return Subset(documents, order[count:]), Subset(documents, order[:count])
 
 
 def _batches(rwkv, tuning, documents, answers):
@@ -267,15 +203,11 @@ def _held_out(rwkv, tuning, documents, answers):
 
 def _counted(batch):
     """How many tokens of a packed batch its loss is the mean of."""
-    from bert4keras_rwkv.keras_loader import ops
-    from bert4keras_rwkv.layers.losses import token_weights
-
     return float(ops.convert_to_numpy(token_weights(batch[IDS], None, batch.get(ANSWER), batch[RESET])).sum())
 
 
 def _followed(say, folder):
     """Callbacks that look at the loss now and then, and tell how far training is."""
-    from bert4keras_rwkv.keras_loader import keras
 
     class Told(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

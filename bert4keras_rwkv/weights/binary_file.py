@@ -18,7 +18,7 @@ def regular(path):
     return path
 
 
-class Reader:
+class BinaryFile:
     """A file open for reading, with its size. Asking for more than there is raises before anything is allocated.
 
     It also has the three methods an unpickler wants of a file: `read`, `readline`, and `readinto`.

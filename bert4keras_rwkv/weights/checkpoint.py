@@ -1,14 +1,16 @@
 """Any weight file or preset folder, told by its content, as a lazy mapping official name -> array."""
 
+import functools
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.tokenizers.find import find_tokenizer
 from bert4keras_rwkv.versions import version_of
 from bert4keras_rwkv.weights.folder import CONFIG, config_beside, foreign_keys, weights_path
-from bert4keras_rwkv.weights.formats.registry import beginning, format_named, format_of, formats
-from bert4keras_rwkv.weights.tensors import WeightsError
+from bert4keras_rwkv.weights.formats.registry import Format, beginning, format_named, format_of, formats
+from bert4keras_rwkv.weights.tensors import Tensors, WeightsError
 
 logger = logging.getLogger("bert4keras_rwkv")
 
@@ -20,6 +22,39 @@ FOREIGN = {
 }
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened weight file, and what belongs to it. Close it, or use it in a `with`.
+
+    path: the file of weights; of a folder, the one in it. format: the `Format` whose names its tensors have. tensors:
+    lazy `Tensors`, official name -> array.
+    """
+
+    path: Path
+    format: Format
+    tensors: Tensors
+
+    @functools.cached_property
+    def config(self):
+        """The `RWKVConfig`, from the shapes of the tensors and the epsilons of a `config.json` beside them."""
+        return _config_of(self.path, self.tensors)
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The tokenizer in the file, or beside it, or that of its vocabulary's size; None if there is none."""
+        held = self.tensors.metadata.get("vocabulary")  # a text, if somebody put a note of that name into the file
+        return find_tokenizer(self.path, self.config.vocab_size, held if isinstance(held, dict) else None)
+
+    def close(self):
+        self.tensors.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
 def open_weights(path, config=None, format=None):
     """The weights in a file or folder as lazy `Tensors`: official name -> array, with `shapes`, `dtypes`, `metadata`.
 
@@ -28,11 +63,11 @@ def open_weights(path, config=None, format=None):
     `RWKVConfig`: `config`, or the `config.json` beside it. Raises `WeightsError` (a `ValueError`) for whatever is no
     weight file, and `FileNotFoundError`. Close it, or use it in a `with`.
     """
-    return opened(path, config, format)[1]
+    return open_checkpoint(path, config, format).tensors
 
 
-def opened(path, config=None, format=None):
-    """The `Format` of a weight file or folder, and its lazy `Tensors`. Arguments and errors as for `open_weights`."""
+def open_checkpoint(path, config=None, format=None):
+    """The `Checkpoint` of a weight file or folder. Arguments and errors as for `open_weights`."""
     file = weights_path(path)
     known = format_of(file)
     if known is None:
@@ -46,7 +81,7 @@ def opened(path, config=None, format=None):
         if "_strategy" in tensors.metadata:
             version_of(tensors.metadata)
         spoken = _spoken(known, tensors) if wanted is None else wanted
-        return spoken, tensors if spoken.dialect is None else spoken.dialect.read(tensors)
+        return Checkpoint(file, spoken, tensors if spoken.dialect is None else spoken.dialect.read(tensors))
     except ValueError as error:
         tensors.close()
         raise WeightsError(f"'{file}': {error}") from error
@@ -86,7 +121,7 @@ def named(name):
         raise FileNotFoundError(f"{error} Models that ship with the package: {', '.join(shipped) or 'none'}.") from None
 
 
-def config_of(path, tensors):
+def _config_of(path, tensors):
     """The `RWKVConfig` of opened weights, from their shapes, with the epsilons of a `config.json` beside them.
 
     The shapes are always right; a `config.json` that says other sizes belongs to something else and is left alone.

@@ -161,12 +161,10 @@ def _check(path, found, config):
 
 def _fitting(path, state, config):
     """`state` if the sizes and the version are those of `config`."""
-    wanted, received = RWKVState.shapes(config), (state.wkv.shape[1:], state.shift.shape[1:])
-    if state.model not in (None, config.model) or received != wanted:
-        raise WeightsError(
-            f"'{path}' is a state of {state.model or 'an unknown model'}, with wkv {received[0]} and shift "
-            f"{received[1]}. This {config.model} wants wkv {wanted[0]} and shift {wanted[1]}."
-        )
+    try:
+        state.check(config, f"'{path}'")
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
     return state
 
 

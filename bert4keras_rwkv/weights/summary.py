@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.state import RWKVState
-from bert4keras_rwkv.weights.checkpoint import config_of, opened
-from bert4keras_rwkv.weights.folder import weights_path
+from bert4keras_rwkv.weights.checkpoint import open_checkpoint
 from bert4keras_rwkv.weights.tensors import count
 
 
@@ -33,17 +32,16 @@ class Summary:
 
 def summarise(path, format=None):
     """The `Summary` of a weight file or folder. Arguments and errors as for `open_weights`."""
-    file = weights_path(path)
-    known, tensors = opened(file, format=format)
-    with tensors:
-        entries, config, metadata = tensors.entries(), config_of(file, tensors), tensors.metadata
+    with open_checkpoint(path, format=format) as checkpoint:
+        config, tensors = checkpoint.config, checkpoint.tensors
+        entries, metadata = tensors.entries(), tensors.metadata
     dtypes, blocks = {}, metadata.get("blocks", {})
     for name, tensor in entries.items():
         dtype = blocks.get(name, str(tensor.dtype))
         dtypes[dtype] = dtypes.get(dtype, 0) + count(tensor.shape)
     return Summary(
-        file=str(file),
-        format=known.title.replace("`", ""),
+        file=str(checkpoint.path),
+        format=checkpoint.format.title.replace("`", ""),
         config=config,
         parameters=sum(dtypes.values()),
         dtypes=dtypes,

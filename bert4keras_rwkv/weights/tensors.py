@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from bert4keras_rwkv.untrusted import shown, told
+from bert4keras_rwkv.untrusted import printable, shown
 
 KINDS = (
     "float64",
@@ -40,7 +40,7 @@ class WeightsError(ValueError):
     """
 
     def __init__(self, message):
-        super().__init__(told(message))
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from bert4keras_rwkv.cli import backend, main
 from bert4keras_rwkv.cli.arguments import SAMPLING, TRAINING, TUNING, parser
 from bert4keras_rwkv.cli.values import Real, Whole, utf8
 from bert4keras_rwkv.generation.sampling import Sampling
-from bert4keras_rwkv.training.pretrain import Plan
+from bert4keras_rwkv.training.plan import TrainingPlan, Tuning
 
 pytestmark = pytest.mark.backend_free
 
@@ -88,19 +88,20 @@ def test_texts(command, option, capsys):
 SAMPLES = ["-1", "0", "1", "2", "3", "5", "0.5", "1.5", "1e-30"]
 
 
-@pytest.mark.parametrize("table", ["Sampling", "Plan", "Tuning"])
+@pytest.mark.parametrize("table", ["Sampling", "TrainingPlan", "Tuning"])
 def test_the_parser_takes_what_the_library_takes(table):
     """Each rule stands in two places, for the command line loads nothing before it knows."""
-    from bert4keras_rwkv.training.tune import Tuning
-
     numbers, make = {
         "Sampling": (SAMPLING, Sampling),
-        "Plan": (TRAINING, lambda **one: Plan(**{**{n: d for n, (_, d, _) in TRAINING.items()}, "steps": 20, **one})),
+        "TrainingPlan": (
+            TRAINING,
+            lambda **one: TrainingPlan(**{**{n: d for n, (_, d, _) in TRAINING.items()}, "steps": 20, **one}),
+        ),
         "Tuning": (TUNING, Tuning),
     }[table]
     for name, (rule, _, _) in numbers.items():
         for sample in SAMPLES:
-            if name == "steps" and table == "Plan" and sample in SAMPLES[2:]:
+            if name == "steps" and table == "TrainingPlan" and sample in SAMPLES[2:]:
                 continue  # no more than the warm-up
             try:
                 given = rule(sample)

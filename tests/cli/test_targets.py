@@ -36,8 +36,8 @@ def here(model, tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text('{"text": "hello"}\n')
     for module in (tune, train):
         monkeypatch.setattr(module, "choose_engine", loaded)
-    monkeypatch.setattr(convert, "opened", loaded)
-    monkeypatch.setattr("bert4keras_rwkv.cli.state.opened", loaded)
+    monkeypatch.setattr(convert, "open_checkpoint", loaded)
+    monkeypatch.setattr("bert4keras_rwkv.cli.state.open_checkpoint", loaded)
     monkeypatch.setattr("bert4keras_rwkv.data.sources.read_jsonl", loaded)
     return tmp_path
 

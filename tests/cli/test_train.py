@@ -8,9 +8,10 @@ import pytest
 
 from bert4keras_rwkv.cli import main
 from bert4keras_rwkv.cli import train as command
+from bert4keras_rwkv.data.convert import open_documents
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.training import write_binidx, write_records
-from bert4keras_rwkv.training.pretrain import Plan, open_documents, packed, packed_held_out, predicted
+from bert4keras_rwkv.training.plan import TrainingPlan, packed, packed_held_out, predicted
 from bert4keras_rwkv.weights import open_weights
 
 CONFIG = {"model": "rwkv4", "vocab_size": 262, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
@@ -117,7 +118,7 @@ def test_documents_of_every_form(here, form):
 @pytest.mark.backend_free
 def test_held_out_tokens_are_predicted_once(here):
     """Every token of a held-out set but those that begin a row or a document; a short set makes smaller batches."""
-    plan = Plan(steps=2, batch_size=8, length=5, learning_rate=1.0, weight_decay=0.0, warm_up=1)
+    plan = TrainingPlan(steps=2, batch_size=8, length=5, learning_rate=1.0, weight_decay=0.0, warm_up=1)
     batches = packed_held_out([[1, 2, 3, 4, 5], [6, 7, 8]], plan, 9)  # 1 2 3 4 5 | 0 6 7 8 0
     assert batches.batch_size == 2 and len(batches) == 1
     assert predicted(batches.batch(0)) == 4 + 3

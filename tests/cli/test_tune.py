@@ -9,7 +9,6 @@ import pytest
 from bert4keras_rwkv.cli import backend, main
 from bert4keras_rwkv.models import RWKV
 from bert4keras_rwkv.state import RWKVState
-from bert4keras_rwkv.training import fitting
 from bert4keras_rwkv.training import tune as tuning
 from bert4keras_rwkv.training.callbacks import TrainingCheckpoint
 
@@ -149,8 +148,8 @@ def test_a_loss_that_is_no_longer_finite(when, model, data, tmp_path, capsys, mo
         callbacks[0].set_params({"epochs": 1})
         callbacks[0].on_epoch_end(0, {"loss": np.nan if when == "meanwhile" else 1.0})
 
-    monkeypatch.setattr(fitting, "fit_batches", trained)
-    monkeypatch.setattr(fitting, "mean_loss", lambda *arguments: np.inf)
+    monkeypatch.setattr(tuning, "fit_batches", trained)
+    monkeypatch.setattr(tuning, "mean_loss", lambda *arguments: np.inf)
     assert run("tune", "--model", model, "--data", data, "--out", tmp_path / "a.pth", *SMALL, "--steps", 1) == 1
     assert "Take a smaller learning rate" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"model", "a.jsonl"}

@@ -8,11 +8,11 @@ import pytest
 from keras import ops
 from scipy import stats
 
-from bert4keras_rwkv.generation import filters, noise
+from bert4keras_rwkv.generation import noise
 from bert4keras_rwkv.generation.draw import BLOCK, SMALLEST, draw, first_max
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.ops.compile import compiled
-from tests.generation import toy
+from tests.generation import definitions, toy
 
 B = 4
 LOGITS = {
@@ -112,7 +112,7 @@ def test_floatx_does_not_matter(sampling, rng):
 def test_filters_are_their_definition(name, rng):
     """Against NumPy's stable sort in float64; the shares lie away from the sums of tied probabilities."""
     logits = LOGITS[name](rng, 97).astype("float32")
-    keep = compiled(lambda x: (filters.keep_top_k(x, 40), filters.keep_top_p(x, 0.7031)))
+    keep = compiled(lambda x: (definitions.keep_top_k(x, 40), definitions.keep_top_p(x, 0.7031)))
     for got, limits in zip(keep(logits), [(40, 1.0), (None, 0.7031)], strict=True):
         for row, kept in zip(logits.astype("float64"), ops.convert_to_numpy(got), strict=True):
             want = set(toy.allowed(row, *limits)) & set(np.flatnonzero(row > -np.inf))
@@ -123,13 +123,13 @@ def test_filters_keep_what_they_say():
     """0.4 0.3 0.2 0.1: the token that reaches p stays; ties go to the lower id; one always stays."""
     logits = np.log(np.array([[0.1, 0.4, 0.2, 0.3]], "float32"))
     kept = lambda x: np.flatnonzero(ops.convert_to_numpy(x)[0] > -np.inf).tolist()  # noqa: E731
-    assert kept(filters.keep_top_p(ops.convert_to_tensor(logits), 0.69)) == [1, 3]
-    assert kept(filters.keep_top_p(ops.convert_to_tensor(logits), 0.71)) == [1, 2, 3]
-    assert kept(filters.keep_top_p(ops.convert_to_tensor(logits), 1e-6)) == [1]
-    assert kept(filters.keep_top_k(ops.convert_to_tensor(logits), 2)) == [1, 3]
-    assert kept(filters.keep_top_k(ops.convert_to_tensor(logits), 9)) == [0, 1, 2, 3]
-    assert kept(filters.keep_top_k(ops.zeros((1, 5)), 2)) == [0, 1]
-    assert kept(filters.keep_top_p(ops.zeros((1, 5)), 0.5)) == [0, 1, 2]
+    assert kept(definitions.keep_top_p(ops.convert_to_tensor(logits), 0.69)) == [1, 3]
+    assert kept(definitions.keep_top_p(ops.convert_to_tensor(logits), 0.71)) == [1, 2, 3]
+    assert kept(definitions.keep_top_p(ops.convert_to_tensor(logits), 1e-6)) == [1]
+    assert kept(definitions.keep_top_k(ops.convert_to_tensor(logits), 2)) == [1, 3]
+    assert kept(definitions.keep_top_k(ops.convert_to_tensor(logits), 9)) == [0, 1, 2, 3]
+    assert kept(definitions.keep_top_k(ops.zeros((1, 5)), 2)) == [0, 1]
+    assert kept(definitions.keep_top_p(ops.zeros((1, 5)), 0.5)) == [0, 1, 2]
 
 
 def test_frequencies_follow_the_distribution():

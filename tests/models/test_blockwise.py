@@ -4,9 +4,9 @@ import pytest
 
 from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.models.blockwise import logits_from_file
-from bert4keras_rwkv.weights import open_weights, write_pth
 from bert4keras_rwkv.weights import tensors as tensors_module
-from bert4keras_rwkv.weights.checkpoint import config_of
+from bert4keras_rwkv.weights import write_pth
+from bert4keras_rwkv.weights.checkpoint import open_checkpoint
 from tests.models.small import arrays, assert_close, texts
 from tests.official import official_weights
 
@@ -22,10 +22,10 @@ def test_one_forward(tmp_path, rng, monkeypatch, version):
     rwkv = build_transformer_model(checkpoint_path=tmp_path / "a.pth")
     ids = texts(rng, 2, 21, 32)
     done = []
-    with open_weights(tmp_path / "a.pth") as tensors:
+    with open_checkpoint(tmp_path / "a.pth") as checkpoint:
+        tensors = checkpoint.tensors
         assert len(list(tensors.entry("emb.weight").pieces())) > 5
-        config = config_of(tmp_path / "a.pth", tensors)
-        found = logits_from_file(tensors, config, ids, lambda *counts: done.append(counts))
+        found = logits_from_file(tensors, checkpoint.config, ids, lambda *counts: done.append(counts))
     want, state = rwkv.forward(ids)
     assert_close([found], arrays(want, state)[:1])
     assert done == [(1, 2), (2, 2)]

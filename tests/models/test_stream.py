@@ -2,10 +2,12 @@
 
 from itertools import islice
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
 
+from bert4keras_rwkv.cli import main
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.session import Session
 from bert4keras_rwkv.state import RWKVState
@@ -82,8 +84,8 @@ def test_stop_texts(rwkv, stop):
         assert_close(arrays(0 * exact.wkv, state[row]), arrays(0 * exact.wkv, exact))
 
 
-def test_no_id_without_a_text_through_any_door(rwkv):
-    """A head may have more rows than the vocabulary has texts. Where text is wanted none of those is drawn."""
+def test_no_id_without_a_text_through_any_door(rwkv, tmp_path, capsys):
+    """A vocabulary may have gaps, a head more rows than it has texts: where text is wanted none of those is drawn."""
     sampling, many = Sampling(temperature=50.0), {"max_new_tokens": 12, "seed": 3, "stop_token_ids": None}
     ids = rwkv.generate("a", sampling=sampling, **many)  # fails in the decoder if one is drawn
     assert isinstance(ids, str)
@@ -92,6 +94,10 @@ def test_no_id_without_a_text_through_any_door(rwkv):
     "".join(rwkv.stream([98], sampling=sampling, as_text=True, **many))
     rwkv.generate([98], sampling=sampling, stop_texts="zzz", **many)
     Session(rwkv, sampling=sampling, seed=3).read("a").write(12)
+    rwkv.save_to_preset(tmp_path / "model")
+    command = ["generate", "--model", f"{tmp_path}/model", "--backend", keras.config.backend(), "--prompt", "a"]
+    assert main([*command, "--temperature", "50", "--top-p", "1", "--max-new-tokens", "12", "--seed", "3"]) == 0
+    assert capsys.readouterr().out == rwkv.generate("a", sampling=sampling, strip_prompt=True, **many) + "\n"
 
 
 def test_logits_that_are_no_numbers_are_said(rwkv):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from bert4keras_rwkv.training.pretrain import Plan
+from bert4keras_rwkv.training.plan import TrainingPlan
 from tests.models.small import small_model
 
 pytestmark = pytest.mark.backend_free
@@ -38,7 +38,7 @@ def test_keras_values_are_those_of_its_layers():
 
 
 def test_both_optimizers_have_the_same_rate_decay_and_clipping():
-    rwkv, plan = small_model("6"), Plan(steps=20, batch_size=1, length=8, learning_rate=1e-3, weight_decay=0.1)
+    rwkv, plan = small_model("6"), TrainingPlan(steps=20, batch_size=1, length=8, learning_rate=1e-3, weight_decay=0.1)
     ours, keras_own = (script.optimizer_of(rwkv, plan, authors).get_config() for authors in (True, False))
     for name in ("weight_decay", "global_clipnorm"):
         assert ours[name] == keras_own[name]

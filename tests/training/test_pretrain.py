@@ -4,8 +4,9 @@ import errno
 
 import pytest
 
-from bert4keras_rwkv.training import pretrain
-from bert4keras_rwkv.training.pretrain import Folder, Plan, check_place
+from bert4keras_rwkv.training import folder as training_folder
+from bert4keras_rwkv.training.folder import Folder, check_place
+from bert4keras_rwkv.training.plan import TrainingPlan
 
 pytestmark = pytest.mark.backend_free
 
@@ -25,7 +26,7 @@ def test_a_full_disk_at_the_start_is_no_training(path, there, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
-        patched.setattr(pretrain, "atomic_file", full)
+        patched.setattr(training_folder, "atomic_file", full)
         Folder(path, {"steps": 1}).open()
     assert Folder(path, {"steps": 1}).open()
     assert Folder(path, {"steps": 1}).open()
@@ -66,4 +67,4 @@ GOOD = {"steps": 20, "batch_size": 1, "length": 2, "learning_rate": 1.0, "weight
 )
 def test_numbers_that_cannot_be(name, value):
     with pytest.raises(ValueError, match=f"`{name}` is a .* number.* Received: {name}="):
-        Plan(**{**GOOD, name: value})
+        TrainingPlan(**{**GOOD, name: value})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_pth, write_safetensors
-from bert4keras_rwkv.weights.checkpoint import config_of, named, weights_path
+from bert4keras_rwkv.weights.checkpoint import named, open_checkpoint, weights_path
 
 pytestmark = pytest.mark.backend_free
 
@@ -65,12 +65,13 @@ def test_other_formats_are_named(tmp_path, start, kind):
 def test_the_shapes_win_over_a_config_beside_them(tmp_path, official, caplog, vocab_size, epsilon):
     """Only the two epsilons, which no weight file holds, come from it, and only if it is for these weights."""
     write_pth(tmp_path / "a.pth", official)
-    with open_weights(tmp_path / "a.pth") as tensors:
-        keys = config_of(tmp_path / "a.pth", tensors).to_dict()
-        assert not caplog.records
-        text = json.dumps({**keys, "vocab_size": vocab_size, "group_norm_epsilon": 1e-5, "dtype": "float32"})
-        (tmp_path / "config.json").write_text(text)
-        assert config_of(tmp_path / "a.pth", tensors).to_dict() == {**keys, "group_norm_epsilon": epsilon}
+    with open_checkpoint(tmp_path / "a.pth") as checkpoint:
+        keys = checkpoint.config.to_dict()
+    assert not caplog.records
+    text = json.dumps({**keys, "vocab_size": vocab_size, "group_norm_epsilon": 1e-5, "dtype": "float32"})
+    (tmp_path / "config.json").write_text(text)
+    with open_checkpoint(tmp_path / "a.pth") as checkpoint:
+        assert checkpoint.config.to_dict() == {**keys, "group_norm_epsilon": epsilon}
     assert ["Not used" in record.message for record in caplog.records] == [True] * (vocab_size != 16)
 
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.state import RWKVState
-from bert4keras_rwkv.weights import WeightsError, open_weights, write_keras_h5, write_pth, write_safetensors
+from bert4keras_rwkv.weights import WeightsError, write_keras_h5, write_pth, write_safetensors
 from bert4keras_rwkv.weights.adapters import read_adapter, save_lora
-from bert4keras_rwkv.weights.checkpoint import config_of
+from bert4keras_rwkv.weights.checkpoint import open_checkpoint
 from bert4keras_rwkv.weights.loading import in_order
 from bert4keras_rwkv.weights.states import read_state, write_state
 from tests.official import official_weights
@@ -35,9 +35,8 @@ MEMORY = 1 << 29  # bytes of address space that a reader of these small files ma
 
 def read_model(path):
     """Everything that loading does but for a backend."""
-    with open_weights(path) as tensors:
-        rules = config_of(path, tensors).rules()
-        for array in in_order(rules, tensors).values():
+    with open_checkpoint(path) as checkpoint:
+        for array in in_order(checkpoint.config.rules(), checkpoint.tensors).values():
             np.asarray(array)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_pth
-from bert4keras_rwkv.weights.checkpoint import opened, weights_path
+from bert4keras_rwkv.weights.checkpoint import open_checkpoint, weights_path
 from bert4keras_rwkv.weights.shards import weight_map
 
 pytestmark = pytest.mark.backend_free
@@ -44,9 +44,9 @@ def test_shards_are_one_model(tmp_path, official, same, container):
     for folder, arrays, kind in (("a", official, "sharded"), ("b", theirs, "hf")):
         index = split(tmp_path / folder, arrays, container)
         for path in (tmp_path / folder, index):
-            known, tensors = opened(path)
-            with tensors:
-                assert known.name == kind
+            with open_checkpoint(path) as found:
+                tensors = found.tensors
+                assert found.format.name == kind
                 assert {name.replace("rwkv.ln_out", "ln_out") for name in tensors} == set(official)
                 for name in official:
                     np.testing.assert_array_equal(tensors[name], official[name])

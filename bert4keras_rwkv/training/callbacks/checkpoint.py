@@ -16,6 +16,7 @@ from bert4keras_rwkv.atomic import remove_unfinished
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.backend import global_random_state, set_global_random_state
 from bert4keras_rwkv.training.datasets import BatchDataset
+from bert4keras_rwkv.training.folder import checkpoints
 from bert4keras_rwkv.untrusted import parse_json
 from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors, write_safetensors
 from bert4keras_rwkv.weights.tensors import Tensor, Tensors, WeightsError, dtype_named
@@ -197,11 +198,6 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             )
         if self.data is not None:
             self.data.batches.number_of(place["data"])
-
-
-def checkpoints(folder):
-    """The files of a `TrainingCheckpoint` in a folder, the newest last."""
-    return sorted(Path(folder).glob("epoch-*-step-*.safetensors"))
 
 
 def _opened(path):

@@ -6,7 +6,7 @@ import time
 from bert4keras_rwkv.keras_loader import keras
 
 
-class Report(keras.callbacks.Callback):
+class ReportLosses(keras.callbacks.Callback):
     """Calls `report(step, loss, tokens_per_second)` after every epoch of `fit`, and ends it after `steps` steps.
 
     Epochs are a number of steps here. loss: the mean of the epoch. tokens: in a step; what is computed between epochs

@@ -20,12 +20,12 @@ PIECES = (h5py.h5d.COMPACT, h5py.h5d.CONTIGUOUS)
 
 def open_hdf5(path):
     """The HDF5 file, for reading. A damaged one is a `WeightsError`."""
-    with whole(path):
+    with damage_told(path):
         return h5py.File(regular(path), "r")
 
 
 @contextmanager
-def whole(path):
+def damage_told(path):
     """What h5py raises about damage, which can be nearly anything, as a `WeightsError`."""
     try:
         yield
@@ -37,7 +37,7 @@ def whole(path):
 
 def holds(path, *names):
     """Whether an HDF5 file has all these groups, inside itself."""
-    with open_hdf5(path) as file, whole(path):
+    with open_hdf5(path) as file, damage_told(path):
         return all(_lies_in(file, name.split("/")) for name in names)
 
 
@@ -75,7 +75,7 @@ def data_sets(file):
             else:
                 found[where] = data_set(item, where)
 
-    with whole(file.filename):
+    with damage_told(file.filename):
         seen.add(h5py.h5o.get_info(file.id).addr)
         below(file, "", DEEPEST)
         claimed, size = sum(tensor.nbytes for tensor in found.values()), file.id.get_filesize()
@@ -108,7 +108,7 @@ def data_set(item, where):
         raise WeightsError(f"{name} claims {item.nbytes} bytes and holds {stored}.")
 
     def part(*where):
-        with whole(item.file.filename):
+        with damage_told(item.file.filename):
             return np.asarray(item[where], item.dtype).view(dtype)
 
     def rows(start, stop):

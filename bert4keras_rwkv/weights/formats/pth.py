@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from bert4keras_rwkv.weights.binary_file import Reader
+from bert4keras_rwkv.weights.binary_file import BinaryFile
 from bert4keras_rwkv.weights.formats.pickled import LARGEST_PICKLE, View, unpickle
 from bert4keras_rwkv.weights.formats.pth_writer import write_pth
 from bert4keras_rwkv.weights.formats.registry import Format
@@ -26,7 +26,7 @@ def open_pth(path, config=None):
 
     Anything damaged, or that asks to run something, is a `WeightsError`; nothing is executed.
     """
-    reader = Reader(path)
+    reader = BinaryFile(path)
     try:
         return _opened(reader)
     except WeightsError as error:

@@ -9,8 +9,8 @@ import struct
 
 import numpy as np
 
-from bert4keras_rwkv.weights.binary_file import Reader
-from bert4keras_rwkv.weights.formats.llama_cpp.blocks import stored_size, stored_tensor, told
+from bert4keras_rwkv.weights.binary_file import BinaryFile
+from bert4keras_rwkv.weights.formats.llama_cpp.blocks import metadata_of, stored_size, stored_tensor
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.tensors import Tensors, WeightsError, derived, vector
 
@@ -35,9 +35,9 @@ def is_rwkv_cpp(path, start):
 def open_rwkv_cpp(path, config=None):
     """The tensors of a file of rwkv.cpp under their official names, lazily. Damage is a `WeightsError`.
 
-    `metadata` has what `quantised.told` says, by the names in the file.
+    `metadata` has what `blocks.metadata_of` says, by the names in the file.
     """
-    reader = Reader(path)
+    reader = BinaryFile(path)
     try:
         stored, said = _stored(reader)
         return Tensors(_official(stored), {"format": "rwkv_cpp", **said}, reader.close)
@@ -49,7 +49,7 @@ def open_rwkv_cpp(path, config=None):
 
 
 def _stored(reader):
-    """Name -> `Tensor` as it lies in the file, and what `told` says of their types."""
+    """Name -> `Tensor` as it lies in the file, and what `metadata_of` says of their types."""
     from gguf import GGMLQuantizationType
 
     magic, version, ids, width, layers, _ = struct.unpack("<4s5i", reader.read(24))
@@ -70,7 +70,7 @@ def _stored(reader):
     found = len({name.split(".")[1] for name in stored if name.startswith("blocks.")})
     if "emb.weight" not in stored or stored["emb.weight"].shape != (ids, width) or found != layers:
         raise reader.broken(f"it should have {ids} ids of width {width} and {layers} layers, and has {found} layers")
-    return stored, told(types, sizes)
+    return stored, metadata_of(types, sizes)
 
 
 def _header(reader, version):

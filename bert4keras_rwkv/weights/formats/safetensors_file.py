@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.untrusted import parse_json, shown
-from bert4keras_rwkv.weights.binary_file import Reader
+from bert4keras_rwkv.weights.binary_file import BinaryFile
 from bert4keras_rwkv.weights.casting import bytes_of, cast, report
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.tensors import Tensors, WeightsError, count, dtype_named, officially_named
@@ -37,7 +37,7 @@ NAMES = {
 
 def open_safetensors(path, config=None):
     """The tensors of a `.safetensors` file under their official names, lazily. Damage is a `WeightsError`."""
-    reader = Reader(path)
+    reader = BinaryFile(path)
     try:
         header, start = _header(reader)
         metadata = header.pop("__metadata__", {})

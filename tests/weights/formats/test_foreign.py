@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_pth, write_safetensors
-from bert4keras_rwkv.weights.checkpoint import config_of, opened
+from bert4keras_rwkv.weights.checkpoint import open_checkpoint
 from bert4keras_rwkv.weights.formats.registry import format_named
 from tests.official import VERSIONS
 
@@ -50,11 +51,10 @@ def expected_in(reference, kind):
 @pytest.mark.parametrize("kind, where, version", RECORDED)
 def test_files_of_other_projects_are_the_reference_model(oracles, kind, where, version):
     path = oracles / "formats" / where
-    known, tensors = opened(path)
-    with tensors, open_weights(oracles / f"reference/reference_{version}.pth") as reference:
-        assert known.name == kind
-        assert_same(tensors, expected_in(dict(reference), kind))
-        assert config_of(path, tensors) == config_of("nowhere/a.pth", reference)
+    with open_checkpoint(path) as found, open_weights(oracles / f"reference/reference_{version}.pth") as reference:
+        assert found.format.name == kind
+        assert_same(found.tensors, expected_in(dict(reference), kind))
+        assert found.config == RWKVConfig.from_shapes(reference.shapes)
 
 
 @pytest.mark.oracle
@@ -86,10 +86,9 @@ def test_there_and_back_is_bit_for_bit(tmp_path, random_weights, write, kind, ve
     cast = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
     official = {name: array.astype(cast) for name, array in random_weights(version).items()}
     path = write(kind, tmp_path / "a", official, dtype)
-    known, tensors = opened(path)
-    with tensors:
-        assert known.name == ("safetensors" if (kind, version) == ("st", "4") else kind)
-        assert_same(tensors, official)
+    with open_checkpoint(path) as found:
+        assert found.format.name == ("safetensors" if (kind, version) == ("st", "4") else kind)
+        assert_same(found.tensors, official)
 
 
 @pytest.mark.parametrize("container", ["pth", "safetensors"])
@@ -98,10 +97,9 @@ def test_official_files_are_read_as_they_are(tmp_path, random_weights, container
     """No dialect takes the names of an official file for its own."""
     official = random_weights(version)
     {"pth": write_pth, "safetensors": write_safetensors}[container](tmp_path / "a", official)
-    known, tensors = opened(tmp_path / "a")
-    with tensors:
-        assert known.name == container
-        assert_same(tensors, official)
+    with open_checkpoint(tmp_path / "a") as found:
+        assert found.format.name == container
+        assert_same(found.tensors, official)
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "_forward_module.model."])
@@ -131,8 +129,9 @@ def test_a_decay_for_each_head_becomes_one_for_each_channel(tmp_path, random_wei
     for name, array in expected.items():
         if name.endswith(("time_decay", "time_faaaa")):
             expected[name] = np.repeat(array[:, None], 8, axis=1)
-    with open_weights(write(kind, tmp_path / "a", official, "float32")) as tensors:
-        assert config_of(tmp_path / "a", tensors).variant == "5.2"
+    with open_checkpoint(write(kind, tmp_path / "a", official, "float32")) as found:
+        tensors = found.tensors
+        assert found.config.variant == "5.2"
         assert set(tensors) == set(expected)
         for name, array in expected.items():
             np.testing.assert_allclose(tensors[name], array, rtol=1e-6)  # `exp` of two precisions
@@ -259,8 +258,8 @@ def test_only_hugging_face_says_the_epsilon(tmp_path, random_weights, write, cap
     path = write(kind, tmp_path / "a", random_weights(version))
     said = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**said, **keys, "unknown_key": [1]}))
-    with open_weights(path) as tensors:
-        config = config_of(path, tensors)
+    with open_checkpoint(path) as found:
+        config = found.config
     assert config.group_norm_epsilon == pytest.approx(epsilon)
     assert config.layer_norm_epsilon == 1e-5
     assert not caplog.records
@@ -279,8 +278,8 @@ def test_a_foreign_config_of_another_model_is_not_used(tmp_path, random_weights,
     path = write("hf", tmp_path / "a", random_weights("6"))
     said = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**said, **keys}))
-    with open_weights(path) as tensors:
-        assert config_of(path, tensors) == config_of("nowhere/a.pth", tensors)
+    with open_checkpoint(path) as found:
+        assert found.config == RWKVConfig.from_shapes(found.tensors.shapes)
     assert ["Not used" in record.message for record in caplog.records] == [True]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.weights import WeightsError, open_weights
-from bert4keras_rwkv.weights.binary_file import Reader
+from bert4keras_rwkv.weights.binary_file import BinaryFile
 from bert4keras_rwkv.weights.formats.llama_cpp.blocks import stored_tensor
 from bert4keras_rwkv.weights.formats.llama_cpp.write import write_gguf
 from tests.official import official_weights
@@ -208,7 +208,7 @@ def test_recorded_blocks(oracles, tmp_path):
     assert len(kinds) == 24
     for kind in kinds:
         (tmp_path / "blocks").write_bytes(b"before" + blocks[f"{kind}_raw"].tobytes())
-        reader, values = Reader(tmp_path / "blocks"), blocks[f"{kind}_values"]
+        reader, values = BinaryFile(tmp_path / "blocks"), blocks[f"{kind}_values"]
         tensor = stored_tensor(reader, "a", 6, values.shape, gguf.GGMLQuantizationType[kind])
         assert tensor.shape == values.shape and tensor.dtype == (ml_dtypes.bfloat16 if kind == "BF16" else np.float32)
         np.testing.assert_array_equal(tensor.read().astype(np.float32), values, err_msg=kind)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert4keras_rwkv.weights import WeightsError, open_weights
-from bert4keras_rwkv.weights.binary_file import Reader
+from bert4keras_rwkv.weights.binary_file import BinaryFile
 from bert4keras_rwkv.weights.formats.llama_cpp.header import Stored, read_header
 from bert4keras_rwkv.weights.formats.llama_cpp.names import ARCHITECTURES
 from bert4keras_rwkv.weights.formats.llama_cpp.read import open_gguf
@@ -43,11 +43,11 @@ def test_numbers_in_the_header(tmp_path, layout):
     if layout == ">":
         with (
             pytest.raises(WeightsError, match="for a big-endian machine"),
-            closing(Reader(tmp_path / "a.gguf")) as file,
+            closing(BinaryFile(tmp_path / "a.gguf")) as file,
         ):
             read_header(file, ARCHITECTURES)
         return
-    with closing(Reader(tmp_path / "a.gguf")) as file:
+    with closing(BinaryFile(tmp_path / "a.gguf")) as file:
         found, placed = read_header(file, ARCHITECTURES)
     expected = {key: field.contents() for key, field in gguf.GGUFReader(tmp_path / "a.gguf").fields.items()}
     texts = {"b.STRING": ["é".encode()] * 3, "a.STRING": "é".encode(), "general.architecture": b"rwkv7"}

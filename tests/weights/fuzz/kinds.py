@@ -23,7 +23,7 @@ from bert4keras_rwkv.tokenizers.find import find_tokenizer, load_tokenizer
 from bert4keras_rwkv.tokenizers.pile import END, _alphabet
 from bert4keras_rwkv.weights import open_weights, write_keras_h5, write_safetensors
 from bert4keras_rwkv.weights.adapters import OWN, read_adapter
-from bert4keras_rwkv.weights.checkpoint import config_of
+from bert4keras_rwkv.weights.checkpoint import open_checkpoint
 from bert4keras_rwkv.weights.formats.llama_cpp.write import write_gguf
 from bert4keras_rwkv.weights.states import read_state
 from bert4keras_rwkv.weights.summary import summarise
@@ -49,9 +49,9 @@ def weights(version="6"):
 
 def read_weights(path):
     """All that loading does but for a backend. Returns the arrays."""
-    with open_weights(path) as tensors:
-        config_of(path, tensors)
-        return {name: np.asarray(tensors[name]) for name in tensors}
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.config
+        return {name: np.asarray(array) for name, array in checkpoint.tensors.items()}
 
 
 def read_own(path):

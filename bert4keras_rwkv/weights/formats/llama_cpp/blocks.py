@@ -36,7 +36,7 @@ def stored_tensor(reader, name, offset, shape, kind):
     return Tensor(shape, dtype_named("float32"), read, rows if len(shape) > 1 else None)
 
 
-def told(types, sizes):
+def metadata_of(types, sizes):
     """What the `metadata` of a file says of its types: `types`, name -> GGML's; `blocks`, the same in small letters for
     those that are blocks of numbers; `stored_bytes` of all. sizes: of the tensors of the file, in bytes.
     """

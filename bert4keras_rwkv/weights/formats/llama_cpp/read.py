@@ -10,8 +10,8 @@ import numpy as np
 
 from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions.table import filled
-from bert4keras_rwkv.weights.binary_file import Reader
-from bert4keras_rwkv.weights.formats.llama_cpp.blocks import stored_size, stored_tensor, told
+from bert4keras_rwkv.weights.binary_file import BinaryFile
+from bert4keras_rwkv.weights.formats.llama_cpp.blocks import metadata_of, stored_size, stored_tensor
 from bert4keras_rwkv.weights.formats.llama_cpp.header import read_header
 from bert4keras_rwkv.weights.formats.llama_cpp.names import ARCHITECTURES, COPIES, gguf_rules, layers_of
 from bert4keras_rwkv.weights.formats.llama_cpp.tokens import read_tokens
@@ -37,9 +37,9 @@ def is_gguf(path, start):
 def open_gguf(path, config=None):
     """The tensors of a GGUF file under their official names, lazily. Damage or another model is a `WeightsError`.
 
-    `metadata` has the `vocabulary`, {id: bytes} or None, and what `quantised.told` says.
+    `metadata` has the `vocabulary`, {id: bytes} or None, and what `blocks.metadata_of` says.
     """
-    reader = Reader(path)
+    reader = BinaryFile(path)
     try:
         values, stored = read_header(reader, ARCHITECTURES)
         return _opened(reader, values, stored)
@@ -82,7 +82,7 @@ def _opened(reader, values, stored):
         name: stored[path].kind.name for path, rule in zip(paths, filled(rules), strict=True) for name in rule.names
     }
     sizes = (stored_size(path, stored[path].shape, stored[path].kind) for path in paths)
-    metadata = {"format": "gguf", **told(types, sizes), "vocabulary": read_tokens(values)}
+    metadata = {"format": "gguf", **metadata_of(types, sizes), "vocabulary": read_tokens(values)}
     return Tensors(tensors.entries(), metadata, reader.close)
 
 

@@ -2,7 +2,7 @@
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer, cast_like, recurrent, scaled, shifted
-from bert4keras_rwkv.layers.initial import given, orthonormal
+from bert4keras_rwkv.layers.initial import constant, orthonormal
 from bert4keras_rwkv.layers.projection import dense
 from bert4keras_rwkv.layers.rwkv7 import ChannelMix
 from bert4keras_rwkv.ops.wkv5 import wkv5
@@ -47,11 +47,11 @@ def initial_values(config, index):
     """Initializers of one block: {'time_mix' | 'channel_mix': name -> initializer}."""
     return {
         "time_mix": {
-            "mix": given(0.5),
-            "decay": given(-2.0),
-            "toys": given(0.3),
+            "mix": constant(0.5),
+            "decay": constant(-2.0),
+            "toys": constant(0.3),
             **{name: orthonormal() for name in PROJECTIONS[:3]},
             "output_projection": "zeros",
         },
-        "channel_mix": {"mix_k": given(0.5), "key": orthonormal(), "value": "zeros"},
+        "channel_mix": {"mix_k": constant(0.5), "key": orthonormal(), "value": "zeros"},
     }

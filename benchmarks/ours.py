@@ -1,4 +1,4 @@
-"""This package as a worker: python -m benchmarks.peer_package CHECKPOINT DTYPE. The backend is KERAS_BACKEND."""
+"""This package as a worker: python -m benchmarks.ours CHECKPOINT DTYPE. The backend is KERAS_BACKEND."""
 
 import sys
 import time
