@@ -73,8 +73,9 @@ format: $(VENV)/.lint  ## rewrite the files in the house style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# Not --quiet: it drops the warnings before --strict counts them.
 docs: $(VENV)/.docs  ## write the documentation site to build/docs; a broken link or a missing name fails
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "Open build/docs/index.html"
 
 fuzz: $(VENV)/.test  ## read random files of every kind, other ones each day: none may do harm (SAMPLES of each, 5000)

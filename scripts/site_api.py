@@ -1,7 +1,8 @@
 """The API pages of the documentation site: which public names there are, and on which page each stands.
 
 The names are read from the source without importing it: the tables of `public_names`, the lists `__all__`, and the
-names in NAMED, which the documents use by their module. A name in a table or list has a page without anything done here.
+names in NAMED, which the documents use by their module. A name in a table or list has a page without
+anything done here.
 """
 
 import ast
