@@ -19,7 +19,7 @@ ifdef ORACLES
 export RWKV_ORACLES := $(abspath $(ORACLES))
 endif
 
-.PHONY: help demo fuzz test test-all test-once test-notebooks test-wheel notebooks interop lint format bench bench-train clean $(BACKENDS:%=test-%) test-tensorflow $(TENSORFLOW)
+.PHONY: help demo fuzz test test-all test-once test-notebooks test-wheel notebooks interop lint format docs bench bench-train clean $(BACKENDS:%=test-%) test-tensorflow $(TENSORFLOW)
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -73,6 +73,11 @@ format: $(VENV)/.lint  ## rewrite the files in the house style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# Not --quiet: it drops the warnings before --strict counts them.
+docs: $(VENV)/.docs  ## write the documentation site to build/docs; a broken link or a missing name fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Open build/docs/index.html"
+
 fuzz: $(VENV)/.test  ## read random files of every kind, other ones each day: none may do harm (SAMPLES of each, 5000)
 	@KERAS_BACKEND=numpy $(BIN)/python -m tests.weights.fuzz --all --samples $(SAMPLES) --seed $(SEED)
 
@@ -116,6 +121,13 @@ $(HUB)/.installed: constraints.txt
 	@$(PYTHON) -m venv $(HUB)
 	@$(HUB)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt jax kagglehub keras numpy regex tokenizers
 	@$(HUB)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt --no-deps keras-hub rwkv_ops
+	@touch $@
+
+# Only what `[docs]` names, not the package and its backends.
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the tools of the documentation site (once)"
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' >$@.txt
+	@$(PIP) install -c constraints.txt -r $@.txt
 	@touch $@
 
 $(VENV)/.lint: constraints.txt | $(BIN)/python

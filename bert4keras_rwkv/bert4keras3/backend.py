@@ -9,7 +9,7 @@ __all__ = ["K", "Layer", "backlib", "int_shape", "is_tf_keras", "keras", "np", "
 
 K = keras.backend
 backlib = name()
-is_tf_keras = False
+is_tf_keras = False  # Keras 3 is never the Keras in TensorFlow
 
 
 class Layer(keras.layers.Layer):

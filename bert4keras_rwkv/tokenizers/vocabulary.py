@@ -20,8 +20,7 @@ from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.untrusted import printable, shown
 
 WORLD_NAME = "rwkv_vocab_v20230424.txt"
-# What a preset folder calls its vocabulary.
-VOCABULARY_NAME = "vocab.txt"
+VOCABULARY_NAME = "vocab.txt"  # what a preset folder calls its vocabulary
 NUMBERED = "`id literal length`, such as `98 'a' 1`"
 LISTED = "one Python literal each behind the first, b'<s>'"
 LARGEST_ID = (1 << 24) - 1  # hundreds of times the largest there is: a row for each id is made in several places
