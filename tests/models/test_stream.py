@@ -21,7 +21,7 @@ LETTERS = Sampling(temperature=3.0, mask_output=[i for i in range(SIZE) if i not
 
 @pytest.fixture(scope="module")
 def rwkv():
-    return small_model(vocab_size=SIZE, tokenizer=RWKV_TOKENIZER.from_entries(TOKENS))
+    return small_model(num_hidden_layers=1, vocab_size=SIZE, tokenizer=RWKV_TOKENIZER.from_entries(TOKENS))
 
 
 def same(got, want):

@@ -8,6 +8,8 @@ from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.training.distil import distil_prompt
 from tests.models.small import small_model, texts
 
+pytestmark = pytest.mark.once
+
 PROMPT = [7, 3, 11, 29, 5]
 OPTIONS = {"length": 7, "batch_size": 2, "verbose": 0}
 
