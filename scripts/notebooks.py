@@ -31,7 +31,7 @@ SECONDS = 600  # a cell may take
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
 # Programs are compiled for a few seconds of use: compiling fast is worth more than running fast.
 XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
 
 class Kernel(AsyncKernelManager):

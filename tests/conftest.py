@@ -22,8 +22,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 # way to emit a fusion takes half as long as its new one.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
-    " --xla_cpu_parallel_codegen_split_count=1",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
 )
 # Traced programs are many objects that live long: looking through them again and again took a tenth of the time.
 gc.set_threshold(50_000, 20, 20)

@@ -65,6 +65,7 @@ def test_writing_needs_a_token(rwkv):
 WAYS = ["close", "exception", "state", "fork", "read"]
 
 
+@pytest.mark.on("torch")
 @pytest.mark.parametrize("way", WAYS)
 def test_left_in_the_middle(rwkv, way):
     """However writing is left, the session has read what was handed out, and goes on bit for bit as if no more had been

@@ -18,6 +18,7 @@ MERGES = {
 }
 
 
+@pytest.mark.on("torch")
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", MERGES)
 def test_recorded_answers(oracles, name):

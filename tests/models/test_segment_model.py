@@ -12,8 +12,6 @@ from bert4keras_rwkv.training.callbacks import TrainingCheckpoint
 from bert4keras_rwkv.training.metrics import Perplexity, TokenAccuracy
 from tests.models.small import small_model, texts
 
-pytestmark = pytest.mark.once
-
 B, T, SEGMENTS = 2, 7, 4
 VERSIONS = [
     pytest.param("4", marks=pytest.mark.on("torch")),

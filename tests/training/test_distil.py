@@ -57,6 +57,7 @@ def test_the_state_behind_a_prompt_is_the_prompt(rng):
     assert distil_prompt(small_model(num_hidden_layers=1), PROMPT, **options).before > 1e-4
 
 
+@pytest.mark.on("torch")
 def test_several_prompts(rng):
     """What is measured is the mean of the divergences from each."""
     rwkv, held, prompts = small_model(num_hidden_layers=1), list(texts(rng, 2, 7)), [PROMPT, [2, 9]]
