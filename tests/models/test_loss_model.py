@@ -85,7 +85,7 @@ def test_every_way_trains_alike(rng):
     ids = padded(rng)
 
     def trained(loss):
-        rwkv = small_model(num_hidden_layers=1)
+        rwkv = small_model()
         model = rwkv.training_model()
         if loss is not None:
             model = keras.Model(rwkv.model.inputs, loss([*rwkv.model.inputs, *rwkv.model.outputs]))
@@ -93,7 +93,7 @@ def test_every_way_trains_alike(rng):
         model.fit(ids, epochs=3, batch_size=B, verbose=0, shuffle=False)
         return {name: rwkv.weights()[name] for name in ("emb.weight", "head.weight", "blocks.1.att.key.weight")}
 
-    before, want = small_model(num_hidden_layers=1).weights(), trained(Plain(-1))
+    before, want = small_model().weights(), trained(Plain(-1))
     for got in (trained(None), trained(NextTokenLoss())):
         for name, array in want.items():
             np.testing.assert_allclose(got[name], array, atol=1e-4 * np.abs(array).max())
