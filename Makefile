@@ -10,8 +10,8 @@ JOBS ?= 2
 NEEDS := pyproject.toml setup.py constraints.txt
 # What is compiled is kept as long as its process lives: each process runs a part of the files. Which tests take longest, and
 # what runs only in `make test-all`: CONTRIBUTING.md.
-TENSORFLOW := test-tensorflow-1-of-3 test-tensorflow-2-of-3 test-tensorflow-3-of-3
-JAX := test-jax-1-of-3 test-jax-2-of-3 test-jax-3-of-3
+TENSORFLOW := $(patsubst %,test-tensorflow-%-of-4,1 2 3 4)
+JAX := $(patsubst %,test-jax-%-of-3,1 2 3)
 TORCH := test-torch-1-of-1
 PARTS := $(TENSORFLOW) $(JAX) $(TORCH)
 SAMPLES ?= 5000
