@@ -7,9 +7,13 @@ BIN := $(VENV)/bin
 HUB := $(VENV)-hub
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
-BACKENDS := jax torch
 NEEDS := pyproject.toml setup.py constraints.txt
-TENSORFLOW := test-tensorflow-models test-tensorflow-others
+# What is compiled is kept as long as its process lives: each process runs a part of the files. Which tests take longest, and
+# what runs only in `make test-all`: CONTRIBUTING.md.
+TENSORFLOW := $(patsubst %,test-tensorflow-%-of-4,1 2 3 4)
+JAX := $(patsubst %,test-jax-%-of-3,1 2 3)
+TORCH := test-torch-1-of-1
+PARTS := $(TENSORFLOW) $(JAX) $(TORCH)
 SAMPLES ?= 5000
 SEED ?= $(shell date +%F)
 PROMPT ?= A hacker is
@@ -19,7 +23,7 @@ ifdef ORACLES
 export RWKV_ORACLES := $(abspath $(ORACLES))
 endif
 
-.PHONY: help demo fuzz test test-all test-once test-notebooks test-wheel notebooks interop lint format docs bench bench-train clean $(BACKENDS:%=test-%) test-tensorflow $(TENSORFLOW)
+.PHONY: help demo fuzz test test-all test-once test-notebooks test-wheel notebooks interop lint format docs bench bench-train clean test-tensorflow test-jax test-torch $(PARTS)
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -30,7 +34,7 @@ demo: $(VENV)/.demo  ## install the package and write text with the model that s
 
 test: $(VENV)/.test  ## run the tests on JAX, TensorFlow and PyTorch
 	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(JOBS) --keep-going \
-	  test-tensorflow-models test-jax test-tensorflow-others test-notebooks test-wheel test-once test-torch
+	  $(JAX) $(TORCH) test-once $(TENSORFLOW) test-notebooks test-wheel
 
 test-all:  ## the same with the slow tests
 	@$(MAKE) --no-print-directory test FLAGS="--slow $(FLAGS)"
@@ -39,16 +43,13 @@ test-once: $(VENV)/.test
 	@echo "== tests that need no backend"
 	@KERAS_BACKEND=jax $(PYTEST) --backend-free=only $(FLAGS)
 
-$(BACKENDS:%=test-%): test-%: $(VENV)/.test
-	@echo "== tests on $*"
-	@KERAS_BACKEND=$* $(PYTEST) --backend-free=skip $(FLAGS)
-
-# TensorFlow keeps every program that it ever traced: in two processes its tests need half the memory.
 test-tensorflow: $(TENSORFLOW)
+test-jax: $(JAX)
+test-torch: $(TORCH)
 
-$(TENSORFLOW): test-tensorflow-%: $(VENV)/.test
-	@echo "== tests on tensorflow: $*"
-	@KERAS_BACKEND=tensorflow $(PYTEST) --backend-free=skip $(FLAGS) $(if $(filter models,$*),tests/models,--ignore=tests/models)
+$(PARTS): test-%: $(VENV)/.test
+	@echo "== tests on $(subst -, ,$*)"
+	@KERAS_BACKEND=$(word 1,$(subst -, ,$*)) $(PYTEST) --backend-free=skip --part=$(word 2,$(subst -, ,$*))/$(lastword $(subst -, ,$*)) $(FLAGS)
 
 # With --slow all of them.
 test-notebooks: $(VENV)/.test

@@ -58,6 +58,7 @@ def pytest_addoption(parser):
         help="tests marked backend_free: run them with the others (default), run nothing else, or leave them out",
     )
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+    parser.addoption("--part", default="1/1", help="2/3: the second third of the files, for a process of its own")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -67,10 +68,12 @@ def pytest_collection_modifyitems(config, items):
     """
     choice = config.getoption("--backend-free")
     kept, dropped = [], []
+    number, parts = map(int, config.getoption("--part").split("/"))
+    ours = sorted({item.path for item in items})[number - 1 :: parts]
     for item in items:
         free = item.get_closest_marker("backend_free") is not None
         slow = item.get_closest_marker("slow") is not None or (not free and _elsewhere(item))
-        wanted = choice == "also" or free == (choice == "only")
+        wanted = item.path in ours and (choice == "also" or free == (choice == "only"))
         (kept if wanted and (config.getoption("--slow") or not slow) else dropped).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
@@ -102,12 +105,23 @@ def fixed_seed(request):
 
 
 @pytest.fixture(autouse=True)
-def uncompiled(request, monkeypatch):
-    """In a test marked `once`, on TensorFlow, what would be compiled runs operation by operation."""
-    if request.node.get_closest_marker("once") and os.environ["KERAS_BACKEND"] == "tensorflow":
-        from bert4keras_rwkv.ops import compile
+def uncompiled(request):
+    """In a test marked `once`, on TensorFlow, what would be compiled runs operation by operation, Keras' steps too.
 
-        monkeypatch.setattr(compile, "_tensorflow", compile.eager)
+    With --slow it is compiled.
+    """
+    if (
+        not request.node.get_closest_marker("once")
+        or os.environ["KERAS_BACKEND"] != "tensorflow"
+        or request.config.getoption("--slow")
+    ):
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,7 +12,9 @@ from tests.models.small import arrays, assert_close, small_model
 @pytest.fixture(scope="module")
 def rwkv():
     letters = {byte + 1: bytes([byte]) for byte in range(256)}
-    return small_model(vocab_size=257, tokenizer=RWKV_TOKENIZER.from_entries(letters), mask_output=[0])
+    return small_model(
+        num_hidden_layers=1, vocab_size=257, tokenizer=RWKV_TOKENIZER.from_entries(letters), mask_output=[0]
+    )
 
 
 SAMPLING = Sampling(temperature=0.9, mask_output=[0])
@@ -63,6 +65,7 @@ def test_writing_needs_a_token(rwkv):
 WAYS = ["close", "exception", "state", "fork", "read"]
 
 
+@pytest.mark.on("torch")
 @pytest.mark.parametrize("way", WAYS)
 def test_left_in_the_middle(rwkv, way):
     """However writing is left, the session has read what was handed out, and goes on bit for bit as if no more had been

@@ -153,6 +153,7 @@ def test_generate(folder):
         assert text == tokenizer.decode(ids)
 
 
+@pytest.mark.on("jax", "torch")
 def test_carry_state(folder):
     """Pieces with the state between them, with `predict` or a call, are one long text."""
     found = run("carry_state", folder)

@@ -35,6 +35,7 @@ def test_writes_what_the_model_writes(model, command, environment):
     assert kept.is_dir() == (keras.config.backend() == "jax") and (not kept.is_dir() or list(kept.iterdir()))
 
 
+@pytest.mark.on("torch")
 def test_prompt_from_stdin_echo_and_stop(model, command):
     """Greedy text, cut before a piece of itself; the prompt is taken as it is, in UTF-8."""
     text = "".join(RWKV.from_preset(model).stream("é\n中", 24, sampling="greedy"))

@@ -52,6 +52,7 @@ def losses_of(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.once
 def test_stopped_and_started_again_it_is_the_same_training(here, capsys, monkeypatch):
     """A whole run; a run that is stopped between two checkpoints and started again: the same losses and weights, bit by
     bit. Then it is done: the preset has its vocabulary, no checkpoint is left, and starting it trains nothing.

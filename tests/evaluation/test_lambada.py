@@ -62,7 +62,7 @@ def test_context_and_target_are_encoded_apart():
 
 def test_accuracy_and_perplexity():
     """A word is right if all its tokens are the likeliest; its probability is the product of theirs. 1e-6: rounding."""
-    rwkv = small_model(vocab_size=TOKENIZER.vocab_size, tokenizer=TOKENIZER)
+    rwkv = small_model(num_hidden_layers=1, vocab_size=TOKENIZER.vocab_size, tokenizer=TOKENIZER)
 
     def log_p(ids):
         """(16, V): of every id after each of these, in float64."""
@@ -92,6 +92,6 @@ def test_accuracy_and_perplexity():
 
 
 def test_nothing_to_evaluate():
-    rwkv = small_model(vocab_size=TOKENIZER.vocab_size, tokenizer=TOKENIZER)
+    rwkv = small_model(num_hidden_layers=1, vocab_size=TOKENIZER.vocab_size, tokenizer=TOKENIZER)
     with pytest.raises(ValueError, match="no example"):
         evaluate_lambada(rwkv, [])

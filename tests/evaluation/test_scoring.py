@@ -7,6 +7,8 @@ from keras import ops
 from bert4keras_rwkv.evaluation import Passage, score_passages, scoring
 from tests.models.small import small_model, texts
 
+pytestmark = pytest.mark.once
+
 SIZES = [5, 40, 1, 17, 33, 2, 18]
 
 

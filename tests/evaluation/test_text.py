@@ -10,6 +10,8 @@ from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.training import Document
 from tests.models.small import small_model, texts
 
+pytestmark = pytest.mark.once
+
 ENTRIES = [bytes([byte]) for byte in range(256)] + [b" the", b"hello", "é".encode()]
 WORDS = ["hello the", "", "é the hello the hello", "the"]
 SETTINGS = {"batch_size": 4, "chunk_len": 16}
@@ -18,7 +20,7 @@ SETTINGS = {"batch_size": 4, "chunk_len": 16}
 @pytest.fixture(scope="module")
 def rwkv():
     tokenizer = RWKV_TOKENIZER.from_entries(dict(enumerate(ENTRIES, 1)))
-    return small_model(vocab_size=tokenizer.vocab_size, tokenizer=tokenizer)
+    return small_model(num_hidden_layers=1, vocab_size=tokenizer.vocab_size, tokenizer=tokenizer)
 
 
 def log_p(rwkv, ids, state=None):

@@ -34,12 +34,17 @@ VERSIONS = {
 LAWFUL = ["4", "5.2", "6", "7", *(pytest.param(version, marks=pytest.mark.slow) for version in ("5.0", "5.1"))]
 
 
-def lawful(*everywhere, backends=("jax", "torch")):
-    """LAWFUL, of which only these are run on every backend, and the others on `backends`: tracing a training step takes
-    longest on TensorFlow, and a while on JAX.
+def lawful(*everywhere, jax=()):
+    """LAWFUL, of which only these are run on every backend, those of `jax` there too, and the others on PyTorch:
+    tracing takes longest on TensorFlow, and a while on JAX. `make test-all` runs all everywhere.
     """
-    others = pytest.mark.on(*backends)
-    return [v if not isinstance(v, str) or v in everywhere else pytest.param(v, marks=others) for v in LAWFUL]
+
+    def chosen(version):
+        if not isinstance(version, str) or version in everywhere:
+            return version
+        return pytest.param(version, marks=pytest.mark.on(*["jax"] * (version in jax), "torch"))
+
+    return [chosen(version) for version in LAWFUL]
 
 
 def small_model(version="6", seed=0, **options):

@@ -11,7 +11,9 @@ from keras import ops
 
 from tests.models.small import scatter, small_model
 
-TUNED = ["plain", "lora", "state", "both"]
+pytestmark = pytest.mark.once
+
+TUNED = ["plain", *(pytest.param(kind, marks=pytest.mark.on("torch")) for kind in ("lora", "state")), "both"]
 
 
 @functools.cache
@@ -117,7 +119,6 @@ def test_weights_for_a_model_that_is_tuned(tmp_path):
         other.model.load_weights(tmp_path / "b.weights.h5")
 
 
-@pytest.mark.once
 def test_a_copy_answers_alike(tmp_path):
     """A cache model from its file writes what the first one writes; a copy of a model in use goes on with the same
     tokenizer and sampling, in weights of its own.

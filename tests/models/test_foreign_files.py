@@ -18,6 +18,7 @@ RECORDED = {
 }
 
 
+@pytest.mark.on("torch")
 @pytest.mark.once
 @pytest.mark.oracle
 @pytest.mark.parametrize("where", RECORDED)

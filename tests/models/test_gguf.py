@@ -24,6 +24,7 @@ def written(tmp_path):
     return path, rwkv
 
 
+@pytest.mark.on("torch")
 def test_text_from_a_file_alone(written):
     """No vocabulary lies beside it: the one inside encodes, decodes, and hides ids that have no text."""
     path, rwkv = written
@@ -43,6 +44,7 @@ def test_converting_keeps_the_vocabulary(written, tmp_path, capsys):
     assert (tmp_path / "b.gguf").read_bytes() == path.read_bytes()
 
 
+@pytest.mark.on("torch")
 @pytest.mark.once
 @pytest.mark.oracle
 @pytest.mark.parametrize(

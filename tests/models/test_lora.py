@@ -14,6 +14,8 @@ from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors
 from tests.gradients import quick
 from tests.models.small import arrays, assert_close, lawful, small_model, texts
 
+pytestmark = pytest.mark.once
+
 PLAIN = ("receptance", "key", "value", "gate", "output")
 
 
@@ -37,7 +39,7 @@ def bases(rwkv):
     return [ops.convert_to_numpy(variable) for variable in rwkv.backbone.non_trainable_variables]
 
 
-@pytest.mark.parametrize("version", lawful("7", backends=["torch"]))
+@pytest.mark.parametrize("version", lawful("7"))
 def test_only_lora_trains(version, rng):
     """Two matrices for every projection of the blocks; all else stays, bit for bit, and the loss falls."""
     rwkv, ids = small_model(version), texts(rng, 4, 12)
@@ -53,7 +55,6 @@ def test_only_lora_trains(version, rng):
         np.testing.assert_array_equal(now, then)
 
 
-@pytest.mark.once
 def test_weights_with_lora_are_the_model(tmp_path, rng):
     """A file written while LoRA is on gives the logits of the model with it."""
     rwkv, ids = tuned(rng), texts(rng, 1, 9)
@@ -146,7 +147,6 @@ def test_adapter_there_and_back(tmp_path, rng):
 
 
 @pytest.mark.on("torch")
-@pytest.mark.once
 def test_merge_scale_and_stack(tmp_path, rng):
     """Merged, the model is what it was and LoRA is zero; twice half of an adapter is the adapter."""
     rwkv, ids = tuned(rng, targets=PLAIN), texts(rng, 1, 9)
@@ -261,7 +261,6 @@ def test_training_goes_on_from_an_adapter_and_the_optimizer(tmp_path, rng):
 
 
 @pytest.mark.on("torch")
-@pytest.mark.once
 @pytest.mark.parametrize("suffix", [".pth", ".st"])
 def test_files_of_other_projects(tmp_path, suffix, rng):
     """What we write as theirs is merged, and is loaded to go on with, as what it was: `.st` to float16."""

@@ -11,6 +11,8 @@ from bert4keras_rwkv.training.metrics import Perplexity, Tokens
 from tests.gradients import quick
 from tests.models.small import small_model, texts
 
+pytestmark = pytest.mark.once
+
 B, T = 3, 20
 
 
@@ -41,7 +43,7 @@ def truth(rwkv, ids, answer=None):
 
 def test_loss_of_a_training_model(rng):
     """1e-5 of the logits' own cross-entropy, padding and answers that do not count left out."""
-    rwkv, ids = small_model(), padded(rng)
+    rwkv, ids = small_model(num_hidden_layers=1), padded(rng)
     assert value(rwkv.training_model(), ids) == pytest.approx(truth(rwkv, ids), rel=1e-5)
     answer = (rng.random((B, T)) < 0.5).astype("int32")
     model = rwkv.training_model(NextTokenLoss(chunk_len=7, answer_mask=True))
@@ -51,7 +53,7 @@ def test_loss_of_a_training_model(rng):
 
 def test_loss_of_packed_documents(rng):
     """Documents in one row count as documents alone; nothing is predicted across a border."""
-    rwkv = small_model(packed=True)
+    rwkv = small_model(packed=True, num_hidden_layers=1)
     ids, reset = texts(rng, 1, T), np.zeros((1, T), "int32")
     reset[0, [0, 8]] = 1
     got = value(rwkv.training_model(), ids, reset)
@@ -101,7 +103,7 @@ def test_every_way_trains_alike(rng):
 @pytest.mark.on("torch")
 def test_inputs_by_name_and_generators(rng):
     """`{'Input-Token': ids}` from a generator, as a data set gives it."""
-    rwkv, ids = small_model(), padded(rng)
+    rwkv, ids = small_model(num_hidden_layers=1), padded(rng)
     model = rwkv.training_model()
     model.compile(keras.optimizers.Adam(1e-2))
     losses = model.fit(
@@ -112,7 +114,7 @@ def test_inputs_by_name_and_generators(rng):
 
 def test_a_batch_of_padding_costs_nothing(rng):
     """Loss 0, and weights that stay as they are."""
-    rwkv = small_model()
+    rwkv = small_model(num_hidden_layers=1)
     model = rwkv.training_model()
     model.compile(keras.optimizers.SGD(0.1))
     before = {name: array.copy() for name, array in rwkv.weights().items()}
@@ -160,7 +162,7 @@ def test_weights_of_each_token():
 
 def test_save_and_load(tmp_path, rng):
     """A `.keras` file of a training model gives the same loss."""
-    rwkv, ids = small_model(), padded(rng)
+    rwkv, ids = small_model(num_hidden_layers=1), padded(rng)
     model = rwkv.training_model(NextTokenLoss(chunk_len=5))
     model.save(tmp_path / "a.keras")
     again = keras.models.load_model(tmp_path / "a.keras")
@@ -169,6 +171,6 @@ def test_save_and_load(tmp_path, rng):
 
 def test_another_loss_is_told_where_it_goes():
     with pytest.raises(ValueError, match=r"goes behind `RWKV\.model`"):
-        small_model().training_model(Plain())
+        small_model(num_hidden_layers=1).training_model(Plain())
     with pytest.raises(ValueError, match="how many tokens have logits"):
         NextTokenLoss(chunk_len=0)

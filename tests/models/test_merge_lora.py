@@ -7,7 +7,9 @@ from keras import ops
 from bert4keras_rwkv.models import build_transformer_model
 from bert4keras_rwkv.weights import write_pth
 from bert4keras_rwkv.weights.adapters import save_lora
-from tests.models.small import LAWFUL, arrays, assert_close, small_model, texts
+from tests.models.small import arrays, assert_close, lawful, small_model, texts
+
+pytestmark = pytest.mark.once
 
 MERGES = {
     "LoRA": ("lora/lora_7_r8_alpha32.pth", None, "lora_logits", 1e-4),
@@ -16,7 +18,7 @@ MERGES = {
 }
 
 
-@pytest.mark.once
+@pytest.mark.on("torch")
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", MERGES)
 def test_recorded_answers(oracles, name):
@@ -37,7 +39,7 @@ def test_recorded_answers(oracles, name):
 
 
 @pytest.mark.on("jax", "torch")
-@pytest.mark.parametrize("version", LAWFUL)
+@pytest.mark.parametrize("version", lawful("7"))
 def test_merging_is_building_with_merged_weights(version, rng, tmp_path):
     """1e-5: the weights are the same but for the order of one float32 product. What `forward` compiled before sees the
     new weights.

@@ -27,6 +27,7 @@ def test_a_file_comes_back_bit_for_bit(version, tmp_path, rng):
         np.testing.assert_array_equal(again[name], array)
 
 
+@pytest.mark.on("torch")
 @pytest.mark.once
 @pytest.mark.parametrize("version", VARIANTS)
 def test_odd_sizes(version, rng):

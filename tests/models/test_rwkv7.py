@@ -21,6 +21,7 @@ from tests.official import official_weights
 RANKS_OF_ONE = {f"{name}_low_rank_dim": 1 for name in ("decay", "a", "v", "gate")}
 
 
+@pytest.mark.on("torch")
 @pytest.mark.once
 @pytest.mark.parametrize(
     "options",

@@ -7,6 +7,8 @@ from keras import ops
 from bert4keras_rwkv.models import reader
 from tests.models.small import arrays, assert_close, small_model, texts
 
+pytestmark = pytest.mark.once
+
 B, T = 3, 32  # the same shapes everywhere: compiling takes the time
 
 

@@ -72,6 +72,7 @@ def test_the_same_network_with_other_ids(whole, cut, rng):
     )
 
 
+@pytest.mark.on("torch")
 def test_the_tokenizer_goes_with_it(cut):
     """A text gives the same tokens but for those left out; the averages have no text and are not written in any."""
     assert cut.tokenizer.encode(" the cat \u4f60") == [33, 117, 105, 102, 257, 33, 258]
@@ -99,6 +100,7 @@ def test_a_given_tokenizer_is_the_files(folder, given):
     assert rwkv.tokenizer.encode(" cat\u4f60") == [257, 258]
 
 
+@pytest.mark.on("torch")
 def test_without_bytes_text_is_refused_and_ids_are_not(folder, tmp_path):
     rwkv = build_transformer_model(checkpoint_path=folder / "model.pth", keep_tokens=range(100, 262))
     for call in (rwkv.generate, lambda text: next(rwkv.stream(text)), rwkv.tokenizer.encode):
@@ -134,6 +136,7 @@ def test_ids_of_another_file(folder):
         build_transformer_model(checkpoint_path=folder / "model.pth", keep_tokens=[270])
 
 
+@pytest.mark.on("torch")
 def test_a_cut_pile_vocabulary_goes_into_the_preset(folder, tmp_path):
     """Its file holds the numbering: read again it gives the same ids."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

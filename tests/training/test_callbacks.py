@@ -12,6 +12,8 @@ from bert4keras_rwkv.training.callbacks import LearningRateFinder, StopOnNaN, To
 from bert4keras_rwkv.training.metrics import Tokens
 from tests.models.small import scatter, small_model, texts
 
+pytestmark = pytest.mark.once
+
 T = 7
 
 

@@ -8,6 +8,8 @@ from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.training.distil import distil_prompt
 from tests.models.small import small_model, texts
 
+pytestmark = pytest.mark.once
+
 PROMPT = [7, 3, 11, 29, 5]
 OPTIONS = {"length": 7, "batch_size": 2, "verbose": 0}
 
@@ -55,6 +57,7 @@ def test_the_state_behind_a_prompt_is_the_prompt(rng):
     assert distil_prompt(small_model(num_hidden_layers=1), PROMPT, **options).before > 1e-4
 
 
+@pytest.mark.on("torch")
 def test_several_prompts(rng):
     """What is measured is the mean of the divergences from each."""
     rwkv, held, prompts = small_model(num_hidden_layers=1), list(texts(rng, 2, 7)), [PROMPT, [2, 9]]

@@ -8,6 +8,8 @@ from keras import ops
 from bert4keras_rwkv.training.metrics import BitsPerByte, Perplexity, TokenAccuracy, Tokens, token_sizes
 from tests.models.small import small_model, texts
 
+pytestmark = pytest.mark.once
+
 BYTES = np.arange(40) % 5  # of each id
 T = 9
 
