@@ -28,7 +28,7 @@ PAGES = {
 }
 # Public names of modules that have no list of them.
 NAMED = {
-    "data.convert": ("convert", "read_documents"),
+    "data.convert": ("convert", "open_documents", "read_documents"),
     "evaluation.lm_eval_model": ("RWKVForLMEval",),
     "layers.start_state": ("StartState",),
     "models.stream": ("Stream",),
@@ -37,8 +37,10 @@ NAMED = {
     "training.distil": ("Distilled", "distil_prompt"),
     "training.learning_rates": ("FULL", "LORA", "PROMPT", "STATE", "STATE_AND_LORA", "STATE_AND_SHIFTS"),
     "training.metrics": ("BitsPerByte", "Perplexity", "TokenAccuracy", "Tokens"),
-    "training.pretrain": ("Folder", "Plan", "open_documents", "packed", "packed_held_out", "train"),
-    "training.tune": ("Tuned", "Tuning", "tune"),
+    "training.folder": ("Folder",),
+    "training.plan": ("TrainingPlan", "Tuning", "packed", "packed_held_out"),
+    "training.pretrain": ("train",),
+    "training.tune": ("Tuned", "tune"),
     "versions": ("version_named", "version_of", "versions"),
     "versions.version": ("Version",),
     "weights.adapters": ("Adapter", "read_adapter"),

@@ -92,6 +92,6 @@ def test_half_precision_comes_through(rng, tmp_path):
 
 def test_only_a_state_of_this_model_is_saved(tmp_path):
     rwkv = small_model()
-    with pytest.raises(ValueError, match=r"the state is wkv \(1, 2, 2, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"This rwkv6 wants wkv \(2, 2, 8, 8\)"):
         rwkv.save_state(RWKVState(np.zeros((1, 2, 2, 4, 4)), np.zeros((1, 4, 1, 8))), tmp_path / "a.state")
     assert not list(tmp_path.iterdir())

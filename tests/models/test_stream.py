@@ -148,10 +148,10 @@ def test_a_loop_of_ones_own(rwkv, sampling):
         (lambda m: m.generate([1], seed=1.5), "`seed` is an int"),
         (lambda m: m.generate([]), "this one has none"),
         (lambda m: m.generate([1], stop_texts=[""]), "`stop_texts`"),
-        (lambda m: m.generate([1], state=RWKVState.zeros(m.config, 2)), "For 1 rows the state"),
+        (lambda m: m.generate([1], state=RWKVState.zeros(m.config, 2)), "A state for 1 rows has as many"),
         (lambda m: m.sample(np.zeros(7)), "`logits` is"),
         (lambda m: m.sample(np.zeros(SIZE), Sampling(penalty=2.0)), "`prompt` and `answer`"),
-        (lambda m: Session(m, state=RWKVState.zeros(m.config, 2)), "For 1 rows the state"),
+        (lambda m: Session(m, state=RWKVState.zeros(m.config, 2)), "A state for 1 rows has as many"),
         (lambda m: Session(m).read("a").write("5"), "`max_new_tokens`"),
     ],
 )
