@@ -1,6 +1,7 @@
 """The command line as a subprocess, and a tiny model for it."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -8,6 +9,10 @@ import pytest
 
 from bert4keras_rwkv.weights import write_pth
 from tests.official import official_weights
+
+# What a shell starts in the background ignores Ctrl-C, and so would the commands that are started from here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
