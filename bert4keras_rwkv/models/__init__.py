@@ -1,5 +1,6 @@
 """Models: `build_transformer_model` and the `RWKV` it returns."""
 
+from bert4keras_rwkv.keras_loader import keras  # noqa: F401: first, so that a backend that is missing is said at once
 from bert4keras_rwkv.models.rwkv import RWKV, build_transformer_model
 
 __all__ = ["RWKV", "build_transformer_model"]
