@@ -3,9 +3,10 @@
 A token is drawn by adding Gumbel noise (noise.py) to the logits of the tokens that may be drawn and taking the largest
 sum. Nothing is sorted here, and the noise of few ids is computed to the end.
 
-Try and drop: the token with the largest sum of all is taken; if it stands too far back in the order to be kept, so does
-everything behind it: drop it and them, and take the largest sum of the rest. The first one that is kept has the largest
-sum of all kept ones. With probability p or more that is the first try, so tries are few.
+Try and drop: the token with the largest sum of all is taken; if it stands too far back in the order (the higher logit
+first, of equal ones the lower id) to be kept, so does everything behind it: drop it and them, and take the largest sum
+of the rest. The first one that is kept has the largest sum of all kept ones. With probability p or more that is the
+first try, so tries are few.
 
 Few ids: the vocabulary is cut into blocks. The k first tokens of the order lie in the k blocks with the largest maxima.
 For all tokens: noise = -log(E) with E = -log(1 - u) >= u, so exp(-sum) >= u * exp(-logit), which needs no logarithm.

@@ -5,6 +5,7 @@ Keras model around them.
 import functools
 import logging
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -16,28 +17,36 @@ from bert4keras_rwkv.ops.backend import adopt, has_accelerator
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.tokenizers.find import find_tokenizer, load_tokenizer
 from bert4keras_rwkv.versions.table import filled
+from bert4keras_rwkv.weights.checkpoint import open_checkpoint
 from bert4keras_rwkv.weights.loading import assign
 from bert4keras_rwkv.weights.surgery import surgery
 
 logger = logging.getLogger("bert4keras_rwkv")
 
 
-def backbone_and_tokenizer(checkpoint, config, tokenizer, keep_tokens, compound_tokens, dtype, **options):
+def backbone_and_tokenizer(path, config_path, keys, tokenizer, keep_tokens, compound_tokens, dtype, **options):
     """A `Backbone` and the tokenizer that goes with it, or None.
 
-    checkpoint: an opened `Checkpoint`, None for random weights. config: the `RWKVConfig` of its weights. tokenizer:
-    one, its path, or None for that of the checkpoint. options: of `Backbone`.
+    path: of a weight file, None for random weights. config_path: of a JSON file with the whole configuration, or None.
+    keys: of a configuration, over what the files say where they are not None. tokenizer: one, its path, or None for
+    that of the weights. options: of `Backbone`; the other arguments are those of `build_transformer_model`.
     """
-    file_size = config.vocab_size
-    cut = surgery(keep_tokens, compound_tokens, file_size)
-    if cut is not None:
-        config = replace(config, vocab_size=cut.size)
-    tensors = None if checkpoint is None else checkpoint.tensors
-    backbone = Backbone(config, blank=tensors is not None, dtype=_policy(dtype, tensors), **options)
-    backbone.build()
-    if tensors is not None:
-        load_weights(backbone, tensors if cut is None else cut.applied(tensors, file_size))
-    return backbone, _tokenizer(tokenizer, checkpoint, file_size, cut)
+    keys = {name: value for name, value in keys.items() if value is not None}
+    if config_path is not None:
+        keys = {**RWKVConfig.from_json(config_path).to_dict(), **keys}
+    whole = RWKVConfig.from_dict(keys) if config_path is not None or path is None else None
+    with nullcontext() if path is None else open_checkpoint(path, whole) as checkpoint:
+        config = whole or _config_over(checkpoint, keys)
+        file_size = config.vocab_size
+        cut = surgery(keep_tokens, compound_tokens, file_size)
+        if cut is not None:
+            config = replace(config, vocab_size=cut.size)
+        tensors = None if checkpoint is None else checkpoint.tensors
+        backbone = Backbone(config, blank=tensors is not None, dtype=_policy(dtype, tensors), **options)
+        backbone.build()
+        if tensors is not None:
+            load_weights(backbone, tensors if cut is None else cut.applied(tensors, file_size))
+        return backbone, _tokenizer(tokenizer, checkpoint, file_size, cut)
 
 
 def load_weights(backbone, tensors, progress=None):
@@ -73,15 +82,7 @@ def functional_model(backbone, sequence_length, with_lm, *, input_state, output_
     )
 
 
-def keys_of(config_path, model, given):
-    """Config keys from a JSON file and from keywords, the latter first."""
-    keys = {} if config_path is None else RWKVConfig.from_json(config_path).to_dict()
-    if model is not None:
-        keys["model"] = model
-    return {**keys, **{name: value for name, value in given.items() if value is not None}}
-
-
-def config_over(checkpoint, keys):
+def _config_over(checkpoint, keys):
     """The `RWKVConfig` of a checkpoint with some keys changed."""
     found = checkpoint.config
     if keys.get("model") not in (None, found.model):

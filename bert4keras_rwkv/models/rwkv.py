@@ -1,17 +1,15 @@
 """What the user holds: a model with its tokenizer, its way of sampling, and everything one does with them."""
 
 import dataclasses
-from contextlib import nullcontext
 
 import numpy as np
 
-from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.generation.cache_model import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.projection import quantised_as
 from bert4keras_rwkv.models import lora, state_tuning
-from bert4keras_rwkv.models.build import backbone_and_tokenizer, config_over, functional_model, keys_of
+from bert4keras_rwkv.models.build import backbone_and_tokenizer, functional_model
 from bert4keras_rwkv.models.loss_model import training_model
 from bert4keras_rwkv.models.reader import Reader
 from bert4keras_rwkv.models.request import Request, end_ids, limits, seeds, texts_that_stop, with_text
@@ -24,7 +22,7 @@ from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.tokenizers.prompts import Prompts, need_tokenizer, strings_in, token_ids
 from bert4keras_rwkv.versions import version_named
 from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter
-from bert4keras_rwkv.weights.checkpoint import named, open_checkpoint
+from bert4keras_rwkv.weights.checkpoint import named
 from bert4keras_rwkv.weights.formats.keras_h5 import write_preset
 from bert4keras_rwkv.weights.loading import export
 from bert4keras_rwkv.weights.merging import merge_into
@@ -576,23 +574,21 @@ def build_transformer_model(
             "`keep_tokens` and `compound_tokens` choose rows of a file's vocabulary. Give `checkpoint_path` too, or "
             "`vocab_size` for random weights."
         )
-    keys = keys_of(config_path, model, {**config_keys, "group_norm_epsilon": group_norm_epsilon})
-    config = None if config_path is None and path is not None else RWKVConfig.from_dict(keys)
-    with nullcontext() if path is None else open_checkpoint(path, config) as checkpoint:
-        backbone, tokenizer = backbone_and_tokenizer(
-            checkpoint,
-            config_over(checkpoint, keys) if config is None else config,
-            tokenizer,
-            keep_tokens,
-            compound_tokens,
-            dtype,
-            kernel=kernel,
-            pad_token_id=None if packed else pad_token_id,
-            head=with_lm is not False,
-            remat=remat,
-            rescale_layer=rescale_layer,
-            name=f"{prefix}backbone",
-        )
+    backbone, tokenizer = backbone_and_tokenizer(
+        path,
+        config_path,
+        {**config_keys, "model": model, "group_norm_epsilon": group_norm_epsilon},
+        tokenizer,
+        keep_tokens,
+        compound_tokens,
+        dtype,
+        kernel=kernel,
+        pad_token_id=None if packed else pad_token_id,
+        head=with_lm is not False,
+        remat=remat,
+        rescale_layer=rescale_layer,
+        name=f"{prefix}backbone",
+    )
     rwkv = RWKV(
         backbone, tokenizer, sampling, sequence_length, with_lm, input_state, output_state, packed, prefix, name
     )

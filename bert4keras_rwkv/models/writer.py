@@ -153,8 +153,8 @@ class Writing:
     """Rows that are written step by step, and may be left after any step.
 
     Where text is wanted, tokens that are drawn may wait to be shown, for the rest of a character, or until they are
-    known not to begin a stop text. `state`, `tokens` and `seeds` are those of
-    what `handed_out` was told last, exactly as if no more had been asked for.
+    known not to begin a stop text. `state`, `tokens` and `seeds` are those of what `handed_out` was told last, exactly
+    as if no more had been asked for.
     """
 
     def __init__(self, writer, request):

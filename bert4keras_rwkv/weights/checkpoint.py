@@ -43,7 +43,8 @@ class Checkpoint:
     def tokenizer(self):
         """The tokenizer in the file, or beside it, or that of its vocabulary's size; None if there is none."""
         held = self.tensors.metadata.get("vocabulary")  # a text, if somebody put a note of that name into the file
-        return find_tokenizer(self.path, self.config.vocab_size, held if isinstance(held, dict) else None)
+        rows = self.tensors.shapes["emb.weight"][0]
+        return find_tokenizer(self.path, rows, held if isinstance(held, dict) else None)
 
     def close(self):
         self.tensors.close()

@@ -50,6 +50,11 @@ def test_preset_round_trip(rwkv, ids, tmp_path):
     again.model.load_weights(tmp_path / "w.weights.h5")
 
 
+def test_a_file_of_another_version_is_named(checkpoint):
+    with pytest.raises(ValueError, match=r"`model` is 'rwkv7', but '.*small\.pth' holds an 'rwkv6'"):
+        build_transformer_model(checkpoint_path=checkpoint, model="rwkv7")
+
+
 def test_version_and_sizes_come_from_the_file(rwkv, ids, checkpoint):
     again = build_transformer_model(checkpoint_path=checkpoint)
     assert again.config == rwkv.config

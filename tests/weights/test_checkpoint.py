@@ -8,6 +8,7 @@ import textwrap
 import h5py
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_pth, write_safetensors
 from bert4keras_rwkv.weights.checkpoint import named, open_checkpoint, weights_path
@@ -116,3 +117,10 @@ def test_reading_never_holds_the_file_twice(tmp_path, writer):
     writer(tmp_path / "a", {f"t{i}": array for i in range(32)})
     command = [sys.executable, "-c", textwrap.dedent(PEAK), str(tmp_path / "a")]
     assert float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 1.25
+
+
+def test_a_note_called_vocabulary_is_no_vocabulary(tmp_path, official):
+    """The metadata of a safetensors file are anybody's words."""
+    save_file(official, tmp_path / "a.safetensors", {"vocabulary": "World"})
+    with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
+        assert checkpoint.tokenizer is None
