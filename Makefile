@@ -54,7 +54,7 @@ $(PARTS): test-%: $(VENV)/.test
 # With --slow all of them.
 test-notebooks: $(VENV)/.test
 	@echo "== notebooks"
-	@KERAS_BACKEND=jax $(BIN)/python scripts/notebooks.py --check $(if $(findstring --slow,$(FLAGS)),,1 4)
+	@KERAS_BACKEND=jax $(BIN)/python scripts/notebooks.py --check $(if $(findstring --slow,$(FLAGS)),,1)
 
 test-wheel: $(VENV)/.test  ## build the package, install it into an empty environment and use it there
 	@echo "== the package as it is installed"
