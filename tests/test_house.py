@@ -315,3 +315,43 @@ def test_import_leaves_keras_backend_alone():
     code += "import bert4keras_rwkv\nif dict(os.environ) != before: raise SystemExit('the environment changed')"
     loaded, _ = loaded_by(code)
     assert loaded == []
+
+
+def of_others_and_private(sources):
+    """Private names asked of objects and given to none in `sources`, or asked of `super()`; and all of `keras.src`."""
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    ours = {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
+    defined = [node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    ours |= {*defined} | {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    asked = {node.attr for node in attributes}
+    asked |= {getattr(node.args[1], "value", None) for node in calls if dotted(node.func) == "getattr"}
+    above = {node.attr for node in attributes if ast.unparse(node.value) == "super()" and defined.count(node.attr) == 1}
+    paths = {dotted(node) or "" for node in attributes}
+    inside = {
+        path for path in paths if path.startswith("keras.src.") and not any(f"{path}." in other for other in paths)
+    }
+    return {name for name in (asked - ours) | above if re.match("_[a-z]", str(name))} | inside
+
+
+def test_private_names_of_other_libraries_are_written_down():
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text("utf-8")
+    table = text.partition("## What other libraries do not document")[2]
+    written = re.findall("`([^`]+)`", "".join(re.findall(r"^\|( `.*?)\|", table, re.M)))
+    assert sorted(written) == sorted(of_others_and_private((PACKAGE / file).read_text("utf-8") for file in modules()))
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("a._own = 1\na._own", []),
+        ("def _own(): pass\na._own()", []),
+        ("a._other", ["_other"]),
+        ("getattr(a, '_other', None)", ["_other"]),
+        ("def _other(self): super()._other()", ["_other"]),
+        ("keras.src.a.b", ["keras.src.a.b"]),
+    ],
+)
+def test_a_private_name_is_seen(source, found):
+    assert sorted(of_others_and_private([source])) == found
