@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from bert4keras_rwkv.keras_loader import VARIABLE, check_backend
-from bert4keras_rwkv.ops.executables import cache_folder
+from bert4keras_rwkv.ops.cache import cache_folder
 
 # Keras imports these if they are installed, to plot and for notebooks, which no command does. It takes as long again.
 UNUSED = ("matplotlib", "IPython")

@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bert4keras_rwkv import __version__
+from bert4keras_rwkv.ops.cache import VARIABLE, UnusableError, own_folder
 
-NAME = "bert4keras-rwkv"
-VARIABLE = "BERT4KERAS_RWKV_CACHE"
 LARGEST = 1 << 29  # bytes of all entries; those not used for longest go first
 SUFFIX, UNFINISHED = ".program", ".unfinished"
 ABANDONED = 3600  # seconds after which an unfinished file has no writer any more
@@ -52,19 +51,8 @@ class Description:
         return Description((*self.parts, *parts), self.modules)
 
 
-def cache_folder():
-    """Where this user's programs keep what can be made again: the XDG rule, and what Windows and macOS have instead."""
-    home = Path.home()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / NAME / "Cache"
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / NAME
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(base if os.path.isabs(base) else home / ".cache") / NAME
-
-
 def programs_folder():
-    """The folder of entries, made if it is not there: that of BERT4KERAS_RWKV_CACHE, or in `cache_folder`.
+    """The folder of entries, made if it is not there: that of BERT4KERAS_RWKV_CACHE, or in the user's cache folder.
 
     None where the variable is 'off', or where the folder cannot be used, which is said once.
     """
@@ -72,16 +60,10 @@ def programs_folder():
     if chosen == "off":
         return None
     try:
-        folder = Path(chosen) if chosen else cache_folder() / "programs"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = folder.stat()
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        _say(f"it cannot be made, {error}", chosen or "the user's cache folder")
+        return own_folder("programs", chosen)
+    except UnusableError as error:
+        _say(str(error), chosen or "the user's cache folder")
         return None
-    if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
-        _say("it belongs to, or can be written by, somebody else", folder)
-        return None
-    return folder
 
 
 @functools.cache
