@@ -13,8 +13,15 @@ B, T, H, N = 4, 1024, 12, 64
 
 
 def inputs(version):
-    """The inputs of RWKV-6 or 7. The log of the decay is between about -0.002 and -2; at most -0.6 for 7."""
+    """The inputs of RWKV-4, 6 or 7. The log of the decay is between about -0.002 and -2; at most -0.6 for 7.
+
+    RWKV-4 has as many channels as the others' heads together.
+    """
     random = np.random.default_rng(0)
+    if version == "4":
+        k, v = (random.standard_normal((B, T, H * N), "float32") for _ in range(2))
+        w, u = (random.standard_normal(H * N, "float32") for _ in range(2))
+        return k, v, -np.exp(1.5 * w - 3.0), u, np.zeros((B, 3, H * N), "float32")
     r, k, v, decay = (random.standard_normal((B, T, H, N), "float32") for _ in range(4))
     state = np.zeros((B, H, N, N), "float32")
     w = -np.exp(1.5 * decay - 3.0)
@@ -49,9 +56,9 @@ def jax_forms(form):
         y, state = form(*arrays)
         return (y * y).mean() + (state * state).mean()
 
-    gradient = jax.jit(jax.grad(loss, argnums=tuple(range(6))))
+    gradient = jax.jit(jax.grad(lambda arrays: loss(*arrays)))
     forward = jax.jit(form)
-    return lambda *a: jax.block_until_ready(forward(*a)), lambda *a: jax.block_until_ready(gradient(*a))
+    return lambda *a: jax.block_until_ready(forward(*a)), lambda *a: jax.block_until_ready(gradient(a))
 
 
 def tensorflow_forms(form):
@@ -88,20 +95,24 @@ def torch_forms(form):
 
 
 class Recurrence:
-    """Commands `loop_forward`, `loop_both`, `chunked_forward`, `chunked_both` (both: forward and backward), and for
-    RWKV-6 `written_forward`, `written_both`.
+    """Commands `loop_forward`, `loop_both` (forward and backward), `ops_forward`, `ops_both`: pure ops, by chunks where
+    there are any; where there is a native kernel `native_forward`, `native_both`; for RWKV-6 `written_forward`,
+    `written_both`.
     """
 
     def __init__(self, version):
         import keras
 
-        wkv = getattr(importlib.import_module(f"bert4keras_rwkv.ops.wkv{version}"), f"wkv{version}")
-        chunked = getattr(importlib.import_module(f"bert4keras_rwkv.ops.wkv{version}"), f"wkv{version}_chunked")
+        from bert4keras_rwkv.ops.kernels.native import why_not
+
+        module = importlib.import_module(f"bert4keras_rwkv.ops.wkv{version}")
+        wkv = getattr(module, f"wkv{version}")
         if version == "7":  # as the layer, whose decays keep within bounds
-            chunked = functools.partial(chunked, bounded=True)
+            wkv = functools.partial(wkv, bounded=True)
         forms = {"jax": jax_forms, "tensorflow": tensorflow_forms, "torch": torch_forms}[keras.backend.backend()]
         self.arrays = [keras.ops.convert_to_tensor(a) for a in inputs(version)]
-        named = {"loop": lambda *a: wkv(*a, kernel="loop"), "chunked": chunked}
+        names = ["loop", "ops"] + ([] if why_not() else ["native"])
+        named = {name: functools.partial(wkv, kernel=name) for name in names}
         for name, form in {**named, **({"written": as_written} if version == "6" else {})}.items():
             forward, both = forms(form)
             setattr(self, f"{name}_forward", lambda f=forward: self.clock(f))

@@ -43,6 +43,8 @@ def model_workers(size, options):
     for backend in options.backends:
         commands = shared + [f"stream {DECODE}", f"loop {DECODE}"]
         yield f"ours {backend} fp32", "ours", [path, "float32"], {"KERAS_BACKEND": backend}, commands
+        pure = {"KERAS_BACKEND": backend, "OPS_KERNEL": "1"}
+        yield f"ours {backend} fp32, pure ops", "ours", [path, "float32"], pure, shared
 
 
 def model(size, options):
@@ -93,9 +95,10 @@ def check(workers):
 
 def wkv(options):
     """The recurrence alone on every backend."""
-    commands = ["chunked_forward", "loop_forward", "chunked_both", "loop_both"]
-    asked = [("6", backend, commands) for backend in ("tensorflow", "torch")] + [("7", "jax", commands)]
-    asked.insert(0, ("6", "jax", [*commands, "written_both"]))
+    pure = [f"{form}_{what}" for form in ("loop", "ops") for what in ("forward", "both")]
+    native = [*pure, "native_forward", "native_both"]
+    asked = [("6", "jax", [*native, "written_both"]), ("7", "jax", native), ("4", "jax", native)]
+    asked += [(version, "torch", native) for version in "674"] + [("6", "tensorflow", pure)]
     workers = [
         Worker(f"wkv{version} {backend}", "peer_wkv", [version], {"KERAS_BACKEND": backend}, wanted)
         for version, backend, wanted in asked

@@ -4,6 +4,8 @@ from . import peer_training
 from .rounds import Worker, interleave
 from .tables import milliseconds, spread, table
 
+TORCH = "ours torch"
+PURE = {"ours jax": "ours jax, pure ops", TORCH: "ours torch, pure ops"}
 OURS, LOOP, STATE, FLOOR = "ours jax", "ours jax, plain loop", "ours jax, state tuning", "matrix products alone"
 HUB, HUB_NATIVE = "Keras Hub jax", "Keras Hub jax, rwkv_ops"
 
@@ -12,6 +14,8 @@ def workers(version, options):
     """(label, module, arguments, environment) of every program that trains this version, and of the floor."""
     for backend in ("jax", "torch", "tensorflow"):
         yield f"ours {backend}", "peer_training", [version, "auto", "all"], {"KERAS_BACKEND": backend}
+    for backend in ("jax", "torch"):
+        yield PURE[f"ours {backend}"], "peer_training", [version, "ops", "all"], {"KERAS_BACKEND": backend}
     jax = {"KERAS_BACKEND": "jax"}
     yield STATE, "peer_training", [version, "auto", "state"], jax
     if version == "6":
@@ -83,6 +87,9 @@ def targets(name, group):
         yield f"{what}, most memory", f"at most half of {HUB}", f"{share:.2f}", share <= 0.5
     if LOOP in group.starts:
         yield what, *at_least(3, LOOP)
+    for label, goal in ((OURS, 1.25), (TORCH, 1.3)):
+        if PURE[label] in group.starts:
+            yield f"{what}, {label}", *at_least(goal, PURE[label], label)
     for backend in ("torch", "tensorflow"):
         slower = 1 / group.times_faster(f"ours {backend}", OURS, "step")
         yield f"{what}, {backend}", "at most twice that of JAX", f"{slower:.2f} x", slower <= 2

@@ -127,6 +127,15 @@ def remove_unfinished(folder):
                     shutil.rmtree(stage, ignore_errors=True)
 
 
+@contextmanager
+def locked(path):
+    """While it lasts no other process, nor thread, is in such a block for the file `path`, which is made."""
+    with _opened(path) as lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            _locks(lock, wait=True)
+        yield
+
+
 def _file(path, followed=True):
     """Where a file is written: `path`, or what the link there leads to. Raises if something else stands there."""
     path = Path(path)

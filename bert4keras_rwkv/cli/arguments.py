@@ -72,7 +72,7 @@ def parser():
     )
     whole.add_argument("--version", action="version", version=f"bert4keras_rwkv {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_generate, _info, _convert, _data, _train, _evaluate, _tune, _state):
+    for add in (_generate, _info, _convert, _data, _train, _evaluate, _tune, _state, _kernels):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show where an error came from")
     return whole
@@ -351,6 +351,23 @@ def _state(commands):
     command.add_argument("--weights", nargs="+", type=FROM_0, metavar="W", help="one a file (default: all the same)")
     command.add_argument("--model", type=path, default=MODEL, metavar="M", help="whose they are (default: %(default)s)")
     command.add_argument("--drop-shift", action="store_true", help="lose the last inputs: .pth and .st hold none")
+    return command
+
+
+def _kernels(commands):
+    """`kernels`: what native kernels there are, and whether they are right."""
+    command = commands.add_parser(
+        "kernels",
+        help="show the native kernels of this machine, build or check them",
+        description="Show which native kernels run the recurrences on this machine, or why none does. They are built "
+        "when they are first used, which takes some seconds, and kept.",
+    )
+    command.add_argument("--build", action="store_true", help="build them again now")
+    command.add_argument(
+        "--check", action="store_true", help="compare each with the plain loop: outputs, gradients, masks, resets"
+    )
+    command.add_argument("--clear", action="store_true", help="remove all that were built")
+    _engine(command)
     return command
 
 

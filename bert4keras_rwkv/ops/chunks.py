@@ -4,6 +4,7 @@ Their tensors are (B, T, H, N), their state is (B, H, N, N).
 """
 
 from bert4keras_rwkv.keras_loader import ops
+from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.scan import scan
 
 
@@ -13,6 +14,12 @@ def real_resets(reset, present):
         return None
     reset = ops.cast(reset, "bool")
     return reset if present is None else ops.logical_and(reset, ops.cast(present, "bool"))
+
+
+def without_tokens(x, state):
+    """What a recurrence gives for inputs x (B, 0, ...) without a token: no y, and the state that came in."""
+    dtype = backend.accumulation_dtype(x.dtype)
+    return ops.cast(x, dtype), ops.cast(state, dtype)
 
 
 def each_token(token, xs, state, begins=None, start=None):

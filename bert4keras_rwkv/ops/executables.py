@@ -23,7 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bert4keras_rwkv import __version__
+from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.ops.cache import VARIABLE, UnusableError, own_folder
+from bert4keras_rwkv.ops.kernels.choose import native_code
+from bert4keras_rwkv.ops.kernels.on_jax import register
 
 LARGEST = 1 << 29  # bytes of all entries; those not used for longest go first
 SUFFIX, UNFINISHED = ".program", ".unfinished"
@@ -136,6 +139,8 @@ def _read(path, key):
     """The executable of an entry, None if there is none that is whole and of this key."""
     from jax.experimental.serialize_executable import deserialize_and_load
 
+    if native_code() is not None:
+        register()  # before a program that calls them is loaded
     try:
         data = path.read_bytes()
         digest, content = data[:32], data[32:]
@@ -208,16 +213,12 @@ def _versions():
     import jaxlib
     import numpy
 
-    from bert4keras_rwkv.keras_loader import keras
-
-    return [__version__, sys.version, *(module.__version__ for module in (jax, jaxlib, keras, numpy))]
+    return [__version__, sys.version, native_code(), *(module.__version__ for module in (jax, jaxlib, keras, numpy))]
 
 
 def _options():
     """What is set for this process that changes programs."""
     import jax
-
-    from bert4keras_rwkv.keras_loader import keras
 
     jax_options = sorted(name for name in jax.config.values if not any(word in name for word in IRRELEVANT))
     keras_options = ("floatx", "epsilon", "image_data_format", "dtype_policy")

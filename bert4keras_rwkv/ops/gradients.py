@@ -70,3 +70,23 @@ def unless_differentiated(forward, trained):
     chosen = jax.custom_vjp(forward)
     chosen.defvjp(lambda *args: jax.vjp(trained, *args), lambda pullback, gradient: pullback(gradient))
     return chosen
+
+
+def gradients(function):
+    """A function of the same tensors that returns the gradient of each, for a `function(*tensors)` that gives a scalar.
+
+    On JAX it is compiled when it is first called. JAX and PyTorch only.
+    """
+    if backend.name() == "jax":
+        import jax
+
+        differentiated = jax.jit(jax.grad(lambda tensors: function(*tensors)))
+        return lambda *tensors: differentiated(tensors)
+
+    import torch
+
+    def differentiated(*tensors):
+        tensors = [ops.convert_to_tensor(x).detach().clone().requires_grad_() for x in tensors]
+        return torch.autograd.grad(function(*tensors), tensors)
+
+    return differentiated

@@ -9,8 +9,9 @@ that no exponential overflows. Float32 inside (float64 when k is float64).
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
-from bert4keras_rwkv.ops.chunks import real_resets
+from bert4keras_rwkv.ops.chunks import real_resets, without_tokens
 from bert4keras_rwkv.ops.kernels.choose import chosen
+from bert4keras_rwkv.ops.kernels.native import native
 from bert4keras_rwkv.ops.scan import scan
 
 MOST = 1e29  # keys and bonuses beyond are as good as this; two of them together stay clear of an empty state's -1e30
@@ -131,4 +132,9 @@ def wkv4(k, v, w, u, state, present=None, reset=None, start=None, kernel="auto")
     Returns y (B, T, D) and the state after the last token, both float32 (float64 when k is float64).
     """
     forms = {"loop": wkv4_loop, "ops": wkv4_step if k.shape[1] == 1 else wkv4_loop}
-    return forms[chosen(kernel)](k, v, w, u, state, present, reset, start)
+    form = chosen(kernel, k.dtype)
+    if k.shape[1] == 0:
+        return without_tokens(k, state)
+    if form == "native":
+        return native("wkv4", (k, v, w, u), state, present, reset, start)
+    return forms[form](k, v, w, u, state, present, reset, start)

@@ -7,8 +7,17 @@ The plain loop is the truth; the chunked form is what runs. Both are float32 ins
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
-from bert4keras_rwkv.ops.chunks import each_chunk, each_token, exchanged, one_token, real_resets, transposed
+from bert4keras_rwkv.ops.chunks import (
+    each_chunk,
+    each_token,
+    exchanged,
+    one_token,
+    real_resets,
+    transposed,
+    without_tokens,
+)
 from bert4keras_rwkv.ops.kernels.choose import chosen
+from bert4keras_rwkv.ops.kernels.native import native
 
 CHUNK = 32  # fastest of 8..128 for forward and for forward with gradient on a CPU
 
@@ -99,4 +108,9 @@ def wkv6(r, w, k, v, u, state, present=None, reset=None, start=None, kernel="aut
     Returns y (B, T, H, N) and the state after the last token, both float32 (float64 when r is float64).
     """
     forms = {"loop": wkv6_loop, "ops": wkv6_step if r.shape[1] == 1 else wkv6_chunked}
-    return forms[chosen(kernel)](r, w, k, v, u, state, present, reset, start)
+    form = chosen(kernel, r.dtype)
+    if r.shape[1] == 0:
+        return without_tokens(r, state)
+    if form == "native":
+        return native("wkv6", (r, w, k, v, u), state, present, reset, start)
+    return forms[form](r, w, k, v, u, state, present, reset, start)

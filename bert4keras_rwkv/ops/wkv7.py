@@ -12,9 +12,18 @@ import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
-from bert4keras_rwkv.ops.chunks import each_chunk, each_token, exchanged, one_token, real_resets, transposed
+from bert4keras_rwkv.ops.chunks import (
+    each_chunk,
+    each_token,
+    exchanged,
+    one_token,
+    real_resets,
+    transposed,
+    without_tokens,
+)
 from bert4keras_rwkv.ops.gradients import unless_differentiated
 from bert4keras_rwkv.ops.kernels.choose import chosen
+from bert4keras_rwkv.ops.kernels.native import native
 
 # B 1 and 4, T 256 to 1024, 12 heads of 64, on a CPU. JAX: with gradient, chunks of 16 take 0.75 of the time of 32 and a
 # quarter of that of the loop; without, the loop takes half the time of any chunks. TensorFlow and PyTorch: chunks of 32
@@ -191,4 +200,9 @@ def wkv7(r, w, k, v, a, b, state, present=None, reset=None, start=None, kernel="
     """
     fastest = partial(wkv7_fastest, bounded=bounded)
     forms = {"loop": wkv7_loop, "ops": wkv7_step if r.shape[1] == 1 else fastest}
-    return forms[chosen(kernel)](r, w, k, v, a, b, state, present, reset, start)
+    form = chosen(kernel, r.dtype)
+    if r.shape[1] == 0:
+        return without_tokens(r, state)
+    if form == "native":
+        return native("wkv7", (r, w, k, v, a, b), state, present, reset, start)
+    return forms[form](r, w, k, v, a, b, state, present, reset, start)

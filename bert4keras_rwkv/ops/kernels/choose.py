@@ -1,39 +1,68 @@
 """Which form of a recurrence runs: the plain loop, pure Keras ops, or a native kernel."""
 
-import functools
 import logging
 import os
+
+from bert4keras_rwkv.ops.kernels.library import library
+from bert4keras_rwkv.ops.kernels.native import why_not
 
 KERNELS = ("auto", "ops", "native", "loop")
 
 
 def check_kernel(kernel):
-    """Return `kernel`, or raise a ValueError that names the known ones."""
+    """Return `kernel`, or raise a ValueError that names the known ones, or says why none is native here."""
     if kernel not in KERNELS:
         raise ValueError(f"`kernel` is one of {', '.join(map(repr, KERNELS))}. Received: kernel={kernel!r}.")
     if kernel == "native":
-        raise ValueError("This version has no native kernels. Use kernel='ops' (chunked, on every device).")
+        _insist()
     return kernel
 
 
-def chosen(kernel="auto"):
-    """'loop' or 'ops' for an argument of 'auto', 'ops' or 'loop'.
+def chosen(kernel="auto", dtype=None):
+    """'loop', 'ops' or 'native' for an argument that may also be 'auto', and inputs of a dtype.
 
-    'auto' asks the environment variable OPS_KERNEL when it is called: 1 is pure Keras ops; 0, the default, a native
-    kernel where one serves the device. There is none yet, so pure ops run, which is said once in the log.
+    'auto' asks the environment variable OPS_KERNEL when it is called: 1 is pure Keras ops; 0, the default, the native
+    kernel where one serves, else pure ops. Which of them is said once in the log.
     """
-    if check_kernel(kernel) != "auto":
+    if kernel not in ("auto", "native"):
+        return check_kernel(kernel)
+    if kernel == "native":
+        _insist(dtype)
         return kernel
     wanted = os.environ.get("OPS_KERNEL", "0")
     if wanted not in ("0", "1"):
         raise ValueError(
             f"OPS_KERNEL is 0 (native kernels where there are some) or 1 (pure ops). Received: {wanted!r}."
         )
-    if wanted == "0":
-        _say_once()
-    return "ops"
+    if wanted == "1":
+        return "ops"
+    reason = why_not(dtype)
+    if reason not in _said:
+        _said.add(reason)
+        _say(reason)
+    return "ops" if reason else "native"
 
 
-@functools.cache
-def _say_once():
-    logging.getLogger("bert4keras_rwkv").info("No native kernel for this device: pure Keras ops run.")
+def native_code():
+    """What names the machine code that 'auto' would run here, None for none: of programs that are kept a part."""
+    if os.environ.get("OPS_KERNEL", "0") == "1" or why_not() is not None:
+        return None
+    return library().path.name
+
+
+def _insist(dtype=None):
+    reason = why_not(dtype)
+    if reason is not None:
+        raise ValueError(f"kernel='native' was asked for, and cannot be: {reason} kernel='auto' takes pure ops then.")
+
+
+_said = set()
+
+
+def _say(reason):
+    """Say in the log what runs."""
+    logger = logging.getLogger("bert4keras_rwkv")
+    if reason is not None:
+        logger.info("The recurrences run as pure Keras ops. %s", reason)
+        return
+    logger.info("The recurrences run on native kernels (%s, %s).", library().levels()[0], library().path)

@@ -1,0 +1,123 @@
+"""Every native kernel of this machine against the plain loop: outputs, all gradients, masks and document starts."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from bert4keras_rwkv.keras_loader import ops
+from bert4keras_rwkv.ops.compile import compiled
+from bert4keras_rwkv.ops.gradients import gradients
+from bert4keras_rwkv.ops.kernels.library import library
+from bert4keras_rwkv.ops.kernels.native import RECURRENCES, native
+from bert4keras_rwkv.ops.wkv4 import wkv4_loop
+from bert4keras_rwkv.ops.wkv6 import wkv6_loop
+from bert4keras_rwkv.ops.wkv7 import wkv7_loop
+
+LOOPS = {"wkv4": wkv4_loop, "wkv6": wkv6_loop, "wkv7": wkv7_loop}
+# (B, T, H, N): one token; several, with chunks that are not full; heads that do not fill a vector.
+SHAPES = ((2, 1, 2, 64), (2, 37, 3, 64), (1, 32, 2, 5))
+MASKS = ("none", "reset", "both")
+SEED = 7
+# Of the largest number of a tensor. Both sides round to float32 at every token, and add in another order.
+LARGEST_ERROR = 2e-5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a kernel of an instruction set gave for one case. error: the largest, relative to the largest number."""
+
+    kernel: str
+    level: str
+    shape: tuple[int, ...]
+    masks: str
+    dtype: str
+    error: float
+
+    @property
+    def right(self):
+        return self.error <= LARGEST_ERROR  # not so for NaN
+
+
+def check_kernels(levels=None, names=None, shapes=SHAPES, masks=MASKS):
+    """A `Finding` for each recurrence, shape, way of masking and instruction set (None: all that there are here).
+
+    The last case is done with inputs rounded to bfloat16, too. The best instruction set is chosen afterwards.
+    """
+    here = library()
+    try:
+        for name in RECURRENCES if names is None else names:
+            cases = [(shape, mask, "float32") for shape in shapes for mask in masks]
+            for case in [*cases, (shapes[-1], masks[-1], "bfloat16")]:
+                tensors, forms = _forms(name, *case)
+                want = [_numpy(x) for x in forms["loop"](*tensors)]
+                for level in here.levels() if levels is None else levels:
+                    here.choose(level)
+                    got = [_numpy(x) for x in forms["native"](*tensors)]
+                    yield Finding(name, level, *case, max(map(_error, got, want)))
+    finally:
+        here.choose(here.levels()[0])
+
+
+def _forms(name, shape, mask, dtype):
+    """The tensors of a case, and a function of them for each form, which gives y, the last state and all gradients."""
+    generator = np.random.default_rng(SEED)
+    xs, state, start = inputs(generator, name, shape)
+    B, T = shape[:2]
+    present = generator.random((B, T)) > 0.3 if mask in ("present", "both") else None
+    reset = generator.random((B, T)) > 0.8 if mask in ("reset", "both") else None
+    tensors = [ops.convert_to_tensor(x) for x in (*xs, state, *([start] if mask == "both" else []))]
+    if dtype != "float32":  # of what there is one for each token
+        tensors = [ops.cast(x, dtype) if tuple(x.shape[:2]) == (B, T) else x for x in tensors]
+    weights = [ops.convert_to_tensor(_normal(generator, *x)) for x in (xs[0].shape, state.shape)]
+
+    def form(function):
+        def run(*tensors):
+            return function(tensors[: len(xs)], tensors[len(xs)], present, reset, *tensors[len(xs) + 1 :])
+
+        def total(*tensors):
+            return sum(ops.sum(x * weight) for x, weight in zip(run(*tensors), weights, strict=True))
+
+        forward, backward = compiled(run), gradients(total)
+        # Gradients have the dtype of their inputs, of which bfloat16 leaves too few digits to compare.
+        return lambda *tensors: [*forward(*tensors), *(backward(*tensors) if dtype == "float32" else [])]
+
+    def loop(xs, *rest):
+        return LOOPS[name](*(ops.cast(x, "float32") for x in xs), *rest)
+
+    return tensors, {"native": form(lambda xs, *rest: native(name, xs, *rest)), "loop": form(loop)}
+
+
+def _numpy(x):
+    return ops.convert_to_numpy(ops.cast(ops.stop_gradient(x), "float32")).astype("float64")
+
+
+def _error(got, want):
+    largest = np.max(np.abs(want), initial=0.0)
+    return float(np.max(np.abs(got - want), initial=0.0) / (largest or 1.0))
+
+
+def inputs(generator, name, shape):
+    """Inputs, state and start of a recurrence as float32, for a shape (B, T, H, N); RWKV-4's channels are H * N.
+
+    Decays are from almost none to almost all, and of RWKV-4 some states are empty.
+    """
+    B, T, H, N = shape
+    normal = partial(_normal, generator)
+    if name == "wkv4":
+        D = H * N
+        state, start = normal(B, 3, D), normal(3, D)
+        state[:, 1], start[1] = np.abs(state[:, 1]), np.abs(start[1])
+        state[:1, :2, : D // 3], start[:2, D // 2 :] = 0.0, 0.0
+        return (3 * normal(B, T, D), normal(B, T, D), -np.exp(2 * normal(D)), normal(D)), state, start
+    r, k, v = (normal(B, T, H, N) for _ in range(3))
+    w, state, start = -np.exp(2 * normal(B, T, H, N) - 1), normal(B, H, N, N), normal(H, N, N)
+    if name == "wkv6":
+        return (r, w, k, v, normal(H, N)), state, start
+    kk = normal(B, T, H, N)
+    kk /= np.linalg.norm(kk, axis=-1, keepdims=True)
+    return (r, w, k, v, -kk, kk * generator.random((B, T, H, N), "float32")), state, start
+
+
+def _normal(generator, *shape):
+    return generator.standard_normal(shape).astype("float32")

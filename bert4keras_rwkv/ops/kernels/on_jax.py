@@ -1,0 +1,121 @@
+"""Native kernels as JAX functions: differentiable, under `vmap`, and with batch and heads on several devices."""
+
+from functools import cache
+
+import numpy as np
+
+from bert4keras_rwkv.ops.kernels.library import key_of_sources, library
+
+
+def differentiable(recurrence):
+    """(*xs, state, start, flags) -> (y, state) of a `native.Recurrence`, whose gradient is a kernel too."""
+    import jax
+
+    gradient = kernel(recurrence, "gradient")
+
+    @jax.custom_vjp
+    def run(*inputs):
+        return kernel(recurrence, "forward")(*inputs)[:2]
+
+    def forward(*inputs):
+        y, last, *kept = kernel(recurrence, "kept")(*inputs)
+        return (y, last), (inputs, kept)
+
+    def backward(left, slopes):
+        inputs, kept = left
+        return (*gradient(*inputs, *kept, *slopes), None)  # flags have none
+
+    run.defvjp(forward, backward)
+    return run
+
+
+@cache
+def kernel(recurrence, kind):
+    """One kernel of a recurrence. kind: 'forward', 'kept' (with what the gradient needs) or 'gradient'."""
+    import jax
+    from jax.custom_batching import custom_vmap
+    from jax.experimental.custom_partitioning import custom_partitioning
+
+    call = custom_partitioning(_call(recurrence, kind))
+
+    def partition(mesh, arguments, results):
+        def sharding(x):
+            return x.sharding
+
+        shardings = jax.tree.map(sharding, results), jax.tree.map(sharding, arguments)
+        return mesh, _call(recurrence, kind), *shardings
+
+    def rule(mesh, arguments, results):
+        return _rule(recurrence, kind, [x.shape for x in arguments], [x.shape for x in results])
+
+    call.def_partition(partition, sharding_rule=rule)
+    batched = custom_vmap(lambda *tensors: call(*tensors))
+
+    @batched.def_vmap
+    def _(size, mapped, *tensors):
+        """More of the batch: every tensor has its batch axis first."""
+        import jax.numpy as jnp
+
+        def joined(x, is_mapped):
+            x = x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
+            return x[0] if x.size == 0 and x.ndim == 2 else x.reshape(-1, *x.shape[2:])
+
+        def parted(x):
+            return jnp.zeros((size, 0), x.dtype) if x.shape == (0,) else x.reshape(size, -1, *x.shape[1:])
+
+        results = batched(*map(joined, tensors, mapped))
+        return tuple(map(parted, results)), (True,) * len(results)
+
+    return batched
+
+
+def _call(recurrence, kind):
+    """The kernel on one device."""
+    import jax
+
+    register()
+    name = recurrence.name + ("_gradient" if kind == "gradient" else "")
+
+    def call(*tensors):
+        sizes = recurrence.sizes(tensors[0])
+        if kind == "gradient":
+            made = [(x.shape, x.dtype) for x in tensors[: len(recurrence.inputs) + 2]]
+        else:
+            made = [(shape, np.float32) for shape in recurrence.results(sizes, kind == "kept")]
+        results = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in made)
+        return tuple(jax.ffi.ffi_call(target(), results)(*tensors, kernel=name))
+
+    return call
+
+
+def target():
+    """The name under which XLA knows the kernels: of these sources, since programs that call them may be kept."""
+    return f"bert4keras_rwkv_{key_of_sources()}"
+
+
+@cache
+def register():
+    """Make the kernels known to XLA in this process, which a program that was exported with them needs too."""
+    import jax
+
+    jax.ffi.register_ffi_target(target(), jax.ffi.pycapsule(library().handle.rwkv_xla), platform="cpu")
+
+
+def _rule(recurrence, kind, arguments, results):
+    """How a kernel may be split, for Shardy: by batch and by heads or channels, never within a sequence or a state.
+
+    arguments, results: shapes. An empty tensor has a factor of its own.
+    """
+    given = (*recurrence.inputs, recurrence.state, recurrence.state, "BT")
+    made = (recurrence.y, recurrence.state, *recurrence.kept)
+    if kind == "gradient":
+        given, made = (*given, *recurrence.kept, *made[:2]), given[:-1]
+    words, whole = [], {}  # which factors stay whole, in the order in which they appear
+    for letters, shape in zip((*given, *made), (*arguments, *results), strict=True):
+        factors = [f"none{len(words)}"]
+        if 0 not in shape:
+            factors = [f"{x.lower()}{letters[:i].count(x) or ''}".replace("3", "three") for i, x in enumerate(letters)]
+        whole |= dict.fromkeys(x for x in factors if x not in ("b", "h", "d"))
+        words.append(" ".join(factors))
+    rule = ", ".join(words[: len(given)]) + " -> " + ", ".join(words[len(given) :])
+    return rule, {"need_replication_factors": tuple(whole)}

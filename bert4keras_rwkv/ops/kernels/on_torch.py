@@ -1,0 +1,87 @@
+"""Native kernels as operators of PyTorch: `torch.ops.bert4keras_rwkv.wkv6` and others, differentiable, for CPUs."""
+
+from bert4keras_rwkv.ops.kernels.library import library
+
+NAMESPACE = "bert4keras_rwkv"
+DTYPES = {"torch.float32": 0, "torch.bfloat16": 1, "torch.uint8": 2}  # as in src/tensors.h
+
+
+def differentiable(recurrence):
+    """(*xs, state, start, flags) -> (y, state) of a `native.Recurrence`, whose gradient is a kernel too."""
+    import torch
+
+    operator = _defined(recurrence)
+
+    def run(*inputs):
+        if any(x.device != inputs[0].device for x in inputs):
+            devices = sorted({str(x.device) for x in inputs})
+            raise ValueError(f"The tensors of a recurrence lie on one device. Received: {', '.join(devices)}.")
+        keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        return operator(*inputs, keep)[:2]
+
+    return run
+
+
+def _defined(recurrence):
+    """Define the two operators of a recurrence, once in a process. Returns the first."""
+    import torch
+
+    name, backward_name = recurrence.name, f"{recurrence.name}_gradient"
+    inputs = [f"x{i}" for i in range(len(recurrence.inputs))] + ["state", "start"]
+    kept = [f"kept{i}" for i in range(len(recurrence.kept))]
+
+    def signature(name, tensors, results, more=""):
+        tensors, results = (", ".join(f"Tensor {x}" if x else "Tensor" for x in xs) for xs in (tensors, results))
+        return f"{name}({tensors}{more}) -> ({results})"
+
+    def made(*tensors):
+        *tensors, keep = tensors
+        shapes = recurrence.results(recurrence.sizes(tensors[0]), keep)
+        return tuple(tensors[0].new_empty(shape, dtype=torch.float32) for shape in shapes)
+
+    def slopes_made(*tensors):
+        return tuple(x.new_empty(x.shape) for x in tensors[: len(inputs)])
+
+    def forward(*tensors):
+        results = made(*tensors)
+        _run(name, tensors[:-1], results)
+        return results
+
+    def gradient(*tensors):
+        results = slopes_made(*tensors)
+        _run(backward_name, tensors, results)
+        return results
+
+    def remember(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:-1], *output)
+
+    def backward(ctx, dy, dlast, *_):
+        tensors = ctx.saved_tensors
+        count = len(inputs) + 1
+        y, last = tensors[count : count + 2]
+        slopes = [torch.zeros_like(x) if slope is None else slope for x, slope in ((y, dy), (last, dlast))]
+        found = getattr(torch.ops.bert4keras_rwkv, backward_name)(*tensors[:count], *tensors[count + 2 :], *slopes)
+        wanted = zip(found, ctx.needs_input_grad[: len(inputs)], strict=True)
+        return (*(slope if needed else None for slope, needed in wanted), None, None)
+
+    definitions = torch.library.Library(NAMESPACE, "FRAGMENT")
+    LIBRARIES.append(definitions)
+    definitions.define(signature(name, [*inputs, "flags"], ["", "", *kept], ", bool keep"))
+    definitions.define(signature(backward_name, [*inputs, "flags", *kept, "dy", "dlast"], ["" for _ in inputs]))
+    for operator, run, shapes in ((name, forward, made), (backward_name, gradient, slopes_made)):
+        definitions.impl(operator, run, "CPU")
+        torch.library.register_fake(f"{NAMESPACE}::{operator}", shapes, lib=definitions)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=remember, lib=definitions)
+    return getattr(torch.ops.bert4keras_rwkv, name).default
+
+
+LIBRARIES = []  # operators last as long as these
+
+
+def _run(name, tensors, results):
+    import torch
+
+    given = [x.contiguous() for x in tensors]
+    described = [[(x.data_ptr(), DTYPES[str(x.dtype)], x.shape) for x in group] for group in (given, results)]
+    library().run(name, *described, torch.get_num_threads())

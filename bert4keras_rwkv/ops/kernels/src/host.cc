@@ -1,0 +1,269 @@
+// From a name to a kernel: which instruction set, what it was given, who helps. For XLA (FFI) and for ctypes.
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tensors.h"
+
+#if defined(__x86_64__) && !defined(ONLY_PLAIN)
+#define HAS_LEVELS
+#endif
+#define DECLARE(level) extern const Kernel matrix_state_##level[], wkv4_##level[];
+#ifdef HAS_LEVELS
+DECLARE(avx512)
+DECLARE(avx2)
+#endif
+DECLARE(plain)
+
+namespace {
+struct Level {
+  const char* name;
+  bool (*here)();
+  const Kernel* tables[2];
+};
+#ifdef HAS_LEVELS
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"); }
+#endif
+bool always() { return true; }
+const Level LEVELS[] = {
+#ifdef HAS_LEVELS
+    {"avx512", has_avx512, {matrix_state_avx512, wkv4_avx512}},
+    {"avx2", has_avx2, {matrix_state_avx2, wkv4_avx2}},
+#endif
+    {"plain", always, {matrix_state_plain, wkv4_plain}},
+};
+
+const Level* best() {
+  for (const Level& level : LEVELS)
+    if (level.here()) return &level;
+  return nullptr;
+}
+std::atomic<const Level*> chosen{nullptr};
+
+const Kernel* find(const std::string& name) {
+  const Level* level = chosen.load();
+  if (!level) chosen = level = best();
+  for (const Kernel* kernel : level->tables)
+    for (; kernel->name; kernel++)
+      if (name == kernel->name) return kernel;
+  return nullptr;
+}
+
+constexpr int MOST_TENSORS = 24;
+constexpr int64_t STRIP = 64, CHUNK = 16;         // as in the kernels
+constexpr int64_t WORTHWHILE = 200 * 1000;        // multiplications that take longer than calling a helper
+
+// Binds the letters of `pattern` to the sizes of the tensors; empty, or what is wrong.
+std::string bind(const char* pattern, const Tensor* in, int inputs, const Tensor* out, int outputs, int64_t* sizes) {
+  for (int i = 0; i < 26; i++) sizes[i] = -1;
+  const Tensor* x = in;
+  int at = 0, most = inputs;
+  for (const char* p = pattern; *p;) {
+    if (*p == ' ') { p++; continue; }
+    if (*p == '>') {
+      if (at != inputs) return "takes " + std::to_string(at) + " arguments, not " + std::to_string(inputs);
+      x = out, at = 0, most = outputs, p++;
+      continue;
+    }
+    if (at == most) return std::string(x == in ? "takes more arguments than " : "gives more results than ") + std::to_string(most);
+    const bool optional = *p == '*';
+    p += optional;
+    int rank = 0;
+    while (p[rank] && p[rank] != ' ') rank++;
+    if (!(optional && x[at].size() == 0)) {
+      if (x[at].rank != rank) return "tensor " + std::to_string(at) + " has another number of dimensions";
+      for (int i = 0; i < rank; i++) {
+        const int64_t given = x[at].dims[i];
+        int64_t digit = p[i] - '0', *size = p[i] <= '9' ? &digit : sizes + (p[i] - 'A');
+        if (*size < 0) *size = given;
+        if (*size != given) return "tensor " + std::to_string(at) + ", dimension " + std::to_string(i) + ": " + std::to_string(given) + ", not " + std::to_string(*size);
+        if (p[i] == 'T') sizes['C' - 'A'] = (given + CHUNK - 1) / CHUNK;
+        if (p[i] == 'D') sizes['S' - 'A'] = (given + STRIP - 1) / STRIP;
+      }
+    }
+    p += rank, at++;
+  }
+  return at == outputs ? "" : "gives " + std::to_string(at) + " results, not " + std::to_string(outputs);
+}
+
+// Items in turn to whoever is free. The caller works too, and never waits for a helper that has not begun.
+struct Shared {
+  std::atomic<int64_t> next{0};
+  std::atomic<int> active{0};
+  std::atomic<bool> failed{false};
+};
+
+template <class Schedule> bool spread(int64_t items, int64_t work, int64_t helpers, const Schedule& schedule, const std::function<void(int64_t, int64_t)>& run) {
+  if (items * work < WORTHWHILE || items < 2 || helpers < 1) {
+    run(0, items);
+    return true;
+  }
+  const int64_t step = work * 4 > WORTHWHILE ? 1 : std::max<int64_t>(1, std::min(items / (2 * (helpers + 1)), WORTHWHILE / work));
+  const int64_t useful = std::min(helpers, (items + step - 1) / step - 1);
+  auto shared = std::make_shared<Shared>();
+  auto part = [shared, items, step, todo = &run] {
+    shared->active++;
+    try {
+      for (int64_t i; (i = shared->next.fetch_add(step)) < items;) (*todo)(i, std::min(i + step, items));
+    } catch (...) {
+      shared->failed = true;
+      shared->next = items;
+    }
+    shared->active--;
+  };
+  for (int64_t i = 0; i < useful; i++) schedule(part);
+  part();
+  while (shared->active.load() > 0) std::this_thread::yield();
+  return !shared->failed;
+}
+
+template <class Schedule> std::string run(const char* name, const Tensor* in, int inputs, const Tensor* out, int outputs, int64_t helpers, const Schedule& schedule) {
+  const Kernel* kernel = find(name);
+  if (!kernel) return std::string("There is no kernel ") + name;
+  int64_t sizes[26];
+  const std::string wrong = bind(kernel->arguments, in, inputs, out, outputs, sizes);
+  if (!wrong.empty()) return std::string(name) + " " + wrong;
+  int64_t items = 1;
+  for (const char* p = kernel->split; *p; p++) items *= sizes[*p - 'A'];
+  if (items == 0) return "";
+  try {
+    if (spread(items, kernel->work(sizes), helpers, schedule, [&](int64_t from, int64_t to) { kernel->run(in, out, from, to); })) return "";
+  } catch (const std::bad_alloc&) {
+  }
+  return std::string(name) + ": out of memory";
+}
+
+// Threads for callers that bring none. A process that was forked has none of its parent's, and starts its own.
+class Pool {
+ public:
+  static Pool& get(int threads) {
+    static std::mutex one;
+    static Pool* pool = nullptr;
+    static pid_t owner = 0;
+    std::lock_guard<std::mutex> lock(one);
+    if (!pool || owner != getpid()) pool = new Pool, owner = getpid();  // never ends: its threads may be in use at exit
+    pool->grow(threads);
+    return *pool;
+  }
+  void operator()(std::function<void()> task) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      tasks_.push_back(std::move(task));
+    }
+    wake_.notify_one();
+  }
+
+ private:
+  void grow(int threads) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (; count_ < threads; count_++) std::thread([this] { serve(); }).detach();
+  }
+  void serve() {
+    for (;;) {
+      std::function<void()> task;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [this] { return !tasks_.empty(); });
+        task = std::move(tasks_.front());
+        tasks_.pop_front();
+      }
+      task();
+    }
+  }
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<std::function<void()>> tasks_;
+  int count_ = 0;
+};
+}  // namespace
+
+extern "C" {
+// The instruction sets of this processor that there are kernels for, best first, separated by blanks.
+const char* rwkv_levels() {
+  static const std::string names = [] {
+    std::string all;
+    for (const Level& level : LEVELS)
+      if (level.here()) all += (all.empty() ? "" : " ") + std::string(level.name);
+    return all;
+  }();
+  return names.c_str();
+}
+
+// Run the kernels of this instruction set from now on. Not 0: this processor does not have it.
+int rwkv_choose(const char* name) {
+  for (const Level& level : LEVELS)
+    if (!std::strcmp(name, level.name) && level.here()) {
+      chosen = &level;
+      return 0;
+    }
+  return 1;
+}
+
+// Run a kernel on tensors in this machine's memory, on up to `threads` threads. Not 0: `message` says why.
+int rwkv_run(const char* kernel, const Tensor* in, int inputs, const Tensor* out, int outputs, int threads, char* message, int room) {
+  std::string wrong;
+  try {
+    if (threads > 1) {
+      Pool& pool = Pool::get(threads - 1);
+      wrong = run(kernel, in, inputs, out, outputs, threads - 1, [&](const std::function<void()>& task) { pool(task); });
+    } else {
+      wrong = run(kernel, in, inputs, out, outputs, 0, [](const std::function<void()>&) {});
+    }
+  } catch (const std::exception& error) {
+    wrong = error.what();
+  }
+  std::snprintf(message, room, "%s", wrong.c_str());
+  return !wrong.empty();
+}
+}
+
+#if __has_include("xla/ffi/api/ffi.h")
+#include "xla/ffi/api/ffi.h"
+namespace ffi = xla::ffi;
+
+static bool describe(const ffi::AnyBuffer& x, Tensor& to) {
+  const auto dims = x.dimensions();
+  if (dims.size() > MOST_DIMS) return false;
+  switch (x.element_type()) {
+    case ffi::F32: to.dtype = FLOAT32; break;
+    case ffi::BF16: to.dtype = BFLOAT16; break;
+    case ffi::U8: to.dtype = UINT8; break;
+    default: return false;
+  }
+  to.data = x.untyped_data();
+  to.rank = (int32_t)dims.size();
+  for (size_t i = 0; i < dims.size(); i++) to.dims[i] = dims[i];
+  return true;
+}
+
+static ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, std::string_view kernel) {
+  Tensor in[MOST_TENSORS], out[MOST_TENSORS];
+  if (args.size() > MOST_TENSORS || rets.size() > MOST_TENSORS) return ffi::Error::InvalidArgument("too many tensors");
+  for (size_t i = 0; i < args.size(); i++) {
+    auto x = args.get<ffi::AnyBuffer>(i);
+    if (!x || !describe(*x, in[i])) return ffi::Error::InvalidArgument("an argument of unknown kind");
+  }
+  for (size_t i = 0; i < rets.size(); i++) {
+    auto x = rets.get<ffi::AnyBuffer>(i);
+    if (!x || !describe(**x, out[i])) return ffi::Error::InvalidArgument("a result of unknown kind");
+  }
+  const std::string wrong = run(std::string(kernel).c_str(), in, (int)args.size(), out, (int)rets.size(), pool.num_threads() - 1,
+                                [&](const std::function<void()>& task) { pool.Schedule(std::function<void()>(task)); });
+  return wrong.empty() ? ffi::Error::Success() : ffi::Error::InvalidArgument(wrong);
+}
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rwkv_xla, call, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attr<std::string_view>("kernel"));
+#endif

@@ -1,0 +1,32 @@
+// What a kernel is given: tensors, row-major and without gaps. The host (host.cc) checks them and splits the work.
+#pragma once
+#include <cstdint>
+
+enum Dtype : int32_t { FLOAT32 = 0, BFLOAT16 = 1, UINT8 = 2 };
+enum Flag : uint8_t { ABSENT = 1, RESET = 2 };  // bits of a token's flag
+constexpr int MOST_DIMS = 6;
+
+struct Tensor {
+  void* data;
+  int32_t dtype, rank;
+  int64_t dims[MOST_DIMS];
+
+  int64_t size() const {
+    int64_t n = 1;
+    for (int i = 0; i < rank; i++) n *= dims[i];
+    return n;
+  }
+  explicit operator bool() const { return size() > 0; }  // one that is not given has no elements
+  const float* floats() const { return static_cast<const float*>(data); }
+  float* to() const { return static_cast<float*>(data); }
+};
+
+// One kernel for one instruction set. Shapes: a letter for each dimension of each argument and result, as in "BTHN";
+// "*" before a group: it may also be empty. Of `split` the product is the number of items that may run side by side.
+struct Kernel {
+  const char* name;
+  const char* arguments;  // "BTHN BTHN ... > BTHN ...": separated by blanks, results after ">"
+  const char* split;
+  int64_t (*work)(const int64_t* sizes);  // of one item, in multiplications, about
+  void (*run)(const Tensor* arguments, const Tensor* results, int64_t from, int64_t to);
+};

@@ -1,0 +1,48 @@
+"""Which form runs: what was asked for, or a sentence that says why it cannot."""
+
+import logging
+
+import keras
+import pytest
+
+from bert4keras_rwkv import build_transformer_model
+from bert4keras_rwkv.ops.kernels import choose, library, native
+from bert4keras_rwkv.ops.kernels.choose import chosen
+
+HERE = keras.backend.backend()
+
+
+def test_native_where_it_serves_and_pure_ops_elsewhere(monkeypatch):
+    expected = "native" if HERE in native.ON else "ops"
+    monkeypatch.delenv("OPS_KERNEL", raising=False)
+    assert chosen() == chosen("auto", "float32") == chosen("auto", "bfloat16") == chosen("auto", "float16") == expected
+    assert chosen("auto", "float64") == "ops"
+    monkeypatch.setenv("OPS_KERNEL", "1")
+    assert chosen() == "ops" and chosen("loop") == "loop" and chosen("ops") == "ops"
+
+
+@pytest.mark.skipif(HERE not in native.ON, reason="nothing native runs there")
+def test_asked_for_it_says_why_not(monkeypatch):
+    assert chosen("native") == "native"
+    with pytest.raises(ValueError, match=r"kernel='native' .* float64\. kernel='auto'"):
+        chosen("native", "float64")
+    monkeypatch.setitem(library._found, "here", library.NoLibraryError("There is no compiler."))
+    with pytest.raises(ValueError, match=r"There is no compiler\."):
+        build_transformer_model(model="rwkv6", kernel="native", hidden_size=64, num_hidden_layers=1, vocab_size=8)
+    assert chosen() == "ops"
+
+
+@pytest.mark.skipif(HERE in native.ON, reason="something native runs there")
+def test_a_backend_without_any():
+    with pytest.raises(ValueError, match=rf"Keras runs on {HERE}"):
+        chosen("native")
+
+
+def test_what_runs_is_said_once(monkeypatch, caplog):
+    monkeypatch.delenv("OPS_KERNEL", raising=False)
+    choose._said.clear()
+    with caplog.at_level(logging.INFO, "bert4keras_rwkv"):
+        chosen()
+        chosen()
+    (record,) = caplog.records
+    assert ("native kernels" if HERE in native.ON else "pure Keras ops") in record.getMessage()

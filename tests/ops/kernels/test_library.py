@@ -1,0 +1,124 @@
+"""The library of kernels is built once, whole or not at all, and whoever cannot build it says why in one sentence."""
+
+import subprocess
+import sys
+
+import pytest
+
+from bert4keras_rwkv.ops.kernels import library
+from tests.ops.kernels import quick
+
+pytestmark = pytest.mark.backend_free
+BUILD = "from bert4keras_rwkv.ops.kernels import library; print(library.library().levels()[0], library.library().path)"
+
+
+def started(folder, **variables):
+    """A process that builds or loads the library in a cache folder of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD],
+        env=quick.environment(folder, **variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_ten_processes_build_it_once(tmp_path):
+    log = tmp_path / "log"
+    compiler = quick.compiler(tmp_path, log)
+    folder = tmp_path / "用户 cache"
+    processes = [started(folder, CXX=str(compiler)) for _ in range(10)]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 10, outputs
+    assert len({out for out, _ in outputs}) == 1
+    calls = log.read_text().splitlines()
+    assert sum("-shared" in call for call in calls) == 1
+    left = sorted(path.suffix for path in (folder / "bert4keras-rwkv" / "kernels").iterdir())
+    assert left == [".lock", ".sha256", ".so"]
+
+
+def test_a_damaged_one_is_built_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(quick.compiler(tmp_path)))
+    monkeypatch.setattr(library, "LEVELS", {})
+    path = library.build()
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-1] + b"\xff"):
+        path.unlink()
+        path.write_bytes(damaged)
+        assert library.build() == path
+        assert library.Library(path).levels() == ["plain"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"CXX": "/nowhere/c++"}, "none is found (/nowhere/c++)"),
+        ({"CXX": "false"}, "does not run"),
+        ({"XDG_CACHE_HOME": "/dev/null/cache"}, "cannot be kept in the cache folder"),
+    ],
+)
+def test_why_there_is_none(variables, reason, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(library.NoLibraryError) as caught:
+        library.build()
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(library, "LEVELS", {})
+    monkeypatch.setattr(
+        library, "SOURCES", quick.changed_sources(tmp_path / "src", "wkv4.cc", "struct State {", "struct State (")
+    )
+    with pytest.raises(library.NoLibraryError, match=r"cannot compile wkv4\.cc: .*error"):
+        library.build()
+    assert not list((tmp_path / "bert4keras-rwkv" / "kernels").glob("*.so"))
+
+
+def test_no_room_for_it(tmp_path):
+    """A file may have 64 KB here: the compiler or what writes the library fails, and nothing is left."""
+    limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16));"
+    done = subprocess.run(
+        [sys.executable, "-c", limited + BUILD],
+        env=quick.environment(tmp_path, CXX=str(quick.compiler(tmp_path))),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1 and "NoLibraryError" in done.stderr.splitlines()[-1], done.stderr
+    assert not list((tmp_path / "bert4keras-rwkv" / "kernels").glob("*.so"))
+
+
+def test_what_is_not_found_is_looked_for_once(monkeypatch):
+    calls = []
+
+    def build():
+        calls.append(1)
+        raise library.NoLibraryError("No.")
+
+    monkeypatch.setattr(library, "_found", {})
+    monkeypatch.setattr(library, "build", build)
+    for _ in range(2):
+        with pytest.raises(library.NoLibraryError, match=r"No\."):
+            library.library()
+    assert len(calls) == 1
+
+
+def test_tensors_that_do_not_fit_are_refused():
+    """By name and size, whatever Python gave; nothing is read or written."""
+    with pytest.raises(ValueError, match=r"wkv4 takes more arguments than 1"):
+        library.library().run("wkv4", [(0, 0, (1, 1, 1))], [], 1)
+    shapes = [(2, 3, 4), (2, 3, 5), (2, 4), (2, 4), (2, 3, 4), (0,), (0,)]
+    with pytest.raises(ValueError, match=r"wkv4 tensor 1, dimension 2: 5, not 4"):
+        library.library().run("wkv4", [(0, 0, shape) for shape in shapes], [(0, 0, (1,))] * 3, 1)
+    with pytest.raises(ValueError, match=r"no kernel wkv8"):
+        library.library().run("wkv8", [], [], 1)
+
+
+def test_a_library_for_a_kernel_set_that_is_not_there():
+    with pytest.raises(ValueError, match=r"'neon'"):
+        library.library().choose("neon")

@@ -1,0 +1,134 @@
+"""Native kernels as JAX functions: mapped, on several devices, exported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from bert4keras_rwkv.ops.kernels.check import inputs
+from bert4keras_rwkv.ops.kernels.native import native
+
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX")
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(code, *arguments, **variables):
+    """What a program prints in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["wkv4", "wkv6", "wkv7"])
+def test_mapped(name, rng):
+    """One kernel call for all, with gradients; what has no axis to map is shared."""
+    import jax
+
+    cases = [inputs(rng, name, (2, 18, 2, 8)) for _ in range(3)]
+    shared = name != "wkv7"  # the last input, which is a weight
+    present = rng.random((2, 18)) > 0.3
+
+    def total(xs, state, last):
+        y, new = native(name, (*xs, last), state, present)
+        return (y * y).sum() + (new * new).sum()
+
+    lasts = cases[0][0][-1] if shared else np.stack([xs[-1] for xs, _, _ in cases])
+    xs = tuple(np.stack(x) for x in zip(*(xs[:-1] for xs, _, _ in cases), strict=True))
+    states = np.stack([state for _, state, _ in cases])
+    slope = jax.grad(total, (0, 1, 2))
+    got = jax.vmap(slope, (0, 0, None if shared else 0))(xs, states, lasts)
+    for i, (inner, state, _) in enumerate(cases):
+        want = slope(inner[:-1], state, lasts if shared else inner[-1])
+        for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(x[i], y, atol=2e-5 * np.abs(y).max())
+
+
+SHARDED = """
+import sys
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from bert4keras_rwkv.ops.kernels.check import inputs
+from bert4keras_rwkv.ops.kernels.native import native
+
+name, B, T = sys.argv[1], 8, 20
+rng = np.random.default_rng(0)
+xs, state, start = inputs(rng, name, (B, T, 4, 16))
+present, reset = rng.random((B, T)) > 0.2, rng.random((B, T)) > 0.8
+
+def total(xs, state, start):
+    y, last = native(name, xs, state, present, reset, start)
+    return (y * y).sum() + (last * last).sum()
+
+run = jax.jit(jax.value_and_grad(total, (0, 1, 2)))
+want = run(xs, state, start)
+for shape in ((4, 1), (8, 1), (4, 2)):
+    mesh = Mesh(np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape), ("batch", "heads"))
+
+    def placed(x):
+        axes = {"B": "batch", "H": "heads"}
+        letters = "BTH" if x.shape[:2] == (B, T) else "B.H" if name == "wkv4" and x.ndim == 3 else "BH"
+        letters = letters if x.shape[0] == B else ".H" if name == "wkv4" and x.ndim == 2 else "H"
+        return jax.device_put(x, NamedSharding(mesh, P(*(axes.get(letter) for letter in letters))))
+
+    placed_all = jax.tree.map(placed, (xs, state, start))
+    compiled = run.lower(*placed_all).compile()
+    text = compiled.as_text()
+    assert "all-gather" not in text and "all-to-all" not in text, text
+    assert text.count('custom_call_target="bert4keras_rwkv') == 2
+    for x, y in zip(jax.tree.leaves(compiled(*placed_all)), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-5 * np.abs(y).max())
+print("the same")
+"""
+
+
+@pytest.mark.parametrize("name", ["wkv4", "wkv6", "wkv7"])
+def test_batch_and_heads_stay_on_their_devices(name):
+    """On four and eight: the same numbers, and nothing is gathered."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    assert run(SHARDED, name, XLA_FLAGS=flags) == "the same\n"
+
+
+EXPORT = """
+import sys
+import jax, numpy as np
+from bert4keras_rwkv.ops.kernels.check import inputs
+from bert4keras_rwkv.ops.kernels.native import native
+from bert4keras_rwkv.ops.kernels.on_jax import target
+
+xs, state, _ = inputs(np.random.default_rng(0), "wkv6", (1, 5, 2, 8))
+program = jax.jit(lambda xs, state: native("wkv6", xs, state))
+allowed = [jax.export.DisabledSafetyCheck.custom_call(target())]
+open(sys.argv[1], "wb").write(jax.export.export(program, disabled_checks=allowed)(xs, state).serialize())
+np.savez(sys.argv[2], *xs, state, *program(xs, state))
+"""
+IMPORT = """
+import sys
+import jax, numpy as np
+if sys.argv[3] == "known":
+    from bert4keras_rwkv.ops.kernels.on_jax import register
+    register()
+*xs, state, y, last = np.load(sys.argv[2]).values()
+program = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+try:
+    got = program.call(tuple(xs), state)
+except jax.errors.JaxRuntimeError as error:
+    print(str(error).splitlines()[0])
+else:
+    assert all((x == y).all() for x, y in zip(got, (y, last)))
+    print("the same")
+"""
+
+
+def test_an_exported_program_runs_elsewhere(tmp_path):
+    """Where the kernels are known; elsewhere one sentence names what is missing."""
+    files = str(tmp_path / "program"), str(tmp_path / "arrays.npz")
+    run(EXPORT, *files)
+    assert run(IMPORT, *files, "known") == "the same\n"
+    assert "No FFI handler registered for bert4keras_rwkv_" in run(IMPORT, *files, "unknown")

@@ -1,0 +1,78 @@
+"""Native kernels as operators of PyTorch: what PyTorch asks of an operator, compiled, and with odd tensors."""
+
+import keras
+import numpy as np
+import pytest
+
+from bert4keras_rwkv.ops.kernels.check import inputs
+from bert4keras_rwkv.ops.kernels.native import RECURRENCES, native
+
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="of PyTorch")
+NAMES = sorted(RECURRENCES)
+
+
+def tensors(rng, name, shape=(2, 19, 2, 8), requires_grad=True):
+    """All that an operator of a recurrence takes, with its batch axes."""
+    import torch
+
+    xs, state, _ = inputs(rng, name, shape)
+    xs = [
+        np.broadcast_to(x, (shape[0], *x.shape)) if len(x.shape) < len(letters) else x
+        for x, letters in zip(xs, RECURRENCES[name].inputs, strict=True)
+    ]
+    made = [torch.tensor(np.array(x), requires_grad=requires_grad) for x in (*xs, state, state)]
+    return (*made, torch.tensor((rng.random(shape[:2]) > 0.7).astype("uint8")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pytorch_accepts_the_operators(name, rng):
+    import torch
+
+    given = tensors(rng, name)
+    native(name, given[:-3], given[-3])  # defines them
+    torch.library.opcheck(getattr(torch.ops.bert4keras_rwkv, name), (*given, True))
+    kept = getattr(torch.ops.bert4keras_rwkv, name)(*(x.detach() for x in given), True)
+    slopes = [torch.ones_like(x) for x in kept[:2]]
+    backward = getattr(torch.ops.bert4keras_rwkv, f"{name}_gradient")
+    torch.library.opcheck(backward, (*(x.detach() for x in given), *kept[2:], *slopes))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_without_a_break(name, rng):
+    import torch
+
+    given = tensors(rng, name)[:-2]
+
+    def total(*given):
+        return sum((x * x).sum() for x in native(name, given[:-1], given[-1]))
+
+    def slopes(function):
+        for x in given:
+            x.grad = None
+        function(*given).backward()
+        return [x.grad.clone() for x in given]
+
+    compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+    for got, want in zip(slopes(compiled), slopes(total), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gaps_in_memory_and_offsets(name, rng):
+    """Tensors that are views of others, turned and not aligned, give what copies of them give."""
+    import torch
+
+    given = [x.detach() for x in tensors(rng, name)[:-2]]
+    odd = []
+    for x in given:
+        last_first = torch.empty((*x.shape[1:], x.shape[0] + 1)).movedim(-1, 0)[1:]
+        odd.append(last_first.copy_(x))
+    assert not any(x.is_contiguous() for x in odd)
+    for got, want in zip(native(name, odd[:-1], odd[-1]), native(name, given[:-1], given[-1]), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_inputs_on_two_devices(rng):
+    *xs, state = (x.detach() for x in tensors(rng, "wkv6")[:-2])
+    with pytest.raises(ValueError, match=r"one device\. Received: cpu, meta"):
+        native("wkv6", xs, state.to("meta"))
