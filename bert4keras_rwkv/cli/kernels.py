@@ -4,14 +4,14 @@ import importlib
 import os
 
 from bert4keras_rwkv.cli.backend import choose_engine
-from bert4keras_rwkv.ops.kernels import library
-from bert4keras_rwkv.ops.kernels.library import NoLibraryError
+from bert4keras_rwkv.ops.kernels import cuda, kept, library
+from bert4keras_rwkv.ops.kernels.kept import NoLibraryError
 
 
 def run(arguments):
     """Do what is asked for; without an option, list. Raises RuntimeError if a kernel is wrong."""
     if arguments.clear:
-        gone = library.clear()
+        gone = kept.clear(f"cpu-*{library.SUFFIX}", f"cuda-*{cuda.SUFFIX}")
         print("\n".join(f"Removed {path}" for path in gone) or "There was nothing to remove.")
         if not (arguments.build or arguments.check):
             return
@@ -36,7 +36,7 @@ def listing():
             plan = library.plan()
             yield f"Library     {plan.path}"
             yield f"Compiler    {plan.version} ({plan.compiler})"
-            if not plan.is_built():
+            if not kept.is_whole(plan.path):
                 yield "            It is not built yet: the first use does that, or --build."
                 return
         first, *others = library.library().levels()

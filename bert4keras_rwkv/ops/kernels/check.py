@@ -8,8 +8,9 @@ import numpy as np
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops.compile import compiled
 from bert4keras_rwkv.ops.gradients import gradients
+from bert4keras_rwkv.ops.kernels import cuda
 from bert4keras_rwkv.ops.kernels.library import library
-from bert4keras_rwkv.ops.kernels.native import RECURRENCES, native
+from bert4keras_rwkv.ops.kernels.native import RECURRENCES, device, native
 from bert4keras_rwkv.ops.wkv4 import wkv4_loop
 from bert4keras_rwkv.ops.wkv6 import wkv6_loop
 from bert4keras_rwkv.ops.wkv7 import wkv7_loop
@@ -25,7 +26,10 @@ LARGEST_ERROR = 2e-5
 
 @dataclass(frozen=True)
 class Finding:
-    """What a kernel of an instruction set gave for one case. error: the largest, relative to the largest number."""
+    """What a kernel of an instruction set, or of a GPU, gave for one case.
+
+    error: the largest, relative to the largest number.
+    """
 
     kernel: str
     level: str
@@ -44,7 +48,7 @@ def check_kernels(levels=None, names=None, shapes=SHAPES, masks=MASKS):
 
     The last case is done with inputs rounded to bfloat16, too. The best instruction set is chosen afterwards.
     """
-    here = library()
+    here = _Gpu() if device() == "cuda" else library()
     try:
         for name in RECURRENCES if names is None else names:
             cases = [(shape, mask, "float32") for shape in shapes for mask in masks]
@@ -57,6 +61,16 @@ def check_kernels(levels=None, names=None, shapes=SHAPES, masks=MASKS):
                     yield Finding(name, level, *case, max(map(_error, got, want)))
     finally:
         here.choose(here.levels()[0])
+
+
+class _Gpu:
+    """What `library.Library` says of instruction sets: there is one."""
+
+    def levels(self):
+        return [f"sm_{cuda.device().architecture}"]
+
+    def choose(self, level):
+        pass
 
 
 def _forms(name, shape, mask, dtype):

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.chunks import real_resets
-from bert4keras_rwkv.ops.kernels import on_jax, on_torch
-from bert4keras_rwkv.ops.kernels.library import NoLibraryError, library
+from bert4keras_rwkv.ops.kernels import cuda, on_jax, on_torch
+from bert4keras_rwkv.ops.kernels.kept import NoLibraryError
+from bert4keras_rwkv.ops.kernels.library import library
 
 CHUNK = 16  # as in src/: tokens between two states that are kept
 ABSENT, RESET = 1, 2
@@ -34,6 +35,11 @@ class Recurrence:
     @property
     def y(self):
         return self.inputs[0]
+
+    @property
+    def decay(self):
+        """The number of the input that may have another dtype than those beside it, on a GPU; None: there is none."""
+        return 1 if "N" in self.state else None
 
     def sizes(self, x):
         """The size of each letter, for the first input x."""
@@ -64,29 +70,34 @@ RECURRENCES = {
 }
 
 
-def why_not(dtype=None):
-    """Why no native kernel runs here for inputs of a dtype (None: any), one sentence; None if one does."""
+def why_not(dtype=None, size=None):
+    """Why no native kernel runs here for inputs of a dtype and a head size (None: any), or None if one does."""
     if backend.name() not in ON:
         return f"Native kernels run on JAX and PyTorch, and Keras runs on {backend.name()}."
-    if _accelerated():
-        return "The native kernels are for CPUs, and arrays live on an accelerator here."
+    where = device()
+    if where not in ("cpu", "cuda"):
+        return f"Native kernels are for CPUs and GPUs of NVIDIA, and arrays live on another device ({where}) here."
     if dtype is not None and backend.accumulation_dtype(dtype) == "float64":
         return "Native kernels compute in float32, and the inputs are float64."
+    if where == "cuda" and size is not None and size > cuda.LARGEST_HEAD:
+        return f"The native kernels of a GPU are for heads of up to {cuda.LARGEST_HEAD} numbers, and these have {size}."
     try:
         library()
+        if where == "cuda":
+            cuda.compiler()
     except NoLibraryError as error:
         return str(error)
     return None
 
 
-def _accelerated():
-    """`backend.has_accelerator`, asked once."""
-    if "here" not in _accelerator:
-        _accelerator["here"] = backend.has_accelerator()
-    return _accelerator["here"]
+def device():
+    """`backend.device_kind`, asked once."""
+    if "here" not in _device:
+        _device["here"] = backend.device_kind()
+    return _device["here"]
 
 
-_accelerator = {}
+_device = {}
 
 
 def native(name, xs, state, present=None, reset=None, start=None):
@@ -98,6 +109,8 @@ def native(name, xs, state, present=None, reset=None, start=None):
     recurrence = RECURRENCES[name]
     batch = ops.shape(xs[0])[0]
     xs = tuple(_taken(_with_batch(x, letters, batch)) for x, letters in zip(xs, recurrence.inputs, strict=True))
+    if device() == "cuda":
+        xs = _alike(recurrence, xs)
     state, empty = ops.cast(state, "float32"), ops.zeros((0,), "float32")
     begin = empty
     if reset is not None and start is not None:
@@ -125,6 +138,20 @@ def _with_batch(x, letters, batch):
 
 def _taken(x):
     return x if keras.backend.standardize_dtype(x.dtype) in TAKEN else ops.cast(x, "float32")
+
+
+def _alike(recurrence, xs):
+    """xs in the dtypes that a kernel of a GPU is compiled for: one for what there is of each token, which the decay may
+    replace by float32, and float32 for the rest.
+    """
+    each = [letters[:2] == "BT" for letters in recurrence.inputs]
+    dtypes = [keras.backend.standardize_dtype(x.dtype) for x in xs]
+    others = {dtypes[i] for i, of_tokens in enumerate(each) if of_tokens and i != recurrence.decay}
+    common = others.pop() if len(others) == 1 else "float32"
+    wanted = [common if of_tokens else "float32" for of_tokens in each]
+    if recurrence.decay is not None and dtypes[recurrence.decay] == "float32":
+        wanted[recurrence.decay] = "float32"
+    return tuple(x if x_is == to else ops.cast(x, to) for x, x_is, to in zip(xs, dtypes, wanted, strict=True))
 
 
 def _flags(present, reset):
