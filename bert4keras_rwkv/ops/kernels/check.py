@@ -58,7 +58,7 @@ def check_kernels(levels=None, names=None, shapes=SHAPES, masks=MASKS):
                 for level in here.levels() if levels is None else levels:
                     here.choose(level)
                     got = [_numpy(x) for x in forms["native"](*tensors)]
-                    yield Finding(name, level, *case, max(map(_error, got, want)))
+                    yield Finding(name, level, *case, float(np.max(list(map(_error, got, want)))))
     finally:
         here.choose(here.levels()[0])
 

@@ -14,7 +14,7 @@ from bert4keras_rwkv.ops.kernels.kept import NoLibraryError
 
 IN_WHEELS = ("cu*/lib/libnvrtc.so.*", "cuda_nvrtc/lib/libnvrtc.so.*")  # in the folder `nvidia`: CUDA 13, CUDA 12
 OF_SYSTEM = ("libnvrtc.so.13", "libnvrtc.so.12", "/usr/local/cuda/lib64/libnvrtc.so")
-OPTIONS = ("--std=c++17",)
+OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
 
 
 class Nvrtc:

@@ -3,5 +3,5 @@
 
 extern "C" __attribute__((visibility("default"))) void emulated_launch(unsigned seed, unsigned blocks, unsigned threads, void** arguments) {
   emulated::seed(seed);
-  emulated::launch(blocks, (int)threads, KERNEL, arguments);
+  emulated::launch<KERNEL>(blocks, (int)threads, arguments);
 }

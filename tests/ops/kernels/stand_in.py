@@ -1,7 +1,7 @@
 """A GPU that is none: kernels compiled for a CPU by the emulator, and a driver that starts them."""
 
 import ctypes
-import subprocess
+import functools
 from pathlib import Path
 
 import keras
@@ -17,8 +17,7 @@ TARGET = "bert4keras_rwkv_stand_in"
 
 def compile_with(*arguments):
     """Run the C++ compiler."""
-    done = subprocess.run([library._compiler(), *map(str, arguments)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    library._said([library._compiler(), *map(str, arguments)], "cannot compile")
 
 
 def emulated(part, options, made, *more, sources=None):
@@ -37,7 +36,7 @@ class Emulator:
     architectures = (90,)
 
     def __init__(self, folder, sources=None):
-        self.folder, self.sources = folder, sources or library.SOURCES
+        self.folder, self.sources, self.parts = folder, sources or library.SOURCES, []
 
     def target(self, architecture):
         return architecture if architecture in self.architectures else None
@@ -45,6 +44,7 @@ class Emulator:
     def cubin(self, name, source, headers, options, log=None):
         """The path of the library, as the driver's stand-in wants it."""
         part = next(x for x in ("forward", "step", "gradient") if f"-D{x.upper()}" in options)
+        self.parts.append(part)
         made = self.folder / f"{kept.digest([(name, source), *headers.items(), (repr(options), b'')])[:20]}.so"
         if not made.exists():
             shared = "-O1", "-shared", "-fPIC", "-fno-gnu-unique", "-fvisibility=hidden"  # libc has a `step`, too
@@ -77,8 +77,9 @@ class StandIn:
         if sources is not None:
             monkeypatch.setattr(library, "SOURCES", sources)
         monkeypatch.setenv("XDG_CACHE_HOME", str(self.folder))
+        emulator = Emulator(self.folder, sources)
         monkeypatch.setattr(cuda, "DRIVER", str(self.path))
-        monkeypatch.setattr(cuda, "_found", {"compiler": Emulator(self.folder, sources)})
+        monkeypatch.setattr(cuda, "_found", {"compiler": emulator})
         monkeypatch.setattr(backend, "device_kind", lambda: "cuda")
         monkeypatch.setattr(native, "_device", {})
         monkeypatch.setitem(on_torch.RUN_ON, "cpu", lambda name, described, _: cuda.run(name, *described, None))
@@ -86,12 +87,7 @@ class StandIn:
             monkeypatch.setattr(on_jax, "HANDLERS", {"cpu": "rwkv_cuda_xla_stand_in"})
             monkeypatch.setattr(on_jax, "target", lambda: TARGET)
             monkeypatch.setattr(native, "_differentiable", {})
-            for cached in (on_jax.kernel, on_jax.register):
-                cached.cache_clear()
+            for name in ("kernel", "register"):  # with a memory of their own
+                monkeypatch.setattr(on_jax, name, functools.cache(getattr(on_jax, name).__wrapped__))
         cuda.device()
-
-
-def leave():
-    """After `install`: what was remembered is found anew."""
-    for cached in (on_jax.kernel, on_jax.register):
-        cached.cache_clear()
+        return emulator

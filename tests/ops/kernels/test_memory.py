@@ -1,68 +1,40 @@
 """A kernel writes all of its results and nothing beside them, on any number of threads, and again after a fork."""
 
 import multiprocessing
+from functools import partial
 
 import numpy as np
 import pytest
 
 from bert4keras_rwkv.ops.kernels.library import library
-from bert4keras_rwkv.ops.kernels.native import CHUNK, RECURRENCES
+from bert4keras_rwkv.ops.kernels.native import RECURRENCES
+from tests.ops.kernels import guards
 
 pytestmark = pytest.mark.backend_free
-GUARD = 64  # floats before and after each result
-
-
-def sizes(T, N):
-    return {"B": 2, "T": T, "H": 3, "N": N, "D": 3 * N, "C": -(-T // CHUNK), "3": 3}
-
-
-def arrays(rng, letters, of):
-    return [rng.standard_normal([of[x] for x in shape]).astype("float32") for shape in letters]
-
-
-def described(arrays):
-    return [(x.ctypes.data, 2 if x.dtype == np.uint8 else 0, x.shape) for x in arrays]
-
-
-def guarded(shape):
-    """An array full of NaN amid more of them; returns the whole and the array."""
-    whole = np.full(int(np.prod(shape)) + 2 * GUARD, np.nan, "float32")
-    return whole, whole[GUARD : len(whole) - GUARD].reshape(shape)
 
 
 @pytest.mark.parametrize("level", library().levels())
 @pytest.mark.parametrize("name", RECURRENCES)
 @pytest.mark.parametrize(("T", "N"), [(1, 64), (33, 16), (18, 7)])
 def test_results_are_whole_and_nothing_else_is_written(level, name, T, N, rng):
-    here, recurrence, of = library(), RECURRENCES[name], sizes(T, N)
-    letters = (*recurrence.inputs, recurrence.state, recurrence.state)
-    inputs = [-abs(x) if i == 1 else x for i, x in enumerate(arrays(rng, letters, of))]
-    inputs.append((rng.random((2, T)) > 0.7).astype("uint8") * rng.integers(1, 3, (2, T), dtype="uint8"))
-    before = [x.copy() for x in inputs]
-    made = [guarded(shape) for shape in recurrence.results({**of}, keep=True)]
+    here = library()
     here.choose(level)
     try:
-        here.run(name, described(inputs), described([x for _, x in made]), threads=3)
-        more = [*inputs, *(x for _, x in made[2:]), *arrays(rng, (recurrence.y, recurrence.state), of)]
-        slopes = [guarded(x.shape) for x in inputs[:-1]]
-        here.run(f"{name}_gradient", described(more), described([x for _, x in slopes]), threads=3)
+        guards.check(partial(here.run, threads=3), name, T, N, rng)
     finally:
         here.choose(here.levels()[0])
-    for whole, inside in (*made, *slopes):
-        assert np.isfinite(inside).all()
-        assert np.isnan(whole[:GUARD]).all() and np.isnan(whole[-GUARD:]).all()
-    for x, was in zip(inputs, before, strict=True):
-        np.testing.assert_array_equal(x, was)
 
 
 def work(seed):
     """The sum of y for inputs of a seed, on four threads."""
     rng, recurrence = np.random.default_rng(seed), RECURRENCES["wkv6"]
-    of = sizes(200, 64)
-    inputs = [-abs(x) if i == 1 else x for i, x in enumerate(arrays(rng, (*recurrence.inputs, recurrence.state), of))]
+    of = guards.sizes(200, 64)
+    inputs = [
+        -abs(x) if i == 1 else x for i, x in enumerate(guards.arrays(rng, (*recurrence.inputs, recurrence.state), of))
+    ]
     inputs += [np.zeros(0, "float32"), np.zeros(0, "uint8")]
     results = [np.empty(shape, "float32") for shape in recurrence.results(of, keep=False)]
-    library().run("wkv6", described(inputs), described(results), threads=4)
+    library().run("wkv6", guards.described(inputs), guards.described(results), threads=4)
     return float(results[0].sum(dtype="float64"))
 
 
