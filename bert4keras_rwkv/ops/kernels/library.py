@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from bert4keras_rwkv.atomic import atomic_files, locked
+from bert4keras_rwkv.atomic import atomic_file, atomic_files, locked
 from bert4keras_rwkv.ops.cache import UnusableError, own_folder
 
 SOURCES = Path(__file__).parent / "src"
@@ -142,14 +142,18 @@ class Plan:
 
 def plan():
     """The `Plan` of this machine. Raises NoLibraryError."""
-    if sys.platform == "win32":
-        raise NoLibraryError("Native kernels are not built on Windows.")
-    where, compiler, headers = folder(), _compiler(), _ffi_headers()
-    levels = LEVELS.get(platform.machine(), {"plain": (4, ())})
+    where, (compiler, levels, headers) = folder(), _tools()
     version = "".join(_said([compiler, "--version"], "does not run").splitlines()[:1])
     files = {**_source_files(), "ffi": b"" if headers is None else (headers / "xla/ffi/api/c_api.h").read_bytes()}
     key = _digest([*files.items(), (repr((compiler, version, OPTIONS, sorted(levels.items()))), b"")])
     return Plan(where / f"cpu-{key[:20]}{SUFFIX}", compiler, version, levels, headers)
+
+
+def _tools():
+    """The compiler, the instruction sets of this kind of processor, and the folder of XLA's headers or None."""
+    if sys.platform == "win32":
+        raise NoLibraryError("Native kernels are not built on Windows.")
+    return _compiler(), LEVELS.get(platform.machine(), {"plain": (4, ())}), _ffi_headers()
 
 
 def build(again=False):
@@ -158,11 +162,20 @@ def build(again=False):
     try:
         with locked(wanted.path.with_suffix(".lock")):
             if again or not wanted.is_built():
-                _compile(wanted)
+                with atomic_files(wanted.path, wanted.proof) as (made, proof):
+                    _compile(wanted.compiler, wanted.levels, wanted.headers, made)
+                    Path(proof).write_text(hashlib.sha256(Path(made).read_bytes()).hexdigest())
     except OSError as error:
         folder = wanted.path.parent
         raise NoLibraryError(f"Native kernels cannot be written to '{folder}': {error.strerror or error}.") from error
     return wanted.path
+
+
+def build_to(path):
+    """Build the library as the file `path`. Raises NoLibraryError."""
+    compiler, levels, headers = _tools()
+    with atomic_file(path) as made:
+        _compile(compiler, levels, headers, made)
 
 
 def clear():
@@ -174,28 +187,27 @@ def clear():
     return gone
 
 
-def _compile(wanted):
-    """All kernels for all levels into one library; it and its proof take their names together."""
-    tasks = {"host": [] if wanted.headers is None else ["-isystem", str(wanted.headers)]}
-    tasks["host"] += ["-DONLY_PLAIN"] if list(wanted.levels) == ["plain"] else []
-    for level, (width, options) in wanted.levels.items():
+def _compile(compiler, levels, headers, target):
+    """All kernels for all levels into one library."""
+    tasks = {"host": [] if headers is None else ["-isystem", str(headers)]}
+    tasks["host"] += ["-DONLY_PLAIN"] if list(levels) == ["plain"] else []
+    for level, (width, options) in levels.items():
         for name in KERNELS:
             tasks[f"{name}_{level}"] = [f"-DWIDTH={width}", f"-DTABLE={name}_{level}", *options]
 
-    with tempfile.TemporaryDirectory(prefix="rwkv-") as room, atomic_files(wanted.path, wanted.proof) as (made, proof):
+    with tempfile.TemporaryDirectory(prefix="rwkv-") as room:
 
         def run(task):
             name, options = task
             source = next(file for file in ("host", *KERNELS) if name.startswith(file))
             compiled = str(Path(room) / f"{name}.o")
-            command = [wanted.compiler, *OPTIONS, *options, "-c", str(SOURCES / f"{source}.cc"), "-o", compiled]
+            command = [compiler, *OPTIONS, *options, "-c", str(SOURCES / f"{source}.cc"), "-o", compiled]
             _said(command, f"cannot compile {source}.cc")
             return compiled
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(run, tasks.items()))
-        _said([wanted.compiler, "-shared", "-pthread", *objects, "-o", str(made)], "cannot link the kernels")
-        Path(proof).write_text(hashlib.sha256(Path(made).read_bytes()).hexdigest())
+        _said([compiler, "-shared", "-pthread", *objects, "-o", str(target)], "cannot link the kernels")
 
 
 def _compiler():
