@@ -18,6 +18,7 @@ GUIDE_NAMES = [
     "from-scratch",
     "environment",
     "evaluation",
+    "kernels",
     "keras-hub-programs",
     "long-documents",
     "rwkv-programs",

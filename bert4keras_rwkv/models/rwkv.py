@@ -539,7 +539,7 @@ def build_transformer_model(
 
     dtype: a dtype or Keras policy. None: `keras.config.floatx()` where it was changed; else on a CPU float32, on an
     accelerator the file's own. tokenizer: one of `tokenizers`, or the path of a vocabulary; None looks beside the
-    weights. kernel: 'auto', 'ops' or 'loop'. remat: recompute blocks in the backward pass. group_norm_epsilon: 64e-5
+    weights. kernel: 'auto', 'native', 'ops' or 'loop', see `ops.kernels`. remat: recompute blocks in the backward pass. group_norm_epsilon: 64e-5
     unless a config says otherwise. rescale_layer: halve the residual stream after every so many blocks, so that
     float16 does not overflow; logits are what they were; 0 is off; None: 6 for float16, else 0.
 
