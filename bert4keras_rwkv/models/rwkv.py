@@ -539,9 +539,9 @@ def build_transformer_model(
 
     dtype: a dtype or Keras policy. None: `keras.config.floatx()` where it was changed; else on a CPU float32, on an
     accelerator the file's own. tokenizer: one of `tokenizers`, or the path of a vocabulary; None looks beside the
-    weights. kernel: 'auto', 'native', 'ops' or 'loop', see `ops.kernels`. remat: recompute blocks in the backward pass. group_norm_epsilon: 64e-5
-    unless a config says otherwise. rescale_layer: halve the residual stream after every so many blocks, so that
-    float16 does not overflow; logits are what they were; 0 is off; None: 6 for float16, else 0.
+    weights. kernel: 'auto', 'native', 'ops' or 'loop' (docs/kernels.md). remat: recompute blocks in the backward pass.
+    group_norm_epsilon: 64e-5 unless a config says otherwise. rescale_layer: halve the residual stream after every so
+    many blocks, so that float16 does not overflow; logits are what they were; 0 is off; None: 6 for float16, else 0.
 
     keep_tokens: ids of the file's vocabulary to keep, in their new order. compound_tokens: rows to append, each the
     mean of those of a list of ids, or the weighted mean of (ids, weights); the ids are the file's. The tokenizer, the
