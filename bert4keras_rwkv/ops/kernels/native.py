@@ -13,7 +13,7 @@ from bert4keras_rwkv.ops.chunks import real_resets
 from bert4keras_rwkv.ops.kernels import on_jax, on_torch
 from bert4keras_rwkv.ops.kernels.library import NoLibraryError, library
 
-CHUNK = 16  # as in src/: tokens between two states that are kept
+CHUNK = 32  # as in src/: tokens between two states that are kept
 ABSENT, RESET = 1, 2
 TAKEN = ("float32", "bfloat16")  # other dtypes are cast to the first
 ON = ("jax", "torch")

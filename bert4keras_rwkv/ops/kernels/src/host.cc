@@ -64,7 +64,7 @@ const Kernel* find(const std::string& name) {
 }
 
 constexpr int MOST_TENSORS = 24;
-constexpr int64_t STRIP = 64, CHUNK = 16;         // as in the kernels
+constexpr int64_t STRIP = 64, CHUNK = 32;         // as in the kernels
 constexpr int64_t WORTHWHILE = 200 * 1000;        // multiplications that take longer than calling a helper
 
 // Binds the letters of `pattern` to the sizes of the tensors; empty, or what is wrong.

@@ -10,7 +10,7 @@
 #define INLINE inline __attribute__((always_inline))
 
 namespace {
-constexpr int CHUNK = 16;  // tokens between two states that are kept for the backward pass
+constexpr int CHUNK = 32;  // tokens between two states that are kept for the backward pass
 constexpr int AHEAD = 4;  // tokens that are fetched before they are read
 constexpr int BLOCK = W == 16 ? 2 : 1;  // vectors side by side in the backward pass: as many as there are registers for
 
@@ -348,7 +348,7 @@ template <bool DELTA, int HEAD> void backward(const Tensor* in, const Tensor* ou
       }
     }
     turned_back(N, P, G, dstate.to() + item * square);
-    if (!DELTA) std::memcpy(du.to() + item * N, sum_u, N * sizeof(float));
+    if (!DELTA) store(du, item * N, N, sum_u);
   }
 }
 

@@ -6,7 +6,7 @@
 #include "vectors.h"
 
 namespace {
-constexpr int CHUNK = 16, STRIP = 64, VECTORS = STRIP / W;
+constexpr int CHUNK = 32, STRIP = 64, VECTORS = STRIP / W;
 constexpr float MOST = 1e29f, STEEPEST = 60.f, SMALLEST = 1e-30f;
 
 struct State { vec a, b, p; };
