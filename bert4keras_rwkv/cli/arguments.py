@@ -156,7 +156,7 @@ def _convert(commands):
     merging = command.add_argument_group("an adapter, merged on the way")
     merging.add_argument("--lora", type=path, metavar="FILE", help="a LoRA, PiSSA, DiSHA, Bone or Bat for SRC")
     merging.add_argument(
-        "--alpha", type=ABOVE_0, default=32.0, metavar="A", help="of a LoRA, whose file does not say it (default: 32)"
+        "--alpha", type=ABOVE_0, metavar="A", help="of a LoRA, whose file does not say it (default: 32)"
     )
     merging.add_argument("--lora-base", type=path, metavar="FILE", help="of a PiSSA: the file of its initial factors")
     command.add_argument(
