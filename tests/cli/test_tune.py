@@ -179,7 +179,7 @@ def test_states_are_averaged(model, tmp_path, capsys):
     command = ["state", *map(str, sources), "--model", str(model), "--weights", "1", "3"]
     assert main([*command, "--out", str(tmp_path / "c.state")]) == 0
     assert main([*command, "--out", str(tmp_path / "d.pth")]) == 1
-    assert "drop_shift" in capsys.readouterr().err
+    assert "or --drop-shift" in capsys.readouterr().err
     assert main([*command, "--out", str(tmp_path / "d.pth"), "--drop-shift"]) == 0
     want = RWKVState.average(states, [1, 3])
     for name in ("c.state", "d.pth"):
