@@ -34,7 +34,10 @@ class TrainingPlan:
         check_positive(self, "learning_rate")
         check_positive(self, "weight_decay", or_0=True)
         if self.warm_up >= self.steps:
-            raise ValueError(f"`warm_up` is shorter than all steps, {self.steps}. Received: warm_up={self.warm_up}.")
+            raise ValueError(
+                f"The warm-up has to end before the last step. Received: steps={self.steps}, warm_up={self.warm_up}. "
+                f"Take a `warm_up` below {self.steps}, or more steps."
+            )
 
 
 @dataclass(frozen=True)
