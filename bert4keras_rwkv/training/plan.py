@@ -78,6 +78,8 @@ class Tuning:
             raise ValueError("The mode 'prompt' needs a prompt, and no other mode takes one.")
         if self.time_shift and not self.has_state:
             raise ValueError("`time_shift` belongs to a state: take the mode 'state', 'state+lora' or 'prompt'.")
+        if not self.has_lora and (self.alpha is not None or self.targets is not None):
+            raise ValueError("`alpha` and `targets` belong to a LoRA: take the mode 'lora' or 'state+lora'.")
 
     @property
     def has_state(self):

@@ -1,6 +1,7 @@
 """What cannot be is refused when arguments are read: one line that names the option and the rule, and code 2."""
 
 import argparse
+import functools
 import re
 
 import pytest
@@ -120,7 +121,7 @@ def test_the_parser_takes_what_the_library_takes(table):
                 **{**{n: d for n, (_, d, _) in TRAINING.items()}, "steps": 20, "warm_up": 10, **one}
             ),
         ),
-        "Tuning": (TUNING, Tuning),
+        "Tuning": (TUNING, functools.partial(Tuning, mode="lora")),
     }[table]
     for name, (rule, _, _) in numbers.items():
         for sample in SAMPLES:

@@ -122,6 +122,7 @@ def test_what_was_stopped_goes_on(model, data, tmp_path, capsys, monkeypatch):
         (["--out", "a.pth", "--data", "a.jsonl", "--mode", "state+lora"], 1, "a state with a LoRA"),
         (["--out", "a.pth", "--data", "a.jsonl", "--mode", "lora"], 1, "choose `targets`"),
         (["--out", "a.state", "--data", "a.jsonl", "--mode", "lora", "--time-shift"], 2, "belongs to a state"),
+        (["--out", "a.state", "--data", "a.jsonl", "--targets", "key"], 2, "belong to a LoRA"),
         (["--out", "a.state", "--mode", "prompt"], 2, "needs a prompt"),
         (["--out", "a.state", "--data", "a.jsonl", "--steps", "2", "--epochs", "2"], 2, "one of them"),
         (["--out", "a.state", "--data", "a.jsonl", "--batch-size", "500"], 1, "shorter than a batch"),
