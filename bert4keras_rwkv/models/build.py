@@ -121,7 +121,7 @@ def _policy(dtype, tensors):
 def _say_float32(stored):
     logger.warning(
         "The weights are %s; on a CPU they are computed in float32, which is many times faster. "
-        "Pass dtype=%r to keep theirs.",
+        "The dtype %r keeps theirs.",
         stored,
         stored,
     )

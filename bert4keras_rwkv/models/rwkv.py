@@ -17,7 +17,7 @@ from bert4keras_rwkv.models.segment_model import segment_trainer
 from bert4keras_rwkv.models.stream import Stream
 from bert4keras_rwkv.models.text_training import Texts, is_dataset, of_text, text_loss
 from bert4keras_rwkv.models.writer import Writer, Writing
-from bert4keras_rwkv.ops.kernels.choose import check_kernel
+from bert4keras_rwkv.ops.kernels.choose import chosen
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.tokenizers.prompts import Prompts, need_tokenizer, strings_in, token_ids
 from bert4keras_rwkv.versions import version_named
@@ -559,7 +559,7 @@ def build_transformer_model(
         raise ValueError("Give `checkpoint_path` or `keras_weights_path`, not both: each names a weight file.")
     if model is not None:
         version_named(model)
-    check_kernel(kernel)
+    chosen(kernel)  # where it cannot be: a layer would say so amid what Keras says of the layer
     sampling = Sampling(
         temperature=temperature,
         top_p=0.85,

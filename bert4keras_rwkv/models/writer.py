@@ -104,7 +104,7 @@ class Writer:
         return ValueError(
             f"No token can be drawn: after {len(ids)} tokens the logits of row {row} are not finite; the first that is "
             f"not is {layer or 'the logits'}. Damaged weights do this, and numbers too large for float16: then use "
-            "dtype='float32'."
+            "dtype='float32', or --dtype float32."
         )
 
     def _program(self, programs, make, request, *more):

@@ -43,7 +43,7 @@ def find_tokenizer(near, vocab_size, held=None):
     """
     if held:
         return RWKV_TOKENIZER.from_entries(held)
-    for path in _candidates(near, vocab_size):
+    for path in vocabulary_files(near, vocab_size):
         tokenizer = _loaded(path)
         if tokenizer is not None and _fits(tokenizer, vocab_size, path):
             return tokenizer
@@ -57,8 +57,8 @@ def find_tokenizer(near, vocab_size, held=None):
     return None
 
 
-def _candidates(near, vocab_size):
-    """The vocabulary files in the folder, those first that the size speaks for."""
+def vocabulary_files(near, vocab_size):
+    """The vocabulary files in the folder `near`, or in that of a file, those first that the size speaks for."""
     if near is None:
         return []
     folder = Path(near) if Path(near).is_dir() else Path(near).parent

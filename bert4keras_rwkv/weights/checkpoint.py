@@ -14,6 +14,7 @@ from bert4keras_rwkv.weights.tensors import Tensors, WeightsError
 
 logger = logging.getLogger("bert4keras_rwkv")
 
+PRESETS = Path(__file__).parent.parent / "presets"
 FOREIGN = {
     b"ggmf": "a file of rwkv.cpp",
     b"fmgg": "a file of rwkv.cpp",
@@ -69,7 +70,13 @@ def open_weights(path, config=None, format=None):
 
 def open_checkpoint(path, config=None, format=None):
     """The `Checkpoint` of a weight file or folder. Arguments and errors as for `open_weights`."""
-    file = weights_path(path)
+    try:
+        file = weights_path(path)
+    except FileNotFoundError as error:
+        if str(path) not in shipped():
+            raise
+        found = f"The model of this name ships with the package: RWKV.from_preset({str(path)!r})."
+        raise FileNotFoundError(f"{error} {found}") from None
     known = format_of(file)
     if known is None:
         start = beginning(file)
@@ -112,14 +119,17 @@ def named(name):
     path = Path(name)
     if path.exists():
         return path
-    presets = Path(__file__).parent.parent / "presets"
-    shipped = sorted(file.parent.name for file in presets.glob(f"*/{CONFIG}"))
-    if str(name) in shipped:
-        return presets / str(name)
+    if str(name) in shipped():
+        return PRESETS / str(name)
     try:
         return weights_path(path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error} Models that ship with the package: {', '.join(shipped) or 'none'}.") from None
+        raise FileNotFoundError(f"{error} Models that ship with the package: {', '.join(shipped())}.") from None
+
+
+def shipped():
+    """The names of the models that ship with the package."""
+    return sorted(file.parent.name for file in PRESETS.glob(f"*/{CONFIG}"))
 
 
 def _config_of(path, tensors):
