@@ -7,7 +7,7 @@ what the kernel of the gradient takes beside all this. src/host.cc compares the 
 
 from dataclasses import dataclass
 
-from bert4keras_rwkv.keras_loader import keras, ops
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.chunks import real_resets
 from bert4keras_rwkv.ops.kernels import on_jax, on_torch
@@ -97,11 +97,10 @@ def native(name, xs, state, present=None, reset=None, start=None):
     """
     recurrence = RECURRENCES[name]
     batch = ops.shape(xs[0])[0]
-    xs = tuple(_taken(_with_batch(x, letters, batch)) for x, letters in zip(xs, recurrence.inputs, strict=True))
-    state, empty = ops.cast(state, "float32"), ops.zeros((0,), "float32")
-    begin = empty
+    xs = [_with_batch(_of(x, TAKEN), letters, batch) for x, letters in zip(xs, recurrence.inputs, strict=True)]
+    state, begin = _of(state), ops.zeros((0,), "float32")
     if reset is not None and start is not None:
-        begin = _with_batch(ops.cast(start, "float32"), recurrence.state, batch)
+        begin = _with_batch(_of(start), recurrence.state, batch)
     return differentiable(name)(*xs, state, begin, _flags(present, reset))
 
 
@@ -115,16 +114,18 @@ def differentiable(name):
 _differentiable = {}  # plain dicts here and in library.py: `torch.compile` does not see through `functools.cache`
 
 
+def _of(x, dtypes=TAKEN[:1]):
+    """x as a tensor of one of these dtypes: its own, or else the first. In a decoding loop this is half of the cost."""
+    x = x if ops.is_tensor(x) else ops.convert_to_tensor(x)
+    return x if str(x.dtype).removeprefix("torch.") in dtypes else ops.cast(x, dtypes[0])
+
+
 def _with_batch(x, letters, batch):
     """x with a batch axis of that size, before all it has, or in the place of one of size 1."""
-    x = ops.convert_to_tensor(x)
-    if len(x.shape) < len(letters):
-        x = ops.expand_dims(x, 0)
-    return x if letters[:2] == "BT" else ops.broadcast_to(x, (batch, *x.shape[1:]))
-
-
-def _taken(x):
-    return x if keras.backend.standardize_dtype(x.dtype) in TAKEN else ops.cast(x, "float32")
+    if letters[:2] == "BT":
+        return x
+    x = ops.expand_dims(x, 0) if len(x.shape) < len(letters) else x
+    return ops.broadcast_to(x, (batch, *x.shape[1:]))
 
 
 def _flags(present, reset):
