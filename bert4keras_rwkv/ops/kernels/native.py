@@ -64,14 +64,16 @@ RECURRENCES = {
 }
 
 
-def why_not(dtype=None):
-    """Why no native kernel runs here for inputs of a dtype (None: any), one sentence; None if one does."""
+def why_not(dtype=None, shape=()):
+    """Why no native kernel runs here for inputs of a dtype (None: any) and shape, one sentence; None if one does."""
     if backend.name() not in ON:
         return f"Native kernels run on JAX and PyTorch, and Keras runs on {backend.name()}."
     if _accelerated():
         return "The native kernels are for CPUs, and arrays live on an accelerator here."
     if dtype is not None and backend.accumulation_dtype(dtype) == "float64":
         return "Native kernels compute in float32, and the inputs are float64."
+    if not all(isinstance(size, int) for size in shape):
+        return "This program is made for sizes that are not known yet, for another process: an export."
     try:
         library()
     except NoLibraryError as error:
