@@ -2,7 +2,7 @@
 
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.base import Layer
-from bert4keras_rwkv.layers.projection import dense
+from bert4keras_rwkv.layers.projection import dense, products
 
 
 class LowRank(Layer):
@@ -40,6 +40,10 @@ class LowRank(Layer):
         if self.groups is not None:
             x = ops.reshape(x, (*ops.shape(x)[:2], self.groups, self.rank))
         return self.b(x)
+
+    def apart(self, x):
+        """What a call gives for several groups, as a list of one (B, T, units) each."""
+        return products(self.b, self.a(x))
 
     def compute_output_shape(self, shape):
         return (*shape[:-1], self.units) if self.groups is None else (*shape[:-1], self.groups, self.units)
