@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
-from bert4keras_rwkv.layers.projection import fold_lora, kernel_shape, lora_of, quantised_as
+from bert4keras_rwkv.layers.projection import fold_lora, kernel_shape, lora_of, quantisation_of, quantise, quantised_as
 from bert4keras_rwkv.models.state_tuning import enable_state_tuning, freeze, set_tuned_state, tuned_state
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.untrusted import shown
@@ -50,23 +50,33 @@ def adapted(backbone):
 
 def described(backbone):
     """What is tuned, for a config: paths of projections with (rank, alpha) of their LoRA, whether the last inputs are
-    tuned with the states (None: no states are), paths of other weights that train. {} if nothing is.
+    tuned with the states (None: no states are), paths of other weights that train, and of layers that Keras quantised
+    with how. {} if nothing is.
     """
     layers, states = adapted(backbone), backbone.start_states
-    if not layers and not states:
+    owners = dict.fromkeys(rule.path.rpartition("/")[0] for rule in filled(backbone.config.rules()))
+    rounded = {path: layer for path in owners if quantised_as(layer := backbone.variable_at(path))}
+    if not layers and not states and not rounded:
         return {}
     loras = {path: lora_of(layer) for path, layer in layers.items()}
-    lora = {path: [lora.rank, lora.alpha] for path, lora in loras.items()}
-    return {"lora": lora, "shift": states[0].shift if states else None, "others": list(_others(backbone))}
+    return {
+        "lora": {path: [lora.rank, lora.alpha] for path, lora in loras.items()},
+        "shift": states[0].shift if states else None,
+        "others": list(_others(backbone)),
+        "quantised": {path: quantisation_of(layer) for path, layer in rounded.items()},
+    }
 
 
 def prepare(backbone, tuned):
     """Switch on what `described` says."""
+    for path, how in tuned.get("quantised", {}).items():  # none in files from before they were described
+        quantise(backbone.variable_at(path), *how)
     for path, (rank, alpha) in tuned["lora"].items():
         backbone.variable_at(path).enable_lora(rank, lora_alpha=alpha)
     if tuned["shift"] is not None:
         backbone.tune_states(tuned["shift"])
-    freeze(backbone)
+    if tuned["lora"] or tuned["shift"] is not None:
+        freeze(backbone)
     for path in tuned["others"]:
         backbone.variable_at(path).trainable = True
 
