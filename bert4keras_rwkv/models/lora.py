@@ -7,6 +7,7 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
+from numbers import Real
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from bert4keras_rwkv.models.state_tuning import enable_state_tuning, freeze, set
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions.table import filled
-from bert4keras_rwkv.weights.adapters import ALPHA, OWN, WHOLE, own_adapter, read_adapter, save_lora
+from bert4keras_rwkv.weights.adapters import ALPHA, OWN, WHOLE, check_alpha, own_adapter, read_adapter, save_lora
 from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors, write_safetensors
 from bert4keras_rwkv.weights.tensors import WeightsError
 
@@ -83,6 +84,7 @@ def prepare(backbone, tuned):
 
 def merge_adapter(backbone, scale=1.0):
     """Add every LoRA, times `scale`, to the weights and start it anew at zero: at scale 1 the model stays as it was."""
+    _check_scale(scale)
     layers = adapted(backbone)
     rounded = [path for path, layer in layers.items() if quantised_as(layer)]
     if rounded:
@@ -135,6 +137,9 @@ def load_adapter(backbone, path, scale=1.0, alpha=ALPHA):
         raise ValueError(
             f"A scale for each of at least one adapter. Received: {len(paths)} files, {len(scales)} scales."
         )
+    for one in scales:
+        _check_scale(one)
+    check_alpha(alpha)
     kernels, files = _kernels(backbone), [_read(backbone, one, alpha) for one in paths]
     for one, file in zip(paths, files, strict=True):
         _refuse(one, backbone, _problems(backbone, kernels, file))
@@ -155,6 +160,11 @@ def load_adapter(backbone, path, scale=1.0, alpha=ALPHA):
             layer.drop_lora()
         here = {}
     _take_over(backbone, kernels, file, scale, new=bool(file.pairs) and not here)
+
+
+def _check_scale(scale):
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+        raise ValueError(f"`scale` is a finite number, which multiplies what a LoRA adds. Received: scale={scale!r}.")
 
 
 @dataclass(frozen=True)
