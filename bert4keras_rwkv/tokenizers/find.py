@@ -28,7 +28,7 @@ def load_tokenizer(path):
     return PileTokenizer(path) if start == b"{" else RWKV_TOKENIZER(path)
 
 
-def find_tokenizer(near, vocab_size, held=None):
+def find_tokenizer(near, vocab_size, held=None, named=None):
     """The tokenizer of a model, or None if there is none to be found.
 
     Args:
@@ -37,13 +37,14 @@ def find_tokenizer(near, vocab_size, held=None):
             models. None: look nowhere.
         vocab_size: rows of the model's embedding. World sizes fall back to the vocabulary of the `rwkv` package.
         held: the World vocabulary inside the weights file itself, {id: bytes}: the first to be taken. None: none.
+        named: the vocabulary file that belongs to the weights, which comes before others beside them. None: not known.
 
     Raises:
         ValueError: a file that looks like a vocabulary is damaged (with the line).
     """
     if held:
         return RWKV_TOKENIZER.from_entries(held)
-    for path in _candidates(near, vocab_size):
+    for path in [*([] if named is None else [named]), *_candidates(near, vocab_size)]:
         tokenizer = _loaded(path)
         if tokenizer is not None and _fits(tokenizer, vocab_size, path):
             return tokenizer

@@ -138,6 +138,12 @@ def test_hugging_face_and_fla(tmp_path, rng, capsys):
 
 
 def test_the_vocabulary_goes_along(model, tmp_path, capsys):
+    """Past others that lie in the folder already."""
+    for folder in ("fla", "preset"):
+        (tmp_path / folder).mkdir()
+        RWKV_TOKENIZER.from_entries({byte + 1: bytes([byte]) for byte in range(256)}).save(
+            tmp_path / folder / "rwkv_vocab_old.txt"
+        )
     assert main(["convert", str(model), str(tmp_path / "fla"), "--to", "fla"]) == 0
     assert main(["convert", str(tmp_path / "fla"), str(tmp_path / "preset")]) == 0
     texts = [

@@ -50,6 +50,17 @@ def test_preset_round_trip(rwkv, ids, tmp_path):
     again.model.load_weights(tmp_path / "w.weights.h5")
 
 
+def test_a_preset_has_the_vocabulary_that_was_saved(tmp_path):
+    """Whatever other vocabularies lie in its folder."""
+    one, other = (
+        RWKV_TOKENIZER.from_entries({1 + (b + shift) % 256: bytes([b]) for b in range(256)}) for shift in (0, 1)
+    )
+    (tmp_path / "preset").mkdir()
+    other.save(tmp_path / "preset/rwkv_vocab_old.txt")
+    small_model(vocab_size=257, tokenizer=one).save_to_preset(tmp_path / "preset")
+    assert RWKV.from_preset(tmp_path / "preset").tokenizer.encode("cat") == one.encode("cat") != other.encode("cat")
+
+
 def test_a_file_of_another_version_is_named(checkpoint):
     with pytest.raises(ValueError, match=r"`model` is 'rwkv7', but '.*small\.pth' holds an 'rwkv6'"):
         build_transformer_model(checkpoint_path=checkpoint, model="rwkv7")

@@ -28,7 +28,7 @@ def original(kind, cache):
 
 
 def tuned(kind, **options):
-    """A model whose every weight is random, with a LoRA of some projections, a tuned state, both or none, or rounded."""
+    """A model whose every weight is random, with a LoRA of some projections, a tuned state, both, none, or rounded."""
     rwkv = small_model(num_hidden_layers=1, mask_output=[0], temperature=0.0, **options)
     if kind in ("lora", "both", "int4 and lora"):
         rwkv.enable_lora(2, alpha=4, targets=("key", "mix_low_rank", "head"))
