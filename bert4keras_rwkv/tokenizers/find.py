@@ -6,6 +6,7 @@ from pathlib import Path
 from bert4keras_rwkv.tokenizers.pile import JSON_NAME, PileTokenizer
 from bert4keras_rwkv.tokenizers.vocabulary import VOCABULARY_NAME, is_listed, is_numbered, world_path
 from bert4keras_rwkv.tokenizers.world import RWKV_TOKENIZER
+from bert4keras_rwkv.untrusted import regular
 
 PILE_NAME = "20B_tokenizer.json"
 # Rows of an embedding for the World vocabulary: 65,529 tokens, the end of a document, and up to six unused ones.
@@ -23,7 +24,7 @@ def load_tokenizer(path):
         ValueError: it is neither, or damaged (with the line).
         ImportError: it needs `tokenizers`, which is not installed.
     """
-    with open(path, "rb") as file:
+    with open(regular(path, "Vocabularies"), "rb") as file:
         start = file.read(1)
     return PileTokenizer(path) if start == b"{" else RWKV_TOKENIZER(path)
 

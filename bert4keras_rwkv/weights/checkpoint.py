@@ -110,14 +110,14 @@ def _wanted(name, known, file):
 def named(name):
     """The path of a model by its name: a file or folder as it is, else a model that ships with the package."""
     path = Path(name)
-    if path.exists():
+    if name != "" and path.exists():
         return path
     presets = Path(__file__).parent.parent / "presets"
     shipped = sorted(file.parent.name for file in presets.glob(f"*/{CONFIG}"))
     if str(name) in shipped:
         return presets / str(name)
     try:
-        return weights_path(path)
+        return weights_path(name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error} Models that ship with the package: {', '.join(shipped) or 'none'}.") from None
 

@@ -1,5 +1,6 @@
 """What lies in a folder of weights, and under which names."""
 
+import os
 from glob import escape
 from pathlib import Path
 
@@ -29,8 +30,10 @@ def weights_path(path):
 
     Raises:
         FileNotFoundError: nothing is there; it names what has the same name with an ending.
-        WeightsError: a folder without weights, or with several that none of the usual names has.
+        WeightsError: a folder without weights, or with several that none of the usual names has; an empty name.
     """
+    if os.fspath(path) == "":  # as of a variable that is not set; to `Path` it is the working directory
+        raise WeightsError("A model is the name of a file or folder. Received: ''. Use '.' for the working directory.")
     path = Path(path)
     if not path.exists():
         beside = sorted(path.parent.glob(f"{escape(path.name)}.*"))

@@ -9,7 +9,7 @@ from keras import ops
 
 from bert4keras_rwkv.models import RWKV, build_transformer_model
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
-from bert4keras_rwkv.weights import write_pth
+from bert4keras_rwkv.weights import WeightsError, write_pth
 from tests.models.small import SIZES, VERSIONS, arrays, assert_close, small_model, texts
 
 pytestmark = pytest.mark.once
@@ -240,3 +240,22 @@ def test_export(rwkv, ids, tmp_path):
     loaded = tf.saved_model.load(tmp_path / "exported")
     served = loaded.serve([tf.constant(ids)])
     np.testing.assert_allclose(served.numpy(), rwkv.model.predict(ids, verbose=0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "build, error, message",
+    [
+        (lambda: build_transformer_model(checkpoint_path=""), WeightsError, "name of a file or folder"),
+        (lambda: RWKV.from_preset(""), WeightsError, "name of a file or folder"),
+        (lambda: small_model(tokenizer=5), TypeError, "`tokenizer` is one of"),
+        (lambda: small_model(sequence_length=0), ValueError, "`sequence_length` is a number of tokens"),
+        (lambda: small_model().generate([1], state=5), TypeError, "`state` is an RWKVState"),
+        (lambda: small_model().forward([[1, 2], [3]]), ValueError, "Rows of token ids have one length"),
+    ],
+)
+def test_what_is_none_of_its_kind_is_told(build, error, message, tmp_path, monkeypatch):
+    """In one sentence, also in a folder that holds a model."""
+    small_model().save_to_preset(tmp_path / "preset")
+    monkeypatch.chdir(tmp_path / "preset")
+    with pytest.raises(error, match=message):
+        build()
