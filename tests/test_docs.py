@@ -1,6 +1,7 @@
 """The documents tell the truth: their Python runs, their links lead somewhere, both languages show the same code."""
 
 import functools
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.versions import versions
 
 pytestmark = pytest.mark.backend_free
 
@@ -18,6 +22,7 @@ GUIDE_NAMES = [
     "from-scratch",
     "environment",
     "evaluation",
+    "kernels",
     "keras-hub-programs",
     "long-documents",
     "rwkv-programs",
@@ -60,6 +65,19 @@ def test_python_in_a_guide_runs(guide, tmp_path):
 def test_both_languages_show_the_same_code(guide):
     english, chinese = (without_comments_and_texts(python_in(d)) for d in (guide, guide.replace("docs/", "docs/zh/")))
     assert english == chinese
+
+
+@pytest.mark.parametrize("guide", ["docs/from-scratch.md", "docs/zh/from-scratch.md"])
+def test_the_configuration_that_a_guide_shows_is_one(guide):
+    """It holds what is needed and no more, and the keys named beside it are all that a version may have of its own."""
+    text = (ROOT / guide).read_text("utf-8")
+    keys = json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])
+    assert RWKVConfig.from_dict(keys).model == "rwkv7"
+    own = {name for version in versions().values() for name in version.keys} - set(keys)
+    assert own <= set(re.findall(r"`(\w+)`", text))
+    for name in keys:
+        with pytest.raises(ValueError):
+            RWKVConfig.from_dict({other: value for other, value in keys.items() if other != name})
 
 
 def run(code, folder):

@@ -9,6 +9,10 @@ MODEL = "finch-jargon"  # the one that ships with the package
 BACKENDS = ("jax", "tensorflow", "torch")
 DTYPES = ("float32", "bfloat16", "float16")
 TRAINING_DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
+KERNELS = ("auto", "ops", "native", "loop")
+WRITTEN = ("preset", "pth", "safetensors", "st", "hf", "fla", "gguf")  # formats of weights
+READ = (*WRITTEN, "sharded", "rwkv_cpp", "bert4keras3", "keras_hub")
+BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 DATA_FORMS = ("jsonl", "text", "tfrecord", "binidx")
 
 COUNT, LENGTH, ID = Whole(1), Whole(2), Whole(0)
@@ -18,10 +22,10 @@ FINITE, ABOVE_0, FROM_0 = Real(), Real(0.0, above=True), Real(0.0)
 # The fields of `Sampling`, with the defaults of `RWKV.generate`.
 SAMPLING = {
     "temperature": (FROM_0, 1.0, "divides the logits; 0 always takes the likeliest token"),
-    "top_k": (ID, None, "draw from the K likeliest tokens only; 0 for all"),
+    "top_k": (ID, None, "draw from the N likeliest tokens only; 0 for all"),
     "top_p": (Real(0.0, 1.0), 0.85, "draw from the likeliest tokens that hold this share; 0 for the likeliest"),
     "penalty": (ABOVE_0, 1.0, "for tokens of the text so far, prompt included; 1 for none"),
-    "penalty_window": (COUNT, None, "the penalty looks at the last one to two windows of W tokens"),
+    "penalty_window": (COUNT, None, "the penalty looks at the last one to two windows of N tokens"),
     "presence_penalty": (FINITE, 0.0, "subtracted from the logits of tokens already written"),
     "frequency_penalty": (FINITE, 0.0, "subtracted as often as they were written"),
     "penalty_decay": (Real(0.0, 1.0), 1.0, "how those counts fade at each token"),
@@ -34,7 +38,7 @@ TRAINING = {
     "length": (LENGTH, 512, "tokens of a row"),
     "learning_rate": (ABOVE_0, 6e-4, "its peak, after the warm-up; it ends at a sixtieth"),
     "weight_decay": (FROM_0, 0.1, "of the matrices"),
-    "warm_up": (Whole(0), 10, "steps in which the learning rate rises"),
+    "warm_up": (Whole(0), None, "steps in which the learning rate rises (default: 10, or all but the last)"),
     "report_every": (COUNT, 50, "steps between two looks at the losses"),
     "seed": (SEED, 0, "of the random weights and of the order of the documents"),
 }
@@ -108,7 +112,7 @@ def _generate(commands):
     drawing = command.add_argument_group("how the next token is drawn")
     for name, (kind, default, text) in SAMPLING.items():
         shown = "" if default is None else f" (default: {default})"
-        drawing.add_argument(_flag(name), type=kind, default=default, metavar=name[0].upper(), help=text + shown)
+        drawing.add_argument(_flag(name), type=kind, default=default, metavar=_letter(kind), help=text + shown)
     drawing.add_argument(
         "--max-penalty-range",
         type=COUNT,
@@ -149,14 +153,18 @@ def _convert(commands):
         "target", type=path, metavar="DST", help="what to write: NAME.pth, NAME.safetensors, a folder, ..."
     )
     command.add_argument(
-        "--to", metavar="FORMAT", help="the format of DST, as hf and fla for folders of other projects"
+        "--to", metavar="FORMAT", help=f"the format of DST: {_listed(WRITTEN)} (default: by its suffix)"
     )
     _format_of_source(command)
-    command.add_argument("--dtype", metavar="D", help="cast to this (default: as they are; .st: float16)")
+    command.add_argument(
+        "--dtype",
+        metavar="D",
+        help=f"cast to {_listed(DTYPES)}; in a .gguf also {_listed(BLOCKS)} (default: as they are; .st: float16)",
+    )
     merging = command.add_argument_group("an adapter, merged on the way")
     merging.add_argument("--lora", type=path, metavar="FILE", help="a LoRA, PiSSA, DiSHA, Bone or Bat for SRC")
     merging.add_argument(
-        "--alpha", type=ABOVE_0, default=32.0, metavar="A", help="of a LoRA, whose file does not say it (default: 32)"
+        "--alpha", type=ABOVE_0, metavar="X", help="of a LoRA, whose file does not say it (default: 32)"
     )
     merging.add_argument("--lora-base", type=path, metavar="FILE", help="of a PiSSA: the file of its initial factors")
     command.add_argument(
@@ -214,7 +222,8 @@ def _train(commands):
     _form_of_data(command, "DATA")
     plan = command.add_argument_group("how it is trained")
     for name, (kind, default, text) in TRAINING.items():
-        plan.add_argument(_flag(name), type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
+        shown = "" if default is None else f" (default: {default})"
+        plan.add_argument(_flag(name), type=kind, default=default, metavar=_letter(kind), help=text + shown)
     running = _training(command)
     running.add_argument(
         "--save-every", type=COUNT, default=200, metavar="N", help="steps between checkpoints (default: %(default)s)"
@@ -266,7 +275,9 @@ def _running(command):
     """How a model runs. Returns the group of arguments."""
     running = _engine(command)
     running.add_argument("--dtype", choices=DTYPES, help="what is computed with (default: what suits the device)")
-    running.add_argument("--kernel", default="auto", metavar="K", help="form of the recurrence (default: %(default)s)")
+    running.add_argument(
+        "--kernel", default="auto", metavar="K", help=f"form of the recurrence: {_listed(KERNELS)} (default: auto)"
+    )
     return running
 
 
@@ -333,7 +344,7 @@ def _tune(commands):
     tuned.add_argument("--quantize", choices=("int8", "int4"), help="round the weights under it, as Keras does")
     for name, (kind, default, text) in TUNING.items():
         shown = "" if default is None else f" (default: {default})"
-        tuned.add_argument(_flag(name), type=kind, default=default, metavar="N", help=text + shown)
+        tuned.add_argument(_flag(name), type=kind, default=default, metavar=_letter(kind), help=text + shown)
     _training(command)
     return command
 
@@ -394,8 +405,19 @@ def _form_of_data(command, name):
 
 def _format_of_source(command):
     """`--from`, for files that do not tell what they are."""
-    command.add_argument("--from", dest="format", metavar="FORMAT", help="the format of a file that does not say it")
+    command.add_argument(
+        "--from", dest="format", metavar="FORMAT", help=f"the format of a file that does not say it: {_listed(READ)}"
+    )
 
 
 def _flag(name):
     return "--" + name.replace("_", "-")
+
+
+def _letter(kind):
+    """What stands for a value in the help: N for a whole number, X for any other."""
+    return "N" if isinstance(kind, Whole) else "X"
+
+
+def _listed(names):
+    return f"{', '.join(names[:-1])} or {names[-1]}"

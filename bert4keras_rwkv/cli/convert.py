@@ -12,7 +12,8 @@ from bert4keras_rwkv.cli.arguments import UsageError
 from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.cli.progress import Bar
 from bert4keras_rwkv.config import RWKVConfig
-from bert4keras_rwkv.weights.adapters import read_adapter
+from bert4keras_rwkv.tokenizers.find import vocabulary_files
+from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter
 from bert4keras_rwkv.weights.checkpoint import named, open_checkpoint, open_weights
 from bert4keras_rwkv.weights.folder import NAMES, SAFETENSORS, WEIGHTS
 from bert4keras_rwkv.weights.formats.registry import format_named, formats
@@ -51,12 +52,12 @@ def run(arguments):
     with open_checkpoint(source, format=arguments.format) as checkpoint:
         config, tokenizer = checkpoint.config, checkpoint.tokenizer
         ordered = in_order(config.rules(), merge(checkpoint.tensors, config))
-        if tokenizer is None and written.vocabulary:
-            print(f"No tokenizer was found for {source}: {target} is written without one.", file=sys.stderr)
         with Bar(target.name, "tensor") as progress:
             written.write(target, ordered, config, arguments.dtype, tokenizer, progress)
     print(f"Wrote {target}")
-    _say_epsilons(target, written, config)
+    with open_checkpoint(target, config, written.name) as checkpoint:
+        _say_epsilons(target, config, checkpoint.config)
+        _say_vocabulary(source, target, written, tokenizer, checkpoint)
     if arguments.check:
         _check((source, arguments.format), (target, written.name), config, arguments.dtype, merge)
 
@@ -66,10 +67,13 @@ def _merge(arguments):
     if arguments.lora is None:
         if arguments.lora_base is not None:
             raise UsageError("`--lora-base` belongs to the PiSSA that `--lora` names.")
+        if arguments.alpha is not None:
+            raise UsageError("`--alpha` belongs to the LoRA that `--lora` names.")
         return lambda tensors, config: tensors
     adapter = read_adapter(arguments.lora)
     base = None if arguments.lora_base is None else read_adapter(arguments.lora_base)
-    return lambda tensors, config: merged(tensors, adapter, arguments.alpha, base, unused_names(config.rules()))
+    alpha = ALPHA if arguments.alpha is None else arguments.alpha
+    return lambda tensors, config: merged(tensors, adapter, alpha, base, unused_names(config.rules()))
 
 
 def _format(target, name, dtype):
@@ -84,7 +88,8 @@ def _format(target, name, dtype):
         folders = ", ".join(known.name for known in formats() if known.written and not known.suffix)
         raise ValueError(f"Cannot write '{target}'. DST is {names}, or a folder for a preset; or --to {folders}.")
     if dtype not in (None, *found.dtypes):
-        raise ValueError(f"A {found.title} has the dtypes {', '.join(found.dtypes)}. Received: --dtype {dtype}.")
+        dtypes = ", ".join(found.dtypes)
+        raise ValueError(f"{found.name} ({found.title}) has the dtypes {dtypes}. Received: --dtype {dtype}.")
     (check_file if found.suffix else check_folder)(target)
     own = WEIGHTS if found.name == "preset" else SAFETENSORS
     others = [name for name in NAMES if name != own and not found.suffix and (target / name).is_file()]
@@ -153,14 +158,29 @@ def _logits(path, format, config, merge=lambda tensors, config: tensors):
         return logits_from_file(merge(tensors, config), config, ids, progress), set(map(str, tensors.dtypes.values()))
 
 
-def _say_epsilons(target, written, config):
-    """Say so if DST, read again, would be computed with other epsilons."""
-    with open_checkpoint(target, config, written.name) as checkpoint:
-        read = _epsilons(checkpoint.config)
+def _say_epsilons(target, config, read):
+    """Say so if DST, whose config is `read`, would be computed with other epsilons than those of `config`."""
+    read = _epsilons(read)
     lost = {name: value for name, value in _epsilons(config).items() if not math.isclose(value, read[name])}
     if lost:
         said = ", ".join(f"{name}={value:g}" for name, value in lost.items())
         print(f"{target} cannot say {said}: build the model with it.", file=sys.stderr)
+
+
+def _say_vocabulary(source, target, written, tokenizer, checkpoint):
+    """Say so if DST, opened as `checkpoint`, is read with another vocabulary than SRC, or with none."""
+    lying = [path.name for path in vocabulary_files(target, checkpoint.config.vocab_size)]
+    said = None
+    if tokenizer is None and written.vocabulary:
+        kept = f"is read with the {lying[0]} that lies there, which must be this model's" if lying else ""
+        said = f"No tokenizer was found for {source}: {target} {kept or 'is written without one'}."
+    elif tokenizer is not None and checkpoint.tokenizer is None:
+        said = f"{target} holds no vocabulary. Put that of {source} beside it, or convert to a folder."
+    elif tokenizer is not None and not tokenizer.same_as(checkpoint.tokenizer):
+        read = f"the {lying[0]} that lies there" if lying else "the World vocabulary"
+        said = f"{target} is read with {read}, which is not the vocabulary of {source}. Put that in its place."
+    if said is not None:
+        print(said, file=sys.stderr)
 
 
 def _epsilons(config):

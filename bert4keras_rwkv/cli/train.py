@@ -13,6 +13,8 @@ from bert4keras_rwkv.training.folder import Folder, check_place
 from bert4keras_rwkv.training.plan import TrainingPlan, check_vocabulary, packed, packed_held_out, settings_of
 from bert4keras_rwkv.weights.checkpoint import named
 
+WARM_UP = 10  # steps, where --warm-up does not say it
+
 
 def run(arguments):
     """Train, say how it goes on stderr, and write the preset; or go on where the same command was stopped."""
@@ -37,8 +39,11 @@ def run(arguments):
 
 def chosen_plan(arguments):
     """The `TrainingPlan` that the options describe."""
+    numbers = {name: getattr(arguments, name) for name in TRAINING}
+    if arguments.warm_up is None:
+        numbers["warm_up"] = min(WARM_UP, arguments.steps - 1)
     try:
-        return TrainingPlan(**{name: getattr(arguments, name) for name in TRAINING})
+        return TrainingPlan(**numbers)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -12,14 +12,15 @@ from bert4keras_rwkv.models import lora, state_tuning
 from bert4keras_rwkv.models.build import backbone_and_tokenizer, functional_model
 from bert4keras_rwkv.models.loss_model import training_model
 from bert4keras_rwkv.models.reader import Reader
-from bert4keras_rwkv.models.request import Request, end_ids, limits, seeds, texts_that_stop, with_text
+from bert4keras_rwkv.models.request import Request, end_ids, limits, seeds, texts_that_stop, whole_number, with_text
 from bert4keras_rwkv.models.segment_model import segment_trainer
 from bert4keras_rwkv.models.stream import Stream
 from bert4keras_rwkv.models.text_training import Texts, is_dataset, of_text, text_loss
 from bert4keras_rwkv.models.writer import Writer, Writing
-from bert4keras_rwkv.ops.kernels.choose import check_kernel
+from bert4keras_rwkv.ops.kernels.choose import chosen
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.tokenizers.prompts import Prompts, need_tokenizer, strings_in, token_ids
+from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions import version_named
 from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter
 from bert4keras_rwkv.weights.checkpoint import named
@@ -452,6 +453,8 @@ class RWKV:
             if not self.backbone.start_states:
                 return RWKVState.zeros(self.config, batch, dtype)
             state = self.tuned_state()
+        if not isinstance(state, RWKVState):
+            raise TypeError(f"`state` is an RWKVState, or None for where texts begin. Received: {shown(state)}.")
         state.check(self.config)
         rows = state.batch, int(state.shift.shape[0])
         if rows == (batch, batch):
@@ -539,9 +542,9 @@ def build_transformer_model(
 
     dtype: a dtype or Keras policy. None: `keras.config.floatx()` where it was changed; else on a CPU float32, on an
     accelerator the file's own. tokenizer: one of `tokenizers`, or the path of a vocabulary; None looks beside the
-    weights. kernel: 'auto', 'ops' or 'loop'. remat: recompute blocks in the backward pass. group_norm_epsilon: 64e-5
-    unless a config says otherwise. rescale_layer: halve the residual stream after every so many blocks, so that
-    float16 does not overflow; logits are what they were; 0 is off; None: 6 for float16, else 0.
+    weights. kernel: 'auto', 'native', 'ops' or 'loop' (docs/kernels.md). remat: recompute blocks in the backward pass.
+    group_norm_epsilon: 64e-5 unless a config says otherwise. rescale_layer: halve the residual stream after every so
+    many blocks, so that float16 does not overflow; logits are what they were; 0 is off; None: 6 for float16, else 0.
 
     keep_tokens: ids of the file's vocabulary to keep, in their new order. compound_tokens: rows to append, each the
     mean of those of a list of ids, or the weighted mean of (ids, weights); the ids are the file's. The tokenizer, the
@@ -557,9 +560,11 @@ def build_transformer_model(
     with_lm = {True: "softmax", False: False}.get(with_lm, with_lm)
     if checkpoint_path is not None and keras_weights_path is not None:
         raise ValueError("Give `checkpoint_path` or `keras_weights_path`, not both: each names a weight file.")
+    if sequence_length is not None:
+        sequence_length = whole_number("sequence_length", sequence_length, 1)
     if model is not None:
         version_named(model)
-    check_kernel(kernel)
+    chosen(kernel)  # where it cannot be: a layer would say so amid what Keras says of the layer
     sampling = Sampling(
         temperature=temperature,
         top_p=0.85,

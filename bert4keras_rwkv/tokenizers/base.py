@@ -86,6 +86,10 @@ class Tokenizer:
         """The bytes of one id; b'' for the end token."""
         return self._join([token_id])
 
+    def same_as(self, other):
+        """Whether every id has the same text in both."""
+        return self._tokens == other._tokens and self.end_token == other.end_token
+
     def stream(self):
         """A decoder for ids that come one by one: `TextStream`."""
         return TextStream(self)

@@ -34,7 +34,10 @@ class TrainingPlan:
         check_positive(self, "learning_rate")
         check_positive(self, "weight_decay", or_0=True)
         if self.warm_up >= self.steps:
-            raise ValueError(f"`warm_up` is shorter than all steps, {self.steps}. Received: warm_up={self.warm_up}.")
+            raise ValueError(
+                f"The warm-up has to end before the last step. Received: steps={self.steps}, warm_up={self.warm_up}. "
+                f"Take a `warm_up` below {self.steps}, or more steps."
+            )
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Tuning:
             raise ValueError("The mode 'prompt' needs a prompt, and no other mode takes one.")
         if self.time_shift and not self.has_state:
             raise ValueError("`time_shift` belongs to a state: take the mode 'state', 'state+lora' or 'prompt'.")
+        if not self.has_lora and (self.alpha is not None or self.targets is not None):
+            raise ValueError("`alpha` and `targets` belong to a LoRA: take the mode 'lora' or 'state+lora'.")
 
     @property
     def has_state(self):

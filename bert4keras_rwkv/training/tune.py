@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import shutil
 import tempfile
 import warnings
@@ -66,11 +67,13 @@ def tune(rwkv, tuning, path, documents=None, held_out=None, say=None):
     for name, some in (("documents", documents), ("held_out", held_out)):
         if some is not None and len(some) == 0:
             raise ValueError(f"There is nothing to read: `{name}` holds no document that is not empty.")
-    keras.utils.set_random_seed(tuning.seed)
+    random.seed(tuning.seed)  # what a LoRA begins with is drawn by it; Keras' own function would load TensorFlow
     if documents is not None and held_out is None and len(documents) > 1:
         documents, held_out = _apart(documents, tuning.seed)
     if documents is not None and held_out is None and tuning.mode != "prompt":
-        raise ValueError("One document cannot be trained on and held out. Give documents to measure with: held_out.")
+        raise ValueError(
+            "One document cannot be trained on and held out. Give documents to measure with: held_out, or --held-out."
+        )
     if tuning.quantize is not None:
         _quantise(rwkv, tuning.quantize)
     if tuning.mode == "prompt":
@@ -88,7 +91,11 @@ def check_target(tuning, path):
         return
     if tuning.has_state and (tuning.time_shift or tuning.has_lora):
         what = "last inputs of the layers" if tuning.time_shift else "a state with a LoRA"
-        raise ValueError(f"Files of other programs have no place for {what}. Write .safetensors instead of '{path}'.")
+        suffix = ".safetensors" if tuning.has_lora else ".state"
+        raise ValueError(
+            f"Files of other programs ({' and '.join(LORA_FILES)}) have no place for {what}. Give another suffix, such "
+            f"as {suffix}. Received: '{path}'."
+        )
 
 
 def _tune_on(rwkv, tuning, path, documents, held_out, say):

@@ -8,12 +8,13 @@ from pathlib import Path
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.tokenizers.find import find_tokenizer
 from bert4keras_rwkv.versions import version_of
-from bert4keras_rwkv.weights.folder import CONFIG, config_beside, foreign_keys, weights_path
+from bert4keras_rwkv.weights.folder import CONFIG, config_beside, foreign_keys, vocabulary_beside, weights_path
 from bert4keras_rwkv.weights.formats.registry import Format, beginning, format_named, format_of, formats
 from bert4keras_rwkv.weights.tensors import Tensors, WeightsError
 
 logger = logging.getLogger("bert4keras_rwkv")
 
+PRESETS = Path(__file__).parent.parent / "presets"
 FOREIGN = {
     b"ggmf": "a file of rwkv.cpp",
     b"fmgg": "a file of rwkv.cpp",
@@ -44,7 +45,7 @@ class Checkpoint:
         """The tokenizer in the file, or beside it, or that of its vocabulary's size; None if there is none."""
         held = self.tensors.metadata.get("vocabulary")  # a text, if somebody put a note of that name into the file
         rows = self.tensors.shapes["emb.weight"][0]
-        return find_tokenizer(self.path, rows, held if isinstance(held, dict) else None)
+        return find_tokenizer(self.path, rows, held if isinstance(held, dict) else None, vocabulary_beside(self.path))
 
     def close(self):
         self.tensors.close()
@@ -69,7 +70,13 @@ def open_weights(path, config=None, format=None):
 
 def open_checkpoint(path, config=None, format=None):
     """The `Checkpoint` of a weight file or folder. Arguments and errors as for `open_weights`."""
-    file = weights_path(path)
+    try:
+        file = weights_path(path)
+    except FileNotFoundError as error:
+        if str(path) not in shipped():
+            raise
+        found = f"The model of this name ships with the package: RWKV.from_preset({str(path)!r})."
+        raise FileNotFoundError(f"{error} {found}") from None
     known = format_of(file)
     if known is None:
         start = beginning(file)
@@ -110,16 +117,19 @@ def _wanted(name, known, file):
 def named(name):
     """The path of a model by its name: a file or folder as it is, else a model that ships with the package."""
     path = Path(name)
-    if path.exists():
+    if name != "" and path.exists():
         return path
-    presets = Path(__file__).parent.parent / "presets"
-    shipped = sorted(file.parent.name for file in presets.glob(f"*/{CONFIG}"))
-    if str(name) in shipped:
-        return presets / str(name)
+    if str(name) in shipped():
+        return PRESETS / str(name)
     try:
-        return weights_path(path)
+        return weights_path(name)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error} Models that ship with the package: {', '.join(shipped) or 'none'}.") from None
+        raise FileNotFoundError(f"{error} Models that ship with the package: {', '.join(shipped())}.") from None
+
+
+def shipped():
+    """The names of the models that ship with the package."""
+    return sorted(file.parent.name for file in PRESETS.glob(f"*/{CONFIG}"))
 
 
 def _config_of(path, tensors):

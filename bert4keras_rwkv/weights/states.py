@@ -23,6 +23,7 @@ NAME = "blocks.{}.att.time_state"
 PATTERN = re.compile(r"blocks\.(\d{1,6})\.att\.time_state")
 # 'pth': [head, value, key] of RWKV-LM and RWKV-PEFT; 'st': [head, key, value] of web-rwkv; 'own': `RWKVState.save`.
 LAYOUTS = ("auto", "pth", "st", "own")
+IN_FULL = "Write it with the layout 'own', which any suffix but .pth and .st means"
 
 
 def read_state(path, config, layout="auto", dtype="float32"):
@@ -78,8 +79,9 @@ def layout_of(path, tensors):
         return "st"
     if any(dtype == np.float16 for name, dtype in tensors.dtypes.items() if PATTERN.fullmatch(name)):
         raise WeightsError(
-            f"The float16 matrices of '{path}' may be [value, key] or [key, value], and its name does not tell. Give "
-            "layout='st' if it was made for web-rwkv or Ai00, or layout='pth' if it is a converted `.pth`."
+            f"The float16 matrices of '{path}' may be [value, key] or [key, value], and its name does not tell. Name "
+            "it .st, or give layout='st', if it was made for web-rwkv or Ai00, or layout='pth' if it is a converted "
+            "`.pth`."
         )
     return "pth"
 
@@ -171,15 +173,15 @@ def _fitting(path, state, config):
 def _matrices(state, drop_shift):
     """Official name -> (H, key, value) of a state that other programs can hold."""
     if state.wkv.ndim != 5:
-        raise ValueError("No other program reads states of an RWKV-4 from a file. Write it with layout='own'.")
+        raise ValueError(f"No other program reads states of an RWKV-4 from a file. {IN_FULL}.")
     if state.batch != 1:
         raise ValueError(
-            f"A file of this layout holds the state of one text. Received: {state.batch}. Write `state[i]`, or all "
-            "with layout='own'."
+            f"A file of this layout holds the state of one text. Received: {state.batch}. {IN_FULL}, or "
+            "write `state[i]`."
         )
     if not drop_shift and np.asarray(state.shift, np.float32).any():
         raise ValueError(
             "This layout has no place for the token-shift vectors, and those of the state are not zero: reading on "
-            "from the file would give other logits. Write it with layout='own', or lose them with drop_shift=True."
+            f"from the file would give other logits. {IN_FULL}, or lose them: drop_shift=True, or --drop-shift."
         )
     return {NAME.format(i): matrix for i, matrix in enumerate(state.wkv[0])}

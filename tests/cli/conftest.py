@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from bert4keras_rwkv.ops.cache import NAME
+from bert4keras_rwkv.ops.kernels import library
 from bert4keras_rwkv.weights import write_pth
 from tests.official import official_weights
 
@@ -31,9 +33,15 @@ def model(tmp_path, rng):
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    """The environment of a command: this process' backend, and a cache folder that the tests share, chosen by it."""
+    """The environment of a command: this process' backend, and a cache folder that the tests share, chosen by it.
+
+    Native kernels, which take long to build, are those of this user.
+    """
     ours = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    return {**ours, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / NAME).mkdir()
+    (cache / NAME / "kernels").symlink_to(library.folder())
+    return {**ours, "XDG_CACHE_HOME": str(cache)}
 
 
 @pytest.fixture

@@ -1,14 +1,18 @@
 """What cannot be is refused when arguments are read: one line that names the option and the rule, and code 2."""
 
 import argparse
+import functools
+import re
 
 import pytest
 
 from bert4keras_rwkv.cli import backend, main
-from bert4keras_rwkv.cli.arguments import SAMPLING, TRAINING, TUNING, parser
+from bert4keras_rwkv.cli.arguments import BLOCKS, DTYPES, KERNELS, READ, SAMPLING, TRAINING, TUNING, WRITTEN, parser
 from bert4keras_rwkv.cli.values import Real, Whole, utf8
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.ops.kernels import choose
 from bert4keras_rwkv.training.plan import TrainingPlan, Tuning
+from bert4keras_rwkv.weights.formats.registry import format_named, formats
 
 pytestmark = pytest.mark.backend_free
 
@@ -85,6 +89,24 @@ def test_texts(command, option, capsys):
     assert "text in UTF-8 is expected" in refused(command, option, "a\udcff", capsys)
 
 
+def test_the_help_names_what_there_is():
+    """Formats of weights, their dtypes, kernels: lists that stand there too, for the command line loads little."""
+    assert set(WRITTEN) == {known.name for known in formats() if known.write}
+    assert set(READ) == {known.name for known in formats()}
+    assert sorted(format_named("gguf").dtypes) == sorted((*DTYPES, *BLOCKS))
+    assert choose.KERNELS == KERNELS
+
+
+@pytest.mark.parametrize("command", NEEDED)
+def test_a_letter_in_the_help_is_the_one_of_its_option(command):
+    """N stands for a whole number, X for any other; a text that says N speaks of its own."""
+    for name, option in options():
+        if name == command and isinstance(option.type, Whole | Real) and option.nargs is None:
+            letters = {"N": Whole, "X": Real, "B": Whole, "T": Whole}
+            assert isinstance(option.type, letters[option.metavar])
+            assert set(re.findall(r"\b[A-Z]\b", option.help)) <= {option.metavar}
+
+
 SAMPLES = ["-1", "0", "1", "2", "3", "5", "0.5", "1.5", "1e-30"]
 
 
@@ -95,9 +117,11 @@ def test_the_parser_takes_what_the_library_takes(table):
         "Sampling": (SAMPLING, Sampling),
         "TrainingPlan": (
             TRAINING,
-            lambda **one: TrainingPlan(**{**{n: d for n, (_, d, _) in TRAINING.items()}, "steps": 20, **one}),
+            lambda **one: TrainingPlan(
+                **{**{n: d for n, (_, d, _) in TRAINING.items()}, "steps": 20, "warm_up": 10, **one}
+            ),
         ),
-        "Tuning": (TUNING, Tuning),
+        "Tuning": (TUNING, functools.partial(Tuning, mode="lora")),
     }[table]
     for name, (rule, _, _) in numbers.items():
         for sample in SAMPLES:

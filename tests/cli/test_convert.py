@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_a_preset_that_exists_keeps_its_other_files(model, tmp_path):
         ("a", ("--to", "bert4keras3"), "No format 'bert4keras3' can be written"),
         ("a.pth", ("--from", "no"), "No format 'no' can be read"),
         ("a.pth", ("--from", "st"), "stored as pth, which holds"),
-        ("a.pth", ("--dtype", "q8_0"), r"has the dtypes float32, .*Received: --dtype q8_0"),
+        ("a.pth", ("--dtype", "q8_0"), r"pth \(official `\.pth`\) has the dtypes float32, .*Received: --dtype q8_0"),
         ("model", ("--to", "pth"), "is a folder, and a file is to be written"),
         ("model/tiny.pth", ("--to", "hf"), "is no folder. Give another name"),
     ],
@@ -138,6 +139,12 @@ def test_hugging_face_and_fla(tmp_path, rng, capsys):
 
 
 def test_the_vocabulary_goes_along(model, tmp_path, capsys):
+    """Past others that lie in the folder already."""
+    for folder in ("fla", "preset"):
+        (tmp_path / folder).mkdir()
+        RWKV_TOKENIZER.from_entries({byte + 1: bytes([byte]) for byte in range(256)}).save(
+            tmp_path / folder / "rwkv_vocab_old.txt"
+        )
     assert main(["convert", str(model), str(tmp_path / "fla"), "--to", "fla"]) == 0
     assert main(["convert", str(tmp_path / "fla"), str(tmp_path / "preset")]) == 0
     texts = [
@@ -148,6 +155,46 @@ def test_the_vocabulary_goes_along(model, tmp_path, capsys):
     ids = [RWKV_TOKENIZER(path).encode("hello the 中é") for path in texts]
     assert ids[0] == ids[1] == ids[2]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("to", ["preset", "fla"])
+def test_a_vocabulary_that_lies_in_dst_stays_and_is_named(model, tmp_path, capsys, to):
+    """SRC has none to put in its place: which one the folder is read with is said."""
+    (tmp_path / "dst").mkdir()
+    write_pth(tmp_path / "a.pth", contents(model))
+    before = (model.parent / "rwkv_vocab_tiny.txt").read_bytes()
+    (tmp_path / "dst/vocab.txt").write_bytes(before)
+    assert main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "dst"), "--to", to]) == 0
+    assert (tmp_path / "dst/vocab.txt").read_bytes() == before
+    said = capsys.readouterr().err
+    assert "is read with the vocab.txt that lies there, which must be this model's" in said and said.count("\n") == 1
+
+
+def test_a_vocabulary_that_does_not_go_along_is_missed(model, tmp_path, capsys):
+    """A single file holds none, and is read with one that lies beside it; a folder names its own."""
+    target = tmp_path / "a.pth"
+    assert main(["convert", str(model), str(target)]) == 0
+    told = f"{target} holds no vocabulary. Put that of {model} beside it, or convert to a folder.\n"
+    assert capsys.readouterr().err == told
+    assert main(["convert", str(model), str(model.parent / "b.pth")]) == 0
+    assert capsys.readouterr().err == ""
+    (tmp_path / "dst").mkdir()
+    lines = (model.parent / "rwkv_vocab_tiny.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "dst/rwkv_vocab_old.txt").write_text("".join(lines[:-1]))
+    assert main(["convert", str(model), str(tmp_path / "dst/a.pth")]) == 0
+    assert "is read with the rwkv_vocab_old.txt that lies there, which is not the voc" in capsys.readouterr().err
+    assert main(["convert", str(model), str(tmp_path / "folder")]) == 0
+    shutil.copy(tmp_path / "dst/rwkv_vocab_old.txt", tmp_path / "folder")
+    assert main(["convert", str(model), str(tmp_path / "folder")]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_refused_was_not_written(model, tmp_path, capsys):
+    """So it is not called written before."""
+    write_pth(tmp_path / "a.pth", contents(model))
+    assert main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "dst"), "--to", "hf"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "The rwkv6 class of Hugging Face fixes some sizes" in said
 
 
 def test_st_is_float16_by_itself(model, tmp_path):
@@ -175,7 +222,8 @@ def test_an_epsilon_that_is_lost_is_said(model, tmp_path, capsys, command):
     assert capsys.readouterr().err == ""
     target = tmp_path / "a.pth"
     code, _, said = command("convert", tmp_path / "preset", target, "--check", KERAS_BACKEND="numpy")
-    assert (code, said) == (0, f"{target} cannot say group_norm_epsilon=1e-05: build the model with it.\n")
+    assert code == 0
+    assert said.splitlines()[0] == f"{target} cannot say group_norm_epsilon=1e-05: build the model with it."
 
 
 @pytest.mark.parametrize("target, kind", [("a.pth", "float16"), ("a.gguf --dtype q8_0", "q8_0")])

@@ -47,6 +47,7 @@ def test_a_pissa_needs_its_base(model, pair, tmp_path):
     ("options", "code", "message"),
     [
         (["--lora-base", "x.pth"], 2, "`--lora-base` belongs to the PiSSA"),
+        (["--alpha", "5"], 2, "`--alpha` belongs to the LoRA"),
         (["--lora", "MODEL"], 1, "is no LoRA, PiSSA, DiSHA, Bone or Bat"),
         (["--lora", "nowhere.pth"], 1, "nowhere.pth"),
     ],

@@ -66,6 +66,14 @@ def test_errors_are_one_line(model, capsys, monkeypatch, arguments, code, messag
     assert out == "" and said.startswith("bert4keras-rwkv generate: ") and said.count("\n") == 1 and message in said
 
 
+def test_an_impossible_kernel_of_the_environment_is_one_line(model, capsys, monkeypatch):
+    monkeypatch.setattr(backend, "keep_compiled_programs", lambda: None)
+    monkeypatch.setenv("OPS_KERNEL", "7")
+    assert main(["generate", "--model", str(model), "--prompt", "a"]) == 1
+    said = "OPS_KERNEL is 0 (native kernels where there are some) or 1 (pure ops). Received: '7'."
+    assert capsys.readouterr().err == f"bert4keras-rwkv generate: {said}\n"
+
+
 @pytest.mark.on("torch")
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and pipes")
 @pytest.mark.parametrize("end", ["ctrl-c", "reader"])

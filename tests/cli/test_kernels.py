@@ -1,13 +1,66 @@
-"""`kernels` lists what there is, compares it with the loop, and removes it."""
+"""`kernels` shows, builds, checks and removes the native kernels; without a check no backend is needed."""
 
 import numpy as np
 import pytest
 
 from bert4keras_rwkv.cli import main
-from bert4keras_rwkv.ops.kernels import cuda, kept, library, nvrtc
+from bert4keras_rwkv.ops.kernels import check, cuda, kept, library, nvrtc
+from tests.ops.kernels import quick
 from tests.ops.kernels.stand_in import StandIn
 
-pytestmark = pytest.mark.on("torch")
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache folder of its own, and a compiler that is quick."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(quick.compiler(tmp_path)))
+    monkeypatch.setattr(library, "LEVELS", {})
+    monkeypatch.setattr(library, "_found", {})
+    return tmp_path / "bert4keras-rwkv" / "kernels"
+
+
+@pytest.mark.backend_free
+def test_from_nothing_to_nothing(cache, capsys, monkeypatch):
+    assert main(["kernels"]) == 0
+    assert "not built yet" in capsys.readouterr().out and not list(cache.glob("*.so"))
+    assert main(["kernels", "--build"]) == 0
+    (path,) = cache.glob("*.so")
+    assert str(path) in capsys.readouterr().out
+    monkeypatch.setenv("OPS_KERNEL", "1")
+    assert main(["kernels"]) == 0
+    out = capsys.readouterr().out
+    assert "Runs        plain" in out and "OPS_KERNEL is 1" in out
+    assert main(["kernels", "--clear"]) == 0
+    assert str(path) in capsys.readouterr().out and not list(cache.iterdir())
+
+
+@pytest.mark.backend_free
+def test_without_a_compiler(cache, capsys, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere")
+    assert main(["kernels"]) == 0
+    assert "none is found (/nowhere). Pure Keras ops run." in capsys.readouterr().out
+    assert main(["kernels", "--build"]) == 1
+    assert "none is found (/nowhere)" in capsys.readouterr().err
+
+
+@pytest.mark.on("torch")
+def test_a_wrong_kernel_is_a_failure(capsys, monkeypatch):
+    cases = {"shapes": [(1, 3, 1, 4)], "masks": ["none"], "levels": ["plain"], "names": ["wkv6"]}
+    findings = list(check.check_kernels(**cases))
+    monkeypatch.setattr(check, "check_kernels", lambda: findings)
+    assert main(["kernels", "--check", "--backend", "torch"]) == 0
+    assert "wkv6  plain" in capsys.readouterr().out
+    monkeypatch.setattr(check, "LARGEST_ERROR", dict.fromkeys(check.LARGEST_ERROR, 0.0))
+    assert main(["kernels", "--check", "--backend", "torch"]) == 1
+    captured = capsys.readouterr()
+    assert "Wrong: Finding" in captured.out and "Set OPS_KERNEL=1" in captured.err
+
+
+@pytest.mark.on("torch")
+def test_a_backend_without_kernels(capsys, monkeypatch):
+    monkeypatch.setattr("bert4keras_rwkv.ops.kernels.native.ON", ())
+    assert main(["kernels", "--check", "--backend", "torch"]) == 1
+    assert "Keras runs on torch" in capsys.readouterr().err
 
 
 def listed(capsys, *options):
@@ -15,6 +68,7 @@ def listed(capsys, *options):
     return capsys.readouterr().out
 
 
+@pytest.mark.on("torch")
 def test_without_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr(cuda, "DRIVER", "/nowhere/libcuda.so.1")
     monkeypatch.setattr(cuda, "_found", {})
@@ -25,6 +79,7 @@ def test_without_a_gpu(capsys, monkeypatch):
     assert "NVRTC       none is found\nGPU         None: There is no CUDA driver (/nowhere/libcuda.so.1).\n" in text
 
 
+@pytest.mark.on("torch")
 def test_with_a_gpu(capsys, monkeypatch, tmp_path):
     """Its kernels are counted, and removed with the others."""
     StandIn(tmp_path).install(monkeypatch)

@@ -8,6 +8,7 @@ import pytest
 
 from bert4keras_rwkv.cli import main
 from bert4keras_rwkv.cli import train as command
+from bert4keras_rwkv.cli.arguments import parser
 from bert4keras_rwkv.data.convert import open_documents
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.training import write_binidx, write_records
@@ -127,6 +128,14 @@ def test_held_out_tokens_are_predicted_once(here):
 
 
 @pytest.mark.backend_free
+@pytest.mark.parametrize(("steps", "warm_up"), [("1", 0), ("10", 9), ("11", 10), ("500", 10)])
+def test_a_short_training_has_a_short_warm_up(steps, warm_up):
+    """Where nobody chose one."""
+    given = parser().parse_args(["train", "config.json", "a.jsonl", "--out", "out", "--steps", steps])
+    assert command.chosen_plan(given).warm_up == warm_up
+
+
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -135,7 +144,7 @@ def test_held_out_tokens_are_predicted_once(here):
         (["config.json", "train.jsonl", "--tokenizer", "finch-jargon"], 'Set "vocab_size": 2048 in its configuration'),
         (["config.json", "no.jsonl", "--tokenizer", "vocab.txt"], "There is no jsonl data set"),
         (["no.json", "train.jsonl"], "no.json"),
-        (["config.json", "train.jsonl", "--warm-up", "1000"], "`warm_up` is shorter than all steps"),
+        (["config.json", "train.jsonl", "--warm-up", "1000"], "Take a `warm_up` below 1000, or more steps"),
         (["config.json", "train.jsonl", "--out", "config.json"], "is no folder"),
         (
             ["config.json", "train.jsonl", "--tokenizer", "vocab.txt", "--length", "12", "--held-out", "empty.jsonl"],

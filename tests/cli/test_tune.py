@@ -118,10 +118,11 @@ def test_what_was_stopped_goes_on(model, data, tmp_path, capsys, monkeypatch):
     [
         (["--out", "a.state"], 2, "needs --data"),
         (["--out", "nowhere/a.state", "--data", "a.jsonl"], 1, "no such folder"),
-        (["--out", "a.pth", "--data", "a.jsonl", "--time-shift"], 1, "no place for last inputs"),
+        (["--out", "a.pth", "--data", "a.jsonl", "--time-shift"], 1, "last inputs of the layers. Give another suffix"),
         (["--out", "a.pth", "--data", "a.jsonl", "--mode", "state+lora"], 1, "a state with a LoRA"),
         (["--out", "a.pth", "--data", "a.jsonl", "--mode", "lora"], 1, "choose `targets`"),
         (["--out", "a.state", "--data", "a.jsonl", "--mode", "lora", "--time-shift"], 2, "belongs to a state"),
+        (["--out", "a.state", "--data", "a.jsonl", "--targets", "key"], 2, "belong to a LoRA"),
         (["--out", "a.state", "--mode", "prompt"], 2, "needs a prompt"),
         (["--out", "a.state", "--data", "a.jsonl", "--steps", "2", "--epochs", "2"], 2, "one of them"),
         (["--out", "a.state", "--data", "a.jsonl", "--batch-size", "500"], 1, "shorter than a batch"),
@@ -138,6 +139,14 @@ def test_errors_are_told_before_anything_is_trained(model, data, options, code, 
     assert run("tune", "--model", model, *SMALL, *options) == code
     assert message in capsys.readouterr().err
     assert not list(data.parent.glob("a.[ps]*"))
+
+
+@pytest.mark.on("torch")
+def test_no_other_backend_is_loaded(model, data, tmp_path, command):
+    """TensorFlow would greet on stderr, where losses are told and nothing else."""
+    options = ["--mode", "lora", "--data", data, "--out", tmp_path / "a.safetensors", *SMALL, "--steps", 1]
+    code, _, said = command("tune", "--model", model, *options)
+    assert code == 0 and [line.partition("loss")[0] for line in said.splitlines()] == ["100%: "]
 
 
 @pytest.mark.backend_free
@@ -179,7 +188,7 @@ def test_states_are_averaged(model, tmp_path, capsys):
     command = ["state", *map(str, sources), "--model", str(model), "--weights", "1", "3"]
     assert main([*command, "--out", str(tmp_path / "c.state")]) == 0
     assert main([*command, "--out", str(tmp_path / "d.pth")]) == 1
-    assert "drop_shift" in capsys.readouterr().err
+    assert "or --drop-shift" in capsys.readouterr().err
     assert main([*command, "--out", str(tmp_path / "d.pth"), "--drop-shift"]) == 0
     want = RWKVState.average(states, [1, 3])
     for name in ("c.state", "d.pth"):

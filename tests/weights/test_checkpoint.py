@@ -47,6 +47,12 @@ def test_a_name_without_its_ending(tmp_path, official):
             name(tmp_path / "a[1]")
 
 
+def test_the_name_of_a_shipped_model_is_no_path():
+    """Who gives it where a path is wanted is told what takes it."""
+    with pytest.raises(FileNotFoundError, match=r"ships with the package: RWKV\.from_preset\('finch-jargon'\)"):
+        open_weights("finch-jargon")
+
+
 def test_a_config_that_is_none_is_an_error_of_weights(tmp_path):
     with h5py.File(tmp_path / "model.weights.h5", "w") as file:
         file.create_group("layers/backbone")

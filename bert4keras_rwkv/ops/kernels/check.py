@@ -20,8 +20,9 @@ LOOPS = {"wkv4": wkv4_loop, "wkv6": wkv6_loop, "wkv7": wkv7_loop}
 SHAPES = ((2, 1, 2, 64), (2, 37, 3, 64), (1, 32, 2, 5))
 MASKS = ("none", "reset", "both")
 SEED = 7
-# Of the largest number of a tensor. Both sides round to float32 at every token, and add in another order.
-LARGEST_ERROR = 2e-5
+# Of the largest number of a tensor. Both sides round to float32 at every token, and add in another order. A gradient in
+# bfloat16 is rounded to 8 binary digits, and of the loop each term of a sum is.
+LARGEST_ERROR = {"float32": 2e-5, "bfloat16": 2e-2}
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,13 @@ class Finding:
 
     @property
     def right(self):
-        return self.error <= LARGEST_ERROR  # not so for NaN
+        return self.error <= LARGEST_ERROR[self.dtype]  # not so for NaN
 
 
 def check_kernels(levels=None, names=None, shapes=SHAPES, masks=MASKS):
     """A `Finding` for each recurrence, shape, way of masking and instruction set (None: all that there are here).
 
-    The last case is done with inputs rounded to bfloat16, too. The best instruction set is chosen afterwards.
+    The last case is done with inputs in bfloat16, too. The best instruction set is chosen afterwards.
     """
     here = _Gpu() if device() == "cuda" else library()
     try:
@@ -81,8 +82,7 @@ def _forms(name, shape, mask, dtype):
     present = generator.random((B, T)) > 0.3 if mask in ("present", "both") else None
     reset = generator.random((B, T)) > 0.8 if mask in ("reset", "both") else None
     tensors = [ops.convert_to_tensor(x) for x in (*xs, state, *([start] if mask == "both" else []))]
-    if dtype != "float32":  # of what there is one for each token
-        tensors = [ops.cast(x, dtype) if tuple(x.shape[:2]) == (B, T) else x for x in tensors]
+    tensors[: len(xs)] = [ops.cast(x, dtype) for x in tensors[: len(xs)]]
     weights = [ops.convert_to_tensor(_normal(generator, *x)) for x in (xs[0].shape, state.shape)]
 
     def form(function):
@@ -93,8 +93,7 @@ def _forms(name, shape, mask, dtype):
             return sum(ops.sum(x * weight) for x, weight in zip(run(*tensors), weights, strict=True))
 
         forward, backward = compiled(run), gradients(total)
-        # Gradients have the dtype of their inputs, of which bfloat16 leaves too few digits to compare.
-        return lambda *tensors: [*forward(*tensors), *(backward(*tensors) if dtype == "float32" else [])]
+        return lambda *tensors: [*forward(*tensors), *backward(*tensors)]
 
     def loop(xs, *rest):
         return LOOPS[name](*(ops.cast(x, "float32") for x in xs), *rest)

@@ -19,8 +19,8 @@ def check_kernel(kernel):
     return kernel
 
 
-def chosen(kernel="auto", dtype=None, size=None):
-    """'loop', 'ops' or 'native' for an argument that may also be 'auto', and inputs of a dtype and a head size.
+def chosen(kernel="auto", dtype=None, shape=()):
+    """'loop', 'ops' or 'native' for an argument that may also be 'auto', and inputs of a dtype and shape.
 
     'auto' asks the environment variable OPS_KERNEL when it is called: 1 is pure Keras ops; 0, the default, the native
     kernel where one serves, else pure ops. Which of them is said once in the log.
@@ -28,7 +28,7 @@ def chosen(kernel="auto", dtype=None, size=None):
     if kernel not in ("auto", "native"):
         return check_kernel(kernel)
     if kernel == "native":
-        _insist(dtype, size)
+        _insist(dtype, shape)
         return kernel
     wanted = os.environ.get("OPS_KERNEL", "0")
     if wanted not in ("0", "1"):
@@ -37,7 +37,7 @@ def chosen(kernel="auto", dtype=None, size=None):
         )
     if wanted == "1":
         return "ops"
-    reason = why_not(dtype, size)
+    reason = why_not(dtype, shape)
     if reason not in _said:
         _said.add(reason)
         _say(reason)
@@ -51,8 +51,8 @@ def native_code():
     return library().path.name
 
 
-def _insist(dtype=None, size=None):
-    reason = why_not(dtype, size)
+def _insist(dtype=None, shape=()):
+    reason = why_not(dtype, shape)
     if reason is not None:
         raise ValueError(f"kernel='native' was asked for, and cannot be: {reason} kernel='auto' takes pure ops then.")
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.ops.kernels.kept import NoLibraryError, digest, folder, kept
 
 SOURCES = Path(__file__).parent / "src"
@@ -122,28 +123,39 @@ class Plan:
 
 def plan():
     """The `Plan` of this machine. Raises NoLibraryError."""
-    if sys.platform == "win32":
-        raise NoLibraryError("Native kernels are not built on Windows.")
-    where, compiler, headers = folder(), _compiler(), _ffi_headers()
-    levels = LEVELS.get(platform.machine(), {"plain": (4, ())})
+    where, (compiler, levels, headers) = folder(), _tools()
     version = "".join(_said([compiler, "--version"], "does not run").splitlines()[:1])
     files = {**source_files(), "ffi": b"" if headers is None else (headers / "xla/ffi/api/c_api.h").read_bytes()}
     key = digest([*files.items(), (repr((compiler, version, OPTIONS, sorted(levels.items()))), b"")])
     return Plan(where / f"cpu-{key[:20]}{SUFFIX}", compiler, version, levels, headers)
 
 
+def _tools():
+    """The compiler, the instruction sets of this kind of processor, and the folder of XLA's headers or None."""
+    if sys.platform == "win32":
+        raise NoLibraryError("Native kernels are not built on Windows.")
+    return _compiler(), LEVELS.get(platform.machine(), {"plain": (4, ())}), _ffi_headers()
+
+
 def build(again=False):
     """The path of the library in the cache, built if it is not there, not whole, or `again`. Raises NoLibraryError."""
     wanted = plan()
-    return kept(wanted.path, partial(_compile, wanted), again)
+    return kept(wanted.path, partial(_compile, wanted.compiler, wanted.levels, wanted.headers), again)
 
 
-def _compile(wanted, made):
+def build_to(path):
+    """Build the library as the file `path`. Raises NoLibraryError."""
+    compiler, levels, headers = _tools()
+    with atomic_file(path) as made:
+        _compile(compiler, levels, headers, made)
+
+
+def _compile(compiler, levels, headers, target):
     """All kernels for all levels into one library."""
-    headers = [] if wanted.headers is None else ["-isystem", str(wanted.headers)]
-    only = ["-DONLY_PLAIN"] if list(wanted.levels) == ["plain"] else []
-    tasks = {"host": [*headers, *only], "cuda_host": headers}
-    for level, (width, options) in wanted.levels.items():
+    xla = [] if headers is None else ["-isystem", str(headers)]
+    only = ["-DONLY_PLAIN"] if list(levels) == ["plain"] else []
+    tasks = {"host": [*xla, *only], "cuda_host": xla}
+    for level, (width, options) in levels.items():
         for name in KERNELS:
             tasks[f"{name}_{level}"] = [f"-DWIDTH={width}", f"-DTABLE={name}_{level}", *options]
 
@@ -153,13 +165,13 @@ def _compile(wanted, made):
             name, options = task
             source = next(file for file in (*HOSTS, *KERNELS) if name.startswith(file))
             compiled = str(Path(room) / f"{name}.o")
-            command = [wanted.compiler, *OPTIONS, *options, "-c", str(SOURCES / f"{source}.cc"), "-o", compiled]
+            command = [compiler, *OPTIONS, *options, "-c", str(SOURCES / f"{source}.cc"), "-o", compiled]
             _said(command, f"cannot compile {source}.cc")
             return compiled
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(run, tasks.items()))
-        _said([wanted.compiler, "-shared", "-pthread", *objects, "-o", str(made), "-ldl"], "cannot link the kernels")
+        _said([compiler, "-shared", "-pthread", *objects, "-o", str(target), "-ldl"], "cannot link the kernels")
 
 
 def _compiler():

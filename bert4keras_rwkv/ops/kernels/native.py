@@ -7,14 +7,14 @@ what the kernel of the gradient takes beside all this. src/host.cc compares the 
 
 from dataclasses import dataclass
 
-from bert4keras_rwkv.keras_loader import keras, ops
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.chunks import real_resets
 from bert4keras_rwkv.ops.kernels import cuda, on_jax, on_torch
 from bert4keras_rwkv.ops.kernels.kept import NoLibraryError
 from bert4keras_rwkv.ops.kernels.library import library
 
-CHUNK = 16  # as in src/: tokens between two states that are kept
+CHUNK = 32  # as in src/: tokens between two states that are kept
 ABSENT, RESET = 1, 2
 TAKEN = ("float32", "bfloat16")  # other dtypes are cast to the first
 ON = ("jax", "torch")
@@ -70,8 +70,8 @@ RECURRENCES = {
 }
 
 
-def why_not(dtype=None, size=None):
-    """Why no native kernel runs here for inputs of a dtype and a head size (None: any), or None if one does."""
+def why_not(dtype=None, shape=()):
+    """Why no native kernel runs here for inputs of a dtype (None: any) and shape, one sentence; None if one does."""
     if backend.name() not in ON:
         return f"Native kernels run on JAX and PyTorch, and Keras runs on {backend.name()}."
     where = device()
@@ -79,8 +79,10 @@ def why_not(dtype=None, size=None):
         return f"Native kernels are for CPUs and GPUs of NVIDIA, and arrays live on another device ({where}) here."
     if dtype is not None and backend.accumulation_dtype(dtype) == "float64":
         return "Native kernels compute in float32, and the inputs are float64."
-    if where == "cuda" and size is not None and size > cuda.LARGEST_HEAD:
-        return f"The native kernels of a GPU are for heads of up to {cuda.LARGEST_HEAD} numbers, and these have {size}."
+    if not all(isinstance(size, int) for size in shape):
+        return "This program is made for sizes that are not known yet, for another process: an export."
+    if where == "cuda" and len(shape) == 4 and shape[-1] > cuda.LARGEST_HEAD:
+        return f"The kernels of a GPU are for heads of up to {cuda.LARGEST_HEAD} numbers, and these have {shape[-1]}."
     try:
         library()
         if where == "cuda":
@@ -108,13 +110,12 @@ def native(name, xs, state, present=None, reset=None, start=None):
     """
     recurrence = RECURRENCES[name]
     batch = ops.shape(xs[0])[0]
-    xs = tuple(_taken(_with_batch(x, letters, batch)) for x, letters in zip(xs, recurrence.inputs, strict=True))
+    xs = [_with_batch(_of(x, TAKEN), letters, batch) for x, letters in zip(xs, recurrence.inputs, strict=True)]
     if device() == "cuda":
         xs = _alike(recurrence, xs)
-    state, empty = ops.cast(state, "float32"), ops.zeros((0,), "float32")
-    begin = empty
+    state, begin = _of(state), ops.zeros((0,), "float32")
     if reset is not None and start is not None:
-        begin = _with_batch(ops.cast(start, "float32"), recurrence.state, batch)
+        begin = _with_batch(_of(start), recurrence.state, batch)
     return differentiable(name)(*xs, state, begin, _flags(present, reset))
 
 
@@ -128,16 +129,22 @@ def differentiable(name):
 _differentiable = {}  # plain dicts here and in library.py: `torch.compile` does not see through `functools.cache`
 
 
+def _of(x, dtypes=TAKEN[:1]):
+    """x as a tensor of one of these dtypes: its own, or else the first. In a decoding loop this is half of the cost."""
+    x = x if ops.is_tensor(x) else ops.convert_to_tensor(x)
+    return x if _dtype(x) in dtypes else ops.cast(x, dtypes[0])
+
+
+def _dtype(x):
+    return str(x.dtype).removeprefix("torch.")
+
+
 def _with_batch(x, letters, batch):
     """x with a batch axis of that size, before all it has, or in the place of one of size 1."""
-    x = ops.convert_to_tensor(x)
-    if len(x.shape) < len(letters):
-        x = ops.expand_dims(x, 0)
-    return x if letters[:2] == "BT" else ops.broadcast_to(x, (batch, *x.shape[1:]))
-
-
-def _taken(x):
-    return x if keras.backend.standardize_dtype(x.dtype) in TAKEN else ops.cast(x, "float32")
+    if letters[:2] == "BT":
+        return x
+    x = ops.expand_dims(x, 0) if len(x.shape) < len(letters) else x
+    return ops.broadcast_to(x, (batch, *x.shape[1:]))
 
 
 def _alike(recurrence, xs):
@@ -145,13 +152,13 @@ def _alike(recurrence, xs):
     replace by float32, and float32 for the rest.
     """
     each = [letters[:2] == "BT" for letters in recurrence.inputs]
-    dtypes = [keras.backend.standardize_dtype(x.dtype) for x in xs]
+    dtypes = [_dtype(x) for x in xs]
     others = {dtypes[i] for i, of_tokens in enumerate(each) if of_tokens and i != recurrence.decay}
     common = others.pop() if len(others) == 1 else "float32"
     wanted = [common if of_tokens else "float32" for of_tokens in each]
     if recurrence.decay is not None and dtypes[recurrence.decay] == "float32":
         wanted[recurrence.decay] = "float32"
-    return tuple(x if x_is == to else ops.cast(x, to) for x, x_is, to in zip(xs, dtypes, wanted, strict=True))
+    return [_of(x, (to,)) for x, to in zip(xs, wanted, strict=True)]
 
 
 def _flags(present, reset):

@@ -16,7 +16,7 @@ def test_native_where_it_serves_and_pure_ops_elsewhere(monkeypatch):
     expected = "native" if HERE in native.ON else "ops"
     monkeypatch.delenv("OPS_KERNEL", raising=False)
     assert chosen() == chosen("auto", "float32") == chosen("auto", "bfloat16") == chosen("auto", "float16") == expected
-    assert chosen("auto", "float64") == "ops"
+    assert chosen("auto", "float64") == chosen("auto", "float32", (None, 3)) == "ops"
     monkeypatch.setenv("OPS_KERNEL", "1")
     assert chosen() == "ops" and chosen("loop") == "loop" and chosen("ops") == "ops"
 
@@ -49,8 +49,8 @@ def test_what_each_device_has(monkeypatch):
         with pytest.raises(ValueError, match=reason):
             chosen("native")
     monkeypatch.setattr(cuda, "_found", {"compiler": "an NVRTC"})
-    assert native.why_not("float32", 128) is None
-    assert "up to 128 numbers, and these have 160" in native.why_not("float32", 160)
+    assert native.why_not("float32", (1, 2, 3, 128)) is None
+    assert "up to 128 numbers, and these have 160" in native.why_not("float32", (1, 2, 3, 160))
 
 
 def test_what_runs_is_said_once(monkeypatch, caplog):

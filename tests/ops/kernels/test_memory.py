@@ -1,8 +1,11 @@
 """A kernel writes all of its results and nothing beside them, on any number of threads, and again after a fork."""
 
-import multiprocessing
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -11,16 +14,18 @@ from bert4keras_rwkv.ops.kernels.native import RECURRENCES
 from tests.ops.kernels import guards
 
 pytestmark = pytest.mark.backend_free
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("level", library().levels())
 @pytest.mark.parametrize("name", RECURRENCES)
+@pytest.mark.parametrize("dtype", [np.dtype("float32"), ml_dtypes.bfloat16])
 @pytest.mark.parametrize(("T", "N"), [(1, 64), (33, 16), (18, 7)])
-def test_results_are_whole_and_nothing_else_is_written(level, name, T, N, rng):
-    here = library()
+def test_results_are_whole_and_nothing_else_is_written(level, name, T, N, dtype, rng):
+    here, given = library(), len(RECURRENCES[name].inputs)
     here.choose(level)
     try:
-        guards.check(partial(here.run, threads=3), name, T, N, rng)
+        guards.check(partial(here.run, threads=3), name, T, N, rng, dtypes=(dtype,) * given)
     finally:
         here.choose(here.levels()[0])
 
@@ -38,7 +43,17 @@ def work(seed):
     return float(results[0].sum(dtype="float64"))
 
 
+FORKED = """
+import multiprocessing
+from tests.ops.kernels.test_memory import work
+
+here = work(1)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(pool.map(work, [1, 1]) == [here, here])
+"""
+
+
 def test_a_forked_process_has_threads_of_its_own():
-    here = work(1)
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map(work, [1, 1]) == [here, here]
+    """In a process without JAX, which warns of forks."""
+    done = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\n", done.stderr

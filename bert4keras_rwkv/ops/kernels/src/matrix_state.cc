@@ -11,7 +11,7 @@
 #define INLINE inline __attribute__((always_inline))
 
 namespace {
-constexpr int CHUNK = 16;  // tokens between two states that are kept for the backward pass
+constexpr int CHUNK = 32;  // tokens between two states that are kept for the backward pass
 constexpr int AHEAD = 4;  // tokens that are fetched before they are read
 constexpr int BLOCK = W == 16 ? 2 : 1;  // vectors side by side in the backward pass: as many as there are registers for
 
@@ -146,6 +146,7 @@ template <bool DELTA, int HEAD> void forward(const Tensor* in, const Tensor* out
         else std::memset(S, 0, N * P * sizeof(float));
       }
       x.read(xs, shape, place, t, flag & ABSENT);
+      if (t + AHEAD < shape.T) fetch<true>(y, place.at(t + AHEAD), N);
       float own = 0.f;
       if (!DELTA) {
         for (int64_t i = 0; i < P; i += W) *(vec*)(x.a + i) = *(vec*)(x.r + i) * *(vec*)(u + i);
@@ -310,6 +311,8 @@ template <bool DELTA, int HEAD> void backward(const Tensor* in, const Tensor* ou
       for (int64_t s = n - 1; s >= 0; s--) {
         const int flag = place.flag(t0 + s);
         const Token& x = *tokens[s];
+        if (s >= AHEAD)
+          for (int q = 0; q < (DELTA ? 6 : 4); q++) fetch<true>(d[q], place.at(t0 + s - AHEAD), N);
         if (chunk > 0) {  // the same token of the next chunk to be read
           for (const Tensor* q : xs)
             if (q) fetch(*q, place.at(t0 - CHUNK + s), N);
@@ -349,7 +352,7 @@ template <bool DELTA, int HEAD> void backward(const Tensor* in, const Tensor* ou
       }
     }
     turned_back(N, P, G, dstate.to() + item * square);
-    if (!DELTA) std::memcpy(du.to() + item * N, sum_u, N * sizeof(float));
+    if (!DELTA) store(du, item * N, N, sum_u);
   }
 }
 

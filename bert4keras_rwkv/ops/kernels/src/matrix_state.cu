@@ -196,7 +196,7 @@ constexpr int LANES = gradient_lanes(N), THREADS = gradient_threads(N), WARPS = 
 constexpr int WIDE = whole(N, 4 * LANES) / LANES;  // columns of a thread
 constexpr int ACROSS = LANES * WIDE, DOWN = THREADS / LANES * ROWS, P = ACROSS > DOWN ? ACROSS : DOWN;
 constexpr int GROUP = 4;                      // tokens whose states are kept at once
-constexpr int STAGED = P <= 64 ? CHUNK : GROUP;  // tokens that are fetched together
+constexpr int STAGED = P <= 64 ? 16 : GROUP;  // tokens that are fetched together
 enum { R, D, K, V, DY, A, B, READ, VECTORS = DELTA ? 8 : 5 };
 
 typedef float Tile[ROWS][WIDE];  // what a thread has of a matrix

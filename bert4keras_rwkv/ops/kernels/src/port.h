@@ -1,7 +1,7 @@
 // What the kernels of a GPU share. NVRTC and nvcc compile them, and under tests/ops/kernels/emulator.h a C++ compiler.
 #pragma once
 
-constexpr int CHUNK = 16;          // tokens between two states that are kept for the backward pass
+constexpr int CHUNK = 32;          // tokens between two states that are kept for the backward pass
 enum { ABSENT = 1, RESET = 2 };    // bits of a token's flag
 
 __device__ inline int smaller(int x, int y) { return x < y ? x : y; }

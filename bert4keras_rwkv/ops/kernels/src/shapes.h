@@ -15,7 +15,7 @@ constexpr char WKV7_GRADIENT[] = MATRIX "BTHN BTHN BHNN *BHNN *BT BHCNN BTHN BTH
 #undef MATRIX
 
 constexpr int MOST_TENSORS = 24;
-constexpr int64_t STRIP_SIZE = 64, CHUNK_SIZE = 16;  // as in the kernels
+constexpr int64_t STRIP_SIZE = 64, CHUNK_SIZE = 32;  // as in the kernels
 
 // Binds the letters of `pattern` to the sizes of the tensors; empty, or what is wrong.
 inline std::string bind(const char* pattern, const Tensor* in, int inputs, const Tensor* out, int outputs, int64_t* sizes) {

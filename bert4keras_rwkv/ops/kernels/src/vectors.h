@@ -90,11 +90,11 @@ inline void load(const Tensor& from, int64_t at, int64_t n, float* to, float fil
   for (int64_t i = n; i < padded(n); i++) to[i] = fill;
 }
 
-// Say that n numbers of a tensor from element `at` on will be read soon.
-inline void fetch(const Tensor& x, int64_t at, int64_t n) {
+// Say that n numbers of a tensor from element `at` on will be read (or, WRITTEN, replaced) soon.
+template <bool WRITTEN = false> inline void fetch(const Tensor& x, int64_t at, int64_t n) {
   const int64_t size = x.dtype == BFLOAT16 ? 2 : 4;
   const char* from = static_cast<const char*>(x.data) + at * size;
-  for (int64_t byte = 0; byte < n * size; byte += 64) __builtin_prefetch(from + byte);
+  for (int64_t byte = 0; byte < n * size; byte += 64) __builtin_prefetch(from + byte, WRITTEN);
 }
 
 // n floats into a tensor from element `at` on; to bfloat16 they are rounded to the nearest, halves to even.

@@ -7,7 +7,8 @@
 #include "vectors.h"
 
 namespace {
-constexpr int CHUNK = 16, STRIP = 64, VECTORS = STRIP / W;
+constexpr int AHEAD = 8;  // tokens that are fetched before they are read
+constexpr int CHUNK = 32, STRIP = 64, VECTORS = STRIP / W;
 constexpr float MOST = 1e29f, STEEPEST = 60.f, SMALLEST = 1e-30f;
 
 struct State { vec a, b, p; };
@@ -125,6 +126,10 @@ void forward(const Tensor* in, const Tensor* out, int64_t from, int64_t to) {
         put_state(checkpoints.to() + ((place.batch * chunks + t / CHUNK) * 3) * place.D + place.first, place, S);
       }
       const int flag = place.flag(flags, t);
+      if (t + AHEAD < place.T) {
+        for (const Tensor* x : {&k_, &v_}) fetch(*x, place.at(t + AHEAD), place.n);
+        fetch<true>(y_, place.at(t + AHEAD), place.n);
+      }
       get(k_, place.at(t), place, k);
       get(v_, place.at(t), place, v);
       for (int c = 0; c < VECTORS; c++) {
@@ -217,6 +222,11 @@ void backward(const Tensor* in, const Tensor* out, int64_t from, int64_t to) {
       }
       for (int64_t s = n - 1; s >= 0; s--) {
         const int flag = place.flag(flags, t0 + s);
+        if (t0 + s >= CHUNK) {
+          for (const Tensor* x : {&k_, &v_, &dy_}) fetch(*x, place.at(t0 + s - CHUNK), place.n);
+        }
+        if (s >= AHEAD)
+          for (const Tensor* x : {out, out + 1}) fetch<true>(*x, place.at(t0 + s - AHEAD), place.n);
         get(dy_, place.at(t0 + s), place, dy);
         for (int c = 0; c < VECTORS; c++) {
           const vec key = bounded(k[s][c]);
