@@ -8,6 +8,10 @@ from bert4keras_rwkv.ops.kernels.library import library
 from bert4keras_rwkv.ops.kernels.native import why_not
 
 KERNELS = ("auto", "ops", "native", "loop")
+UNTRIED = (
+    "No GPU has run the kernels for GPUs yet, so they run only where OPS_KERNEL is set to 0 or kernel='native'; "
+    "`bert4keras-rwkv kernels --check` compares them with the loop."
+)
 
 
 def check_kernel(kernel):
@@ -22,22 +26,22 @@ def check_kernel(kernel):
 def chosen(kernel="auto", dtype=None, shape=()):
     """'loop', 'ops' or 'native' for an argument that may also be 'auto', and inputs of a dtype and shape.
 
-    'auto' asks the environment variable OPS_KERNEL when it is called: 1 is pure Keras ops; 0, the default, the native
-    kernel where one serves, else pure ops. Which of them is said once in the log.
+    'auto' asks the environment variable OPS_KERNEL when it is called: 1 is pure Keras ops; 0 the native kernel where one
+    serves, else pure ops; where it is not set the same on a CPU, and pure ops on a GPU. What runs is said in the log.
     """
     if kernel not in ("auto", "native"):
         return check_kernel(kernel)
     if kernel == "native":
         _insist(dtype, shape)
         return kernel
-    wanted = os.environ.get("OPS_KERNEL", "0")
-    if wanted not in ("0", "1"):
+    told = os.environ.get("OPS_KERNEL")
+    if told not in (None, "0", "1"):
         raise ValueError(
-            f"OPS_KERNEL is 0 (native kernels where there are some) or 1 (pure ops). Received: {wanted!r}."
+            f"OPS_KERNEL is 0 (native kernels where there are some) or 1 (pure ops). Received: {told!r}."
         )
-    if wanted == "1":
+    if told == "1":
         return "ops"
-    reason = why_not(dtype, shape)
+    reason = UNTRIED if told is None and native.device() == "cuda" else why_not(dtype, shape)
     if reason not in _said:
         _said.add(reason)
         _say(reason)

@@ -49,6 +49,10 @@ def test_what_each_device_has(monkeypatch):
         with pytest.raises(ValueError, match=reason):
             chosen("native")
     monkeypatch.setattr(cuda, "_found", {"compiler": "an NVRTC"})
+    monkeypatch.delenv("OPS_KERNEL", raising=False)
+    assert chosen() == "ops"  # until a card has run them
+    monkeypatch.setenv("OPS_KERNEL", "0")
+    assert chosen() == "native"
     assert native.why_not("float32", (1, 2, 3, 128)) is None
     assert "up to 128 numbers, and these have 160" in native.why_not("float32", (1, 2, 3, 160))
 
