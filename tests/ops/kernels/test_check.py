@@ -25,7 +25,13 @@ FAULTS = {
         "for (int64_t t = 0; t < shape.T; t++) {",
         "for (int64_t t = 0; t + 1 < shape.T; t++) {",
     ),
-    "a chunk forgotten": ("matrix_state.cc", "if (s + 1 < n) leave", "if (s + 2 < n) leave"),
+    "a state forgotten": ("matrix_state.cc", "if (s + 1 < n && (DELTA", "if (s + 2 < n && (DELTA"),
+    "two states forgotten": ("matrix_state.cc", "if (s + 1 < n) leave_two", "if (s + 2 < n) leave_two"),
+    "the order of two tokens": (
+        "matrix_state.cc",
+        "rows[j] = of_next, rows[P + j] = of_first;",
+        "rows[j] = of_first, rows[P + j] = of_next;",
+    ),
     "a mask dropped": (
         "matrix_state.cc",
         "x.read(xs, shape, place, t, flag & ABSENT);",

@@ -257,6 +257,50 @@ INLINE void along(int64_t N, int64_t P, const Token& x, const float* dy, const f
   }
 }
 
+// `across` and `along` of two tokens of RWKV-6 at once, `first` and then `next`, whose state is not kept: the gradient of the
+// state and the state are read once for both. Of V vectors of keys; sums over keys are added to `rows`, those of next first.
+template <int V>
+INLINE void along_two(int64_t N, int64_t P, const Token& first, const Token& next, const float* dy, const float* dy_next, const float* S, float* G,
+                      vec* rows, Slopes& out, Slopes& out_next, int64_t i) {
+  vec seen[V] = {}, dw[V] = {}, dk[V] = {}, seen_[V] = {}, dw_[V] = {}, dk_[V] = {}, r[V], w[V], k[V], r_[V], w_[V], k_[V];
+  for (int c = 0; c < V; c++) {
+    const int64_t at = i + c * W;
+    r[c] = *(const vec*)(first.r + at), w[c] = *(const vec*)(first.w + at), k[c] = *(const vec*)(first.k + at);
+    r_[c] = *(const vec*)(next.r + at), w_[c] = *(const vec*)(next.w + at), k_[c] = *(const vec*)(next.k + at);
+  }
+  for (int64_t j = 0; j < N; j++) {
+    vec of_next = i ? rows[j] : vec{}, of_first = i ? rows[P + j] : vec{};
+    for (int c = 0; c < V; c++) {
+      const vec s = *(const vec*)(S + j * P + i + c * W), between = w[c] * s + k[c] * first.v[j];
+      vec g = *(vec*)(G + j * P + i + c * W);
+      of_next += g * k_[c];
+      seen_[c] += between * dy_next[j];
+      dk_[c] += g * next.v[j];
+      dw_[c] += g * between;
+      g = w_[c] * g + r_[c] * dy_next[j];
+      of_first += g * k[c];
+      seen[c] += s * dy[j];
+      dk[c] += g * first.v[j];
+      dw[c] += g * s;
+      *(vec*)(G + j * P + i + c * W) = w[c] * g + r[c] * dy[j];
+    }
+    rows[j] = of_next, rows[P + j] = of_first;
+  }
+  for (int c = 0; c < V; c++) {
+    const int64_t at = i + c * W;
+    *(vec*)(out.r + at) = seen[c], *(vec*)(out.w + at) = dw[c] * w[c], *(vec*)(out.k + at) = dk[c];
+    *(vec*)(out_next.r + at) = seen_[c], *(vec*)(out_next.w + at) = dw_[c] * w_[c], *(vec*)(out_next.k + at) = dk_[c];
+  }
+}
+
+// The state after two tokens of RWKV-6, [value, key].
+INLINE void leave_two(int64_t N, int64_t P, const Token& x, const Token& y, const float* S, float* to) {
+  for (int64_t i = 0; i < P; i += W) {
+    const vec w = *(const vec*)(x.w + i), k = *(const vec*)(x.k + i), w_ = *(const vec*)(y.w + i), k_ = *(const vec*)(y.k + i);
+    for (int64_t j = 0; j < N; j++) *(vec*)(to + j * P + i) = w_ * (w * *(const vec*)(S + j * P + i) + k * x.v[j]) + k_ * y.v[j];
+  }
+}
+
 // The state after a token, [value, key].
 template <bool DELTA> INLINE void leave(int64_t N, int64_t P, const Token& x, const float* p, const float* S, float* to) {
   for (int64_t j = 0; j < N; j++)
@@ -277,10 +321,11 @@ template <bool DELTA, int HEAD> void backward(const Tensor* in, const Tensor* ou
   const Tensor &dstate = dmore[0], &dstart = dmore[1];
   const Shape shape(in[0]);
   const int64_t N = HEAD ? HEAD : shape.N, P = padded(N), square = N * N, full = N * P;
-  Parts parts{scratch((CHUNK + 3) * full + 2 * W * P + (6 + CHUNK * 8 + 7 + 2) * P)};
+  Parts parts{scratch((CHUNK + 3) * full + 2 * W * P + (6 + CHUNK * 8 + 14 + 2) * P)};
   float *states = parts.take((CHUNK + 1) * full), *begin = parts.take(full), *G = parts.take(full);
   vec* rows = (vec*)parts.take(2 * W * P);
-  Slopes slopes(parts, P);
+  Slopes slopes(parts, P), ahead(parts, P);
+  bool paired = false;  // whether `ahead` has the gradients of the token before the one at hand
   float *u = parts.take(P), *sum_u = parts.take(P), *dy_[CHUNK], *p_[CHUNK];
   Token* tokens[CHUNK];
   alignas(Token) char room[CHUNK * sizeof(Token)];
@@ -305,8 +350,13 @@ template <bool DELTA, int HEAD> void backward(const Tensor* in, const Tensor* ou
         load(dy, place.at(t0 + s), N, dy_[s]);
         if (DELTA) load(reads, place.at(t0 + s), N, p_[s]);
         float* S = states + s * full;
+        // Two at once where no document begins with the second; then the state between them is not kept.
+        if (s % 2 == 1 && !DELTA && !(flag & RESET)) {
+          if (s + 1 < n) leave_two(N, P, *tokens[s - 1], x, S - full, S + full);
+          continue;
+        }
         if (flag & RESET) std::memcpy(S, begin, full * sizeof(float));
-        if (s + 1 < n) leave<DELTA>(N, P, x, p_[s], S, S + full);
+        if (s + 1 < n && (DELTA || s % 2 == 1)) leave<DELTA>(N, P, x, p_[s], S, S + full);
       }
       for (int64_t s = n - 1; s >= 0; s--) {
         const int flag = place.flag(t0 + s);
@@ -320,10 +370,21 @@ template <bool DELTA, int HEAD> void backward(const Tensor* in, const Tensor* ou
           if (DELTA) fetch(reads, place.at(t0 - CHUNK + s), N);
         }
         const float *S = states + s * full, *slope = dy_[s];
-        across<DELTA>(N, P, x, slope, G, rows, slopes);
         int64_t i = 0;
-        for (; i + BLOCK * W <= P; i += BLOCK * W) along<DELTA, BLOCK>(N, P, x, slope, p_[s], S, G, slopes, i);
-        for (; i < P; i += W) along<DELTA, 1>(N, P, x, slope, p_[s], S, G, slopes, i);
+        if (paired) {
+          std::swap(slopes, ahead);  // done with the token after this one
+          paired = false;
+        } else if (!DELTA && s % 2 == 1 && !(flag & RESET)) {
+          for (; i + BLOCK * W <= P; i += BLOCK * W) along_two<BLOCK>(N, P, *tokens[s - 1], x, dy_[s - 1], slope, S - full, G, rows, ahead, slopes, i);
+          for (; i < P; i += W) along_two<1>(N, P, *tokens[s - 1], x, dy_[s - 1], slope, S - full, G, rows, ahead, slopes, i);
+          for (int64_t j = N; j < P; j++) rows[j] = rows[P + j] = vec{};
+          for (int64_t j = 0; j < P; j += W) *(vec*)(slopes.v + j) = sums(rows + j), *(vec*)(ahead.v + j) = sums(rows + P + j);
+          paired = true;
+        } else {
+          across<DELTA>(N, P, x, slope, G, rows, slopes);
+          for (; i + BLOCK * W <= P; i += BLOCK * W) along<DELTA, BLOCK>(N, P, x, slope, p_[s], S, G, slopes, i);
+          for (; i < P; i += W) along<DELTA, 1>(N, P, x, slope, p_[s], S, G, slopes, i);
+        }
         const float of_v = dot(x.v, slope, P), of_p = DELTA ? dot(p_[s], slope, P) : 0.f;
         float own = 0.f;
         for (int64_t l = 0; l < P; l += W) {
