@@ -1,0 +1,103 @@
+"""Kernels of a GPU by chunks on tensor cores, run by an emulator: they are the loop in float64, and wait.
+
+Tolerances are of the largest number of a result. With inputs of float32 every operand of a product is the sum of two
+bfloat16, which together have 17 bits: 2e-5, and 5e-5 for gradients, which are sums of such results. With inputs of bfloat16
+an operand is one, of 8 bits: an error of 2^-9 in each of many summands gives up to 4 / 2^9 in all, 8e-3.
+"""
+
+import re
+
+import numpy as np
+import pytest
+
+from bert4keras_rwkv.ops.kernels import library
+from bert4keras_rwkv.ops.kernels.native import ABSENT, CHUNK
+from tests.ops.kernels import numpy_loops
+from tests.ops.kernels.chunked import SOURCES, Kernel, inputs
+
+pytestmark = [
+    pytest.mark.backend_free,
+    pytest.mark.skipif(not library.SOURCES.is_dir(), reason="no sources"),
+]
+NAMES = ["wkv6", "wkv7"]
+TOLERANCE = {"float": 2e-5, "bf16": 8e-3}
+# T, decay, masks: one token; chunks and groups of them that are not full; documents in the middle; decays at both ends.
+CASES = [(1, "any", True), (23, -0.61, False), (70, "any", True), (33, -60.0, False), (70, -1e-6, True)]
+SEEDS = range(4)  # of the order in which threads run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("chunked")
+
+
+def given(flags, start, like):
+    """Flags and start for the loop."""
+    B, T = like[0].shape[:2]
+    return np.zeros((B, T), "uint8") if flags is None else flags, np.zeros(like[1].shape) if start is None else start
+
+
+def compare(got, want, tolerance):
+    assert np.max(np.abs(got - want)) <= tolerance * max(np.max(np.abs(want)), 1e-30)
+
+
+def compare_forward(kernel, xs, state, start, flags, seed=0):
+    """Returns what the gradient needs."""
+    y, last, *kept = kernel.forward(seed, xs, state, start, flags)
+    marks, begin = given(flags, start, (xs[0], state))
+    want_y, want_last, found, _, reads = numpy_loops.forward(xs, state, begin, marks)
+    here = (marks & ABSENT) == 0
+    tolerance = TOLERANCE[kernel.inputs]
+    compare(y[here], want_y[here], tolerance)
+    compare(last, want_last, tolerance)
+    compare(kept[0], np.stack(found[::CHUNK], 2), tolerance)
+    for x in kept[1:]:
+        compare(x, reads, tolerance)
+    return kept
+
+
+@pytest.mark.parametrize("kind", ["float", "bf16"])
+@pytest.mark.parametrize(("N", "columns"), [(16, 16), (48, 16), (64, 64)])
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_is_the_loop(name, N, columns, kind, folder, rng):
+    """Outputs, the last state and what is kept, whatever the decays; only results are written."""
+    kernel = Kernel(folder, name, "forward", N, columns, kind)
+    for T, decay, masks in CASES:
+        compare_forward(kernel, *inputs(rng, name, T, N, decay, masks))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_asked_for_is_not_written(name, folder, rng):
+    """Nor do the results change."""
+    kernel = Kernel(folder, name, "forward", 16, 16)
+    given = inputs(rng, name, 37, 16)
+    for got, want in zip(kernel.forward(0, *given, keep=False), kernel.forward(0, *given)[:2], strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def without_barriers(text, part):
+    """The source without one of the barriers of a part, each in turn."""
+    begin = text.index(f"#ifdef {part.upper()}")
+    for found in re.finditer(r"__syncthreads\(\);", text[begin:]):
+        yield text[: begin + found.start()] + text[begin + found.end() :]
+
+
+def is_caught(kernel, run):
+    """Whether results are not numbers, or others in another order of threads."""
+    results = [run(kernel, seed) for seed in SEEDS]
+    same = all(np.array_equal(x, y) for other in results for x, y in zip(other, results[0], strict=True))
+    return not same or not all(np.isfinite(x).all() for x in results[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_barrier_of_the_forward_is_needed(name, folder, rng):
+    """As it is the results are the same in every order of threads, and without any one of the barriers they are not."""
+    given = inputs(rng, name, 140, 32)
+
+    def run(kernel, seed):
+        return kernel.forward(seed, *given)
+
+    assert not is_caught(Kernel(folder, name, "forward", 32, 32), run)
+    text = (SOURCES / f"{name}_chunked.cu").read_text()
+    for broken in without_barriers(text, "forward"):
+        assert is_caught(Kernel(folder, name, "forward", 32, 32, text=broken), run)
