@@ -96,7 +96,7 @@ def from_bf16(bits):
 
 
 def inputs(rng, name, T, N, decay="any", masks=True, B=2, H=2):
-    """xs, whose values bfloat16 has but for w, a state, a start and flags, both None without masks.
+    """xs, whose values bfloat16 has, a state, a start and flags, both None without masks.
 
     decay: of a step, "any" from e^-1e-6 to e^-60, or the logarithm of all.
     """
@@ -106,7 +106,7 @@ def inputs(rng, name, T, N, decay="any", masks=True, B=2, H=2):
 
     r, k, v = (normal(B, T, H, N) for _ in range(3))
     some = -np.exp(rng.uniform(np.log(1e-6), np.log(60), (B, T, H, N)))
-    xs = [r, (some if decay == "any" else np.full_like(some, decay)).astype("float32"), k, v]
+    xs = [r, from_bf16(to_bf16(some if decay == "any" else np.full_like(some, decay))), k, v]
     if name == "wkv6":
         xs.append(normal(B, H, N))
     else:
@@ -114,5 +114,5 @@ def inputs(rng, name, T, N, decay="any", masks=True, B=2, H=2):
         kk /= np.linalg.norm(kk, axis=-1, keepdims=True)
         xs += [from_bf16(to_bf16(x)) for x in (-kk, kk * rng.random((B, T, H, N)))]
     state, start = normal(B, H, N, N), normal(B, H, N, N)
-    flags = rng.choice(np.array([0, 1, 2], "uint8"), (B, T), p=(0.7, 0.15, 0.15))
+    flags = rng.choice(np.arange(4, dtype="uint8"), (B, T), p=(0.7, 0.14, 0.14, 0.02))
     return xs, state, *((start, flags) if masks else (None, None))

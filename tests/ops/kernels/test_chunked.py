@@ -1,8 +1,8 @@
 """Kernels of a GPU by chunks on tensor cores, run by an emulator: they are the loop in float64, and wait.
 
 Tolerances are of the largest number of a result. With inputs of float32 every operand of a product is the sum of two
-bfloat16, which together have 17 bits: 2e-5, and 5e-5 for gradients, which are sums of such results. With inputs of bfloat16
-an operand is one, of 8 bits: an error of 2^-9 in each of many summands gives up to 4 / 2^9 in all, 8e-3.
+bfloat16, which together have 16 bits: 2e-5. With inputs of bfloat16 it is one, of 8 bits: 2^-9 of each summand is lost,
+and 4 / 2^9 of the sum at most, 8e-3. Gradients are made of such results, and get twice as much.
 """
 
 import re
@@ -75,10 +75,50 @@ def test_what_is_not_asked_for_is_not_written(name, folder, rng):
         np.testing.assert_array_equal(got, want)
 
 
-def without_barriers(text, part):
+def slopes_like(rng, xs, state):
+    return [rng.standard_normal(x.shape).astype("float32") for x in (xs[0], state)]
+
+
+@pytest.mark.parametrize("kind", ["float", "bf16"])
+@pytest.mark.parametrize("N", [16, 64])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_is_that_of_the_loop(name, N, kind, folder, rng):
+    """Of all inputs, of the state and of the start; only results are written."""
+    forward, gradient = (Kernel(folder, name, part, N, N, kind, kind) for part in ("forward", "gradient"))
+    for T, decay, masks in CASES:
+        xs, state, start, flags = inputs(rng, name, T, N, decay, masks)
+        kept = compare_forward(forward, xs, state, start, flags)
+        dy, dlast = slopes_like(rng, xs, state)
+        got = gradient.gradient(0, xs, state, start, flags, kept, dy, dlast)
+        marks, begin = given(flags, start, (xs[0], state))
+        want = numpy_loops.gradient(xs, state, begin, marks, dy, dlast)
+        for x, y in zip(got, want[: len(got)], strict=True):
+            compare(x, y, 2 * TOLERANCE[kind])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_of_the_loop_is_its_slope(name, rng):
+    """What `numpy_loops` gives, by differences. 1e-7: of two numbers, 2e-5 apart, with 16 digits."""
+    xs, state, start, flags = inputs(rng, name, 9, 3)
+    tensors = [x.astype("float64") for x in (*xs, state, start)]
+    dy, dlast = slopes_like(rng, xs, state)
+
+    def total(tensors):
+        y, last, *_ = numpy_loops.forward(tensors[:-2], *tensors[-2:], flags)
+        return np.sum(y * dy) + np.sum(last * dlast)
+
+    for i, slope in enumerate(numpy_loops.gradient(tensors[:-2], *tensors[-2:], flags, dy, dlast)):
+        step = 1e-5 * rng.standard_normal(slope.shape)
+        ends = [total([*tensors[:i], tensors[i] + sign * step, *tensors[i + 1 :]]) for sign in (1, -1)]
+        assert ends[0] - ends[1] == pytest.approx(2 * np.sum(slope * step), rel=1e-5, abs=1e-7)
+
+
+def without_barriers(name, part):
     """The source without one of the barriers of a part, each in turn."""
+    text = (SOURCES / f"{name}_chunked.cu").read_text()
     begin = text.index(f"#ifdef {part.upper()}")
-    for found in re.finditer(r"__syncthreads\(\);", text[begin:]):
+    end = text.index("#endif", begin)
+    for found in re.finditer(r"__syncthreads\(\);", text[begin:end]):
         yield text[: begin + found.start()] + text[begin + found.end() :]
 
 
@@ -89,15 +129,17 @@ def is_caught(kernel, run):
     return not same or not all(np.isfinite(x).all() for x in results[0])
 
 
+@pytest.mark.parametrize("part", ["forward", "gradient"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_barrier_of_the_forward_is_needed(name, folder, rng):
+def test_every_barrier_is_needed(name, part, folder, rng):
     """As it is the results are the same in every order of threads, and without any one of the barriers they are not."""
-    given = inputs(rng, name, 140, 32)
+    N, given = 32, inputs(rng, name, 140, 32)
+    slopes = slopes_like(rng, given[0], given[1])
+    _, _, *kept = Kernel(folder, name, "forward", N, N).forward(0, *given)
 
     def run(kernel, seed):
-        return kernel.forward(seed, *given)
+        return kernel.forward(seed, *given) if part == "forward" else kernel.gradient(seed, *given, kept, *slopes)
 
-    assert not is_caught(Kernel(folder, name, "forward", 32, 32), run)
-    text = (SOURCES / f"{name}_chunked.cu").read_text()
-    for broken in without_barriers(text, "forward"):
-        assert is_caught(Kernel(folder, name, "forward", 32, 32, text=broken), run)
+    assert not is_caught(Kernel(folder, name, part, N, N), run)
+    for broken in without_barriers(name, part):
+        assert is_caught(Kernel(folder, name, part, N, N, text=broken), run)

@@ -3,7 +3,9 @@
 #pragma once
 #include "mma.h"
 
-static_assert(N % 16 == 0 && COLUMNS % 16 == 0 && N % COLUMNS == 0 && CHUNK % 16 == 0, "not whole tiles");
+static_assert(N % 16 == 0 && COLUMNS % 16 == 0 && N % COLUMNS == 0, "not whole tiles");
+static_assert(N <= 64, "too large for what shared memory a block has");
+static_assert(CHUNK == 16 || CHUNK == 32, "a chunk without a checkpoint follows one with it");
 
 typedef long long wide;
 constexpr int TILES = N / 16, SQUARE = N * N, SLICES = N / COLUMNS, WARPS = COLUMNS / 16, THREADS = 32 * WARPS;
@@ -32,6 +34,25 @@ struct Marks {
     const unsigned long long later = next < 64 ? reset >> next : 0;
     return later ? smaller(whole, t + 1 + first_bit(later)) : whole;
   }
+  __device__ int begin(int end) const {  // of the chunk before `end`, one of the first 16 tokens
+    const unsigned long long earlier = reset & ((2ull << (end - 1 - base)) - 1);
+    return base + (earlier ? last_bit(earlier) : 0);
+  }
+};
+
+// Of the state that a chunk finds: what was kept, and tokens [begin, end) after that.
+struct Origin {
+  const float* from;
+  Marks marks;
+  int begin, end;
+
+  __device__ Origin(const Marks& here, const unsigned char* flags, int t0, int T, const float* start, const float* checkpoints)
+      : marks(flags, here.is_reset(t0) || t0 % CHUNK == 0 ? t0 : t0 - 1, T), begin(t0), end(t0) {
+    const bool is_kept = here.is_reset(t0) || t0 % CHUNK == 0;
+    if (!is_kept) begin = marks.begin(t0);
+    from = marks.is_reset(begin) ? start : checkpoints + (wide)(begin / CHUNK) * SQUARE;
+  }
+  __device__ bool is_kept() const { return begin == end; }
 };
 
 __device__ inline void get(const float* from, float& x, float& y) { x = from[0], y = from[1]; }
@@ -64,8 +85,29 @@ struct Tokens {
       }
     return to;
   }
+  // Rows of tokens that leave no trace are 0 in `traces`.
+  template <class X> __device__ void put(const Tile& x, X* to, int column, bool traces) const {
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+      for (int e = 0; e < 4; e++)
+        if (here[h]) ::put(to + at[h] + column + tile_column(e), traces && !there[h] ? 0.f : x.x[h][e]);
+  }
 };
 
+__device__ inline void add(Tile& to, const Tile& x) {
+#pragma unroll
+  for (int i = 0; i < 8; i++) to.x[i / 4][i % 4] += x.x[i / 4][i % 4];
+}
+__device__ inline void add_product(Tile& to, const Tile& x, const Tile& y) {  // element by element
+#pragma unroll
+  for (int i = 0; i < 8; i++) to.x[i / 4][i % 4] += x.x[i / 4][i % 4] * y.x[i / 4][i % 4];
+}
+__device__ inline Tile product(const Tile& x, const Tile& y) {
+  Tile to = {};
+  add_product(to, x, y);
+  return to;
+}
 __device__ inline Tile exponentials(const Tile& x) {
   Tile to;
 #pragma unroll
@@ -73,31 +115,66 @@ __device__ inline Tile exponentials(const Tile& x) {
   return to;
 }
 
-// Tiles of the columns from j0 of a state; the rows of memory are keys, those of a tile values.
+// A tile of a state: keys from i0, values from j0. The rows of memory are keys, those of a tile values.
+__device__ inline Tile get_state(const float* from, int i0, int j0) {
+  Tile to;
+#pragma unroll
+  for (int h = 0; h < 2; h++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) to.x[h][e] = from ? from[(i0 + tile_column(e)) * N + j0 + tile_row(h)] : 0.f;
+  return to;
+}
 __device__ inline void get_state(Tile (&S)[TILES], const float* from, int j0) {
 #pragma unroll
-  for (int i = 0; i < TILES; i++)
-#pragma unroll
-    for (int h = 0; h < 2; h++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) S[i].x[h][e] = from ? from[(16 * i + tile_column(e)) * N + j0 + tile_row(h)] : 0.f;
+  for (int i = 0; i < TILES; i++) S[i] = get_state(from, 16 * i, j0);
 }
-__device__ inline void keep_state(const Tile (&S)[TILES], float* to, int j0) {
+__device__ inline void keep_state(const Tile (&S)[TILES], float* to, int j0, bool add = false) {
 #pragma unroll
   for (int i = 0; i < TILES; i++)
 #pragma unroll
     for (int h = 0; h < 2; h++)
 #pragma unroll
-      for (int e = 0; e < 4; e++) to[(16 * i + tile_column(e)) * N + j0 + tile_row(h)] = S[i].x[h][e];
+      for (int e = 0; e < 4; e++) {
+        float& here = to[(16 * i + tile_column(e)) * N + j0 + tile_row(h)];
+        here = S[i].x[h][e] + (add ? here : 0.f);
+      }
 }
 
 // Of tokens [begin, end), columns from j0; the columns of a tile are tokens.
-__device__ inline void put_tokens(const Tile& x, float* to, int begin, int end, int j0, int batch, int T, int head, int H) {
+template <class X> __device__ inline void put_tokens(const Tile& x, X* to, int begin, int end, int j0, int batch, int T, int head, int H) {
 #pragma unroll
   for (int e = 0; e < 4; e++)
     if (begin + tile_column(e) < end)
 #pragma unroll
-      for (int h = 0; h < 2; h++) to[(((wide)batch * T + begin + tile_column(e)) * H + head) * N + j0 + tile_row(h)] = x.x[h][e];
+      for (int h = 0; h < 2; h++) put(to + (((wide)batch * T + begin + tile_column(e)) * H + head) * N + j0 + tile_row(h), x.x[h][e]);
+}
+
+// Of the rows of a tile: in all of them their sum.
+__device__ inline Tile of_rows(const Tile& x) {
+  Tile to;
+#pragma unroll
+  for (int e = 0; e < 4; e++) {
+    float total = x.x[0][e] + x.x[1][e];
+#pragma unroll
+    for (int step = 4; step < 32; step *= 2) total += __shfl_xor_sync(ALL_LANES, total, step);
+    to.x[0][e] = to.x[1][e] = total;
+  }
+  return to;
+}
+
+// In all columns of a row the element on the diagonal.
+__device__ inline Tile diagonal(const Tile& x) {
+  Tile to;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float own = 0.f;
+#pragma unroll
+    for (int e = 0; e < 4; e++) own += tile_row(h) == tile_column(e) ? x.x[h][e] : 0.f;
+    own = of_columns(own);
+#pragma unroll
+    for (int e = 0; e < 4; e++) to.x[h][e] = own;
+  }
+  return to;
 }
 
 // To the diagonal the totals of what the four lanes of a row have.
@@ -114,35 +191,31 @@ __device__ inline void set_diagonal(Tile& x, const float (&shares)[2]) {
 // Two neighbouring blocks of M tokens join. A reader has decayed since its block's first token, a writer to its block's last, so
 // readers of the later one and writers of the earlier one make the scores between the two; no factor exceeds 1. `total`: the
 // decay of a block, the same in all of its rows.
-template <int M, int PARTS, int R, int W>
-__device__ inline void join(Tile (&readers)[R], Tile (&writers)[W], Tile& total, Tile (&scores)[R][W]) {
-  Operand<PARTS> of_writer[W];
-#pragma unroll
-  for (int w = 0; w < W; w++) of_writer[w] = operand<PARTS>(writers[w]);
-#pragma unroll
-  for (int r = 0; r < R; r++) {
-    const Operand<PARTS> of_reader = operand<PARTS>(readers[r]);
-#pragma unroll
-    for (int w = 0; w < W; w++) {
-      Tile between = {};
-      add_product<0, M == 8 ? 1 : 2>(between, of_reader, of_writer[w]);
-#pragma unroll
-      for (int h = 0; h < 2; h++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-          const int t = tile_row(h), s = tile_column(e);
-          if (t / M % 2 && t / M == s / M + 1) scores[r][w].x[h][e] += between.x[h][e];
-        }
-    }
-  }
-  Tile other;
+template <int M> __device__ inline bool is_later(int row) { return row / M % 2; }
+template <int M> __device__ inline Tile between(const Tile& scores) {
+  Tile to;
 #pragma unroll
   for (int h = 0; h < 2; h++)
 #pragma unroll
-    for (int e = 0; e < 4; e++) other.x[h][e] = M == 8 ? total.x[1 - h][e] : __shfl_xor_sync(ALL_LANES, total.x[h][e], 4 * (M % 8));
+    for (int e = 0; e < 4; e++) {
+      const int t = tile_row(h), s = tile_column(e);
+      to.x[h][e] = is_later<M>(t) && t / M == s / M + 1 ? scores.x[h][e] : 0.f;
+    }
+  return to;
+}
+template <int M> __device__ inline Tile of_other_block(const Tile& x) {
+  Tile to;
+#pragma unroll
+  for (int h = 0; h < 2; h++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) to.x[h][e] = M == 8 ? x.x[1 - h][e] : __shfl_xor_sync(ALL_LANES, x.x[h][e], 4 * (M % 8));
+  return to;
+}
+template <int M, int R, int W> __device__ inline void join(Tile (&readers)[R], Tile (&writers)[W], Tile& total) {
+  const Tile other = of_other_block<M>(total);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    const bool later = tile_row(h) / M % 2;
+    const bool later = is_later<M>(tile_row(h));
 #pragma unroll
     for (int e = 0; e < 4; e++) {
       const float factor = other.x[h][e];
@@ -154,14 +227,110 @@ __device__ inline void join(Tile (&readers)[R], Tile (&writers)[W], Tile& total,
     }
   }
 }
+template <int M, int PARTS, int R, int W>
+__device__ inline void score_and_join(Tile (&readers)[R], Tile (&writers)[W], Tile& total, Tile (&scores)[R][W]) {
+  Operand<PARTS> of_writer[W];
+#pragma unroll
+  for (int w = 0; w < W; w++) of_writer[w] = operand<PARTS>(writers[w]);
+#pragma unroll
+  for (int r = 0; r < R; r++) {
+    const Operand<PARTS> of_reader = operand<PARTS>(readers[r]);
+#pragma unroll
+    for (int w = 0; w < W; w++) {
+      Tile all = {};
+      add_product<0, M == 8 ? 1 : 2>(all, of_reader, of_writer[w]);
+      add(scores[r][w], between<M>(all));
+    }
+  }
+  join<M>(readers, writers, total);
+}
 
 // Adds to the scores of each token's readers with the writers of earlier ones, for 16 keys. Afterwards readers have decayed
 // since the chunk's first token and writers to its last, and `total` is the decay of the chunk.
 template <int PARTS, int R, int W> __device__ inline void exchange(Tile (&readers)[R], Tile (&writers)[W], Tile& total, Tile (&scores)[R][W]) {
-  join<1, PARTS>(readers, writers, total, scores);
-  join<2, PARTS>(readers, writers, total, scores);
-  join<4, PARTS>(readers, writers, total, scores);
-  join<8, PARTS>(readers, writers, total, scores);
+  score_and_join<1, PARTS>(readers, writers, total, scores);
+  score_and_join<2, PARTS>(readers, writers, total, scores);
+  score_and_join<4, PARTS>(readers, writers, total, scores);
+  score_and_join<8, PARTS>(readers, writers, total, scores);
+}
+
+// How far tokens have decayed since the first one of their block of M, and to the last one; and the decay of the block.
+struct Fades { Tile reader, writer, total; };
+
+template <int M> __device__ inline Fades fades(const Tile& decay) {
+  if constexpr (M == 1) {
+    Fades to;
+#pragma unroll
+    for (int i = 0; i < 8; i++) to.reader.x[i / 4][i % 4] = to.writer.x[i / 4][i % 4] = 1.f;
+    to.total = decay;
+    return to;
+  } else {
+    const Fades half = fades<M / 2>(decay);
+    Tile readers[1] = {half.reader}, writers[1] = {half.writer}, total = half.total;
+    join<M / 2>(readers, writers, total);
+    return {readers[0], writers[0], total};
+  }
+}
+
+// `join` backwards. of_readers and of_writers: the gradients of readers and writers as far as they come from larger blocks; to
+// them those of the scores between blocks of M are added. of_decay: of the logarithm of a block's decay, which wherever it
+// acts multiplies the readers of the later block or the writers of the earlier one.
+template <int M, int PARTS, int R, int W>
+__device__ inline void part(const Tile (&readers)[R], const Tile (&writers)[W], const Tile& decay, const Tile (&of_scores)[R][W], Tile (&of_readers)[R],
+                            Tile (&of_writers)[W], Tile& of_decay) {
+  Tile used;
+#pragma unroll
+  for (int h = 0; h < 2; h++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      float read = 0.f, written = 0.f;
+#pragma unroll
+      for (int r = 0; r < R; r++) read += of_readers[r].x[h][e] * readers[r].x[h][e];
+#pragma unroll
+      for (int w = 0; w < W; w++) written += of_writers[w].x[h][e] * writers[w].x[h][e];
+      float sum = is_later<M>(tile_row(h)) ? read : written;
+#pragma unroll
+      for (int step = 4; step < 4 * M; step *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
+      used.x[h][e] = sum;
+    }
+  add(of_decay, of_other_block<M>(used));
+
+  const Fades fade = fades<M>(decay);
+  Operand<PARTS> by_reader[R], by_writer[W];
+  Tile to_writers[W] = {};
+#pragma unroll
+  for (int r = 0; r < R; r++) by_reader[r] = transposed(operand<PARTS>(product(readers[r], fade.reader)));
+#pragma unroll
+  for (int w = 0; w < W; w++) by_writer[w] = transposed(operand<PARTS>(product(writers[w], fade.writer)));
+#pragma unroll
+  for (int r = 0; r < R; r++) {
+    Tile to_reader = {};
+#pragma unroll
+    for (int w = 0; w < W; w++) {
+      const Operand<PARTS> here = operand<PARTS>(between<M>(of_scores[r][w]));
+      add_product(to_reader, here, by_writer[w]);
+      add_product(to_writers[w], transposed(here), by_reader[r]);
+    }
+    add_product(of_readers[r], to_reader, fade.reader);
+  }
+#pragma unroll
+  for (int w = 0; w < W; w++) add_product(of_writers[w], to_writers[w], fade.writer);
+}
+
+// `exchange` backwards. readers, writers, decay: before it. of_readers, of_writers, of_decay: the gradients of what it gave, that of
+// the chunk's decay in all rows and by its logarithm; they become those of each token's.
+template <int PARTS, int R, int W>
+__device__ inline void exchange_gradient(const Tile (&readers)[R], const Tile (&writers)[W], const Tile& decay, const Tile (&of_scores)[R][W],
+                                         Tile (&of_readers)[R], Tile (&of_writers)[W], Tile& of_decay) {
+  const Fades fade = fades<16>(decay);
+#pragma unroll
+  for (int r = 0; r < R; r++) of_readers[r] = product(of_readers[r], fade.reader);
+#pragma unroll
+  for (int w = 0; w < W; w++) of_writers[w] = product(of_writers[w], fade.writer);
+  part<8, PARTS>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
+  part<4, PARTS>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
+  part<2, PARTS>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
+  part<1, PARTS>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
 }
 
 template <int PARTS> struct Shared {  // an operand that all warps read
@@ -191,5 +360,18 @@ struct __align__(16) Decays {
   __device__ void apply(Tile& S) const {
 #pragma unroll
     for (int e = 0; e < 4; e++) S.x[0][e] *= x[threadIdx.x % 4][e], S.x[1][e] *= x[threadIdx.x % 4][e];
+  }
+};
+
+// Shares of the warps in a tile, and their sum.
+template <int COUNT> struct Shares {
+  Tile x[COUNT][32];
+
+  __device__ void set(int warp, const Tile& share) { x[warp][threadIdx.x % 32] = share; }
+  __device__ Tile sum() const {
+    Tile to = x[0][threadIdx.x % 32];
+#pragma unroll
+    for (int i = 1; i < COUNT; i++) add(to, x[i][threadIdx.x % 32]);
+    return to;
   }
 };

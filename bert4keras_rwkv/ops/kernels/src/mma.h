@@ -28,6 +28,7 @@ __device__ inline unsigned packed(float x, float y) {
 }
 __device__ inline unsigned votes(bool yes) { return __ballot_sync(ALL_LANES, yes); }
 __device__ inline int first_bit(unsigned long long x) { return __ffsll(x) - 1; }
+__device__ inline int last_bit(unsigned long long x) { return 63 - __clzll(x); }
 #else
 namespace emulated {
 inline unsigned words[2][MOST_THREADS][6], turn_of_words[MOST_THREADS];
@@ -66,7 +67,8 @@ inline unsigned votes(bool yes) {
   for (int lane = 0; lane < 32; lane++) bits |= all[lane][0] << lane;
   return bits;
 }
-inline int first_bit(unsigned long long x) { return __builtin_ffsll((long long)x) - 1; }
+inline int first_bit(unsigned long long x) { return __builtin_ctzll(x); }
+inline int last_bit(unsigned long long x) { return 63 - __builtin_clzll(x); }
 #endif
 
 struct Tile { float x[2][4]; };                    // [row / 8][column's place]
@@ -90,6 +92,18 @@ template <int PARTS> __device__ inline Operand<PARTS> operand(Tile x) {
       x.x[i / 4][i % 4] -= __uint_as_float(i % 2 ? both & 0xffff0000u : both << 16);
     }
   }
+  return to;
+}
+
+template <int PARTS> __device__ inline Tile number(const Operand<PARTS>& from) {
+  Tile to = {};
+#pragma unroll
+  for (int part = PARTS - 1; part >= 0; part--)
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const unsigned both = from.part[part].x[i / 4][i % 4 / 2];
+      to.x[i / 4][i % 4] += __uint_as_float(i % 2 ? both & 0xffff0000u : both << 16);
+    }
   return to;
 }
 

@@ -4,7 +4,8 @@
 // or bf16: the inputs, and w of them. One of -DFORWARD and -DGRADIENT. A tensor that is not given is null.
 #include "chunked.h"
 
-#define GIVEN const INPUT *r, const DECAY *w, const INPUT *k, const INPUT *v, const float *u, const float *state, const float *start, const unsigned char *flags
+#define INPUTS const INPUT *r, const DECAY *w, const INPUT *k, const INPUT *v, const float *u
+#define GIVEN INPUTS, const float *state, const float *start, const unsigned char *flags
 
 namespace {
 // Of how many bfloat16 an operand is the sum. What is written stays in the state: no digit of it may be lost. What is read is
@@ -82,5 +83,110 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(GIVEN, float* y, f
     }
   }
   keep_state(S, last + (wide)item * SQUARE, j0);
+}
+#endif
+
+#ifdef GRADIENT
+static_assert(COLUMNS == N, "a block has the whole state");
+
+// Warp i has the gradient G of values 16i and on, and then whatever is summed over values for keys 16i and on.
+extern "C" __global__ void __launch_bounds__(THREADS) gradient(
+    GIVEN, const float* checkpoints, const float* dy, const float* dlast, INPUT* dr, DECAY* dw, INPUT* dk, INPUT* dv, float* du, float* dstate,
+    float* dstart, int T, int H) {
+  __shared__ Shared<PARTS> readers_[TILES], writers_[TILES], G_[TILES][TILES];  // readers turned
+  __shared__ Decays decays_[TILES];
+  __shared__ Shares<WARPS> scores_;
+  const int item = blockIdx.x, batch = item / H, head = item % H, warp = threadIdx.x / 32, i0 = 16 * warp;
+  const wide matrix = (wide)item * SQUARE;
+  const float* begin = start ? start + matrix : nullptr;
+  checkpoints += matrix * chunks_of(T);
+  if (flags) flags += (wide)batch * T;
+  Tile G[TILES], bonus, of_bonus = {};
+  get_state(G, nullptr, i0);
+  if (dstart) keep_state(G, dstart + matrix, i0);
+  get_state(G, dlast + matrix, i0);
+#pragma unroll
+  for (int i = 0; i < 8; i++) bonus.x[i / 4][i % 4] = u[item * N + i0 + tile_column(i % 4)];
+#pragma unroll 1
+  for (int end = T; end > 0;) {
+    const Marks marks(flags, end - 1, T);
+    const int t0 = marks.begin(end);
+    const Tokens tokens(marks, t0, end, batch, T, head, H);
+    const Tile read[1] = {tokens.get(r, i0, tokens.here)}, written[1] = {tokens.get(k, i0, tokens.there)};
+    const Tile decay = exponentials(tokens.get(w, i0, tokens.there));
+    {
+      Tile readers[1] = {read[0]}, writers[1] = {written[0]}, total = decay, scores[1][1] = {};
+      exchange<PARTS>(readers, writers, total, scores);
+      float own[2] = {};
+#pragma unroll
+      for (int i = 0; i < 8; i++) own[i / 4] += read[0].x[i / 4][i % 4] * bonus.x[i / 4][i % 4] * written[0].x[i / 4][i % 4];
+      set_diagonal(scores[0][0], own);
+      scores_.set(warp, scores[0][0]);
+      readers_[warp].set(transposed(operand<PARTS>(readers[0])));
+      writers_[warp].set(operand<PARTS>(writers[0]));
+      decays_[warp].set(total);
+    }
+    __syncthreads();
+    {
+      const Operand<PARTS> slopes = transposed(operand<PARTS>(tokens.get(dy, i0, tokens.here)));
+      Tile of_v = {};
+#pragma unroll
+      for (int i = 0; i < TILES; i++) {
+        const Operand<PARTS> of_G = operand<PARTS>(G[i]);
+        G_[warp][i].set(of_G);
+        add_product(of_v, of_G, writers_[i].get());
+        decays_[i].apply(G[i]);
+        add_product(G[i], slopes, readers_[i].get());
+      }
+      add_product(of_v, slopes, transposed(operand<PARTS>(scores_.sum())));
+      put_tokens(of_v, dv, t0, end, i0, batch, T, head, H);
+      if (marks.is_reset(t0)) {
+        if (dstart) keep_state(G, dstart + matrix, i0, true);
+        get_state(G, nullptr, i0);
+      }
+    }
+    __syncthreads();
+    {
+      const Origin origin(marks, flags, t0, T, begin, checkpoints);
+      const Tokens earlier(origin.marks, origin.begin, origin.end, batch, T, head, H);
+      Operand<PARTS> keys;
+      Tile fade;
+      if (!origin.is_kept()) {
+        const Fades all = fades<16>(exponentials(earlier.get(w, i0, earlier.there)));
+        keys = transposed(operand<PARTS>(product(earlier.get(k, i0, earlier.there), all.writer)));
+        fade = all.total;
+      }
+      Tile of_readers[1] = {}, of_writers[1] = {}, of_scores[1][1] = {}, of_decay = {};
+#pragma unroll 1
+      for (int j = 0; j < TILES; j++) {
+        Tile S = get_state(origin.from, i0, 16 * j);
+        if (!origin.is_kept()) {
+          S = product(S, fade);
+          add_product(S, transposed(operand<PARTS>(earlier.get(v, 16 * j, earlier.here))), keys);
+        }
+        const Operand<PARTS> of_G = G_[j][warp].get();
+        const Operand<PARTS> slopes = operand<PARTS>(tokens.get(dy, 16 * j, tokens.here)), values = operand<PARTS>(tokens.get(v, 16 * j, tokens.here));
+        add_product(of_decay, S, number(of_G));
+        add_product(of_readers[0], slopes, transposed(operand<PARTS>(S)));
+        add_product(of_writers[0], values, transposed(of_G));
+        add_product(of_scores[0][0], slopes, values);
+      }
+      of_decay = product(of_rows(of_decay), fades<16>(decay).total);
+      exchange_gradient<PARTS>(read, written, decay, of_scores, of_readers, of_writers, of_decay);
+      const Tile own = diagonal(of_scores[0][0]);
+      add_product(of_readers[0], own, product(bonus, written[0]));
+      add_product(of_writers[0], own, product(bonus, read[0]));
+      add_product(of_bonus, own, product(read[0], written[0]));
+      tokens.put(of_readers[0], dr, i0, false);
+      tokens.put(of_writers[0], dk, i0, true);
+      tokens.put(of_decay, dw, i0, true);
+    }
+    end = t0;
+  }
+  keep_state(G, dstate + matrix, i0);
+  of_bonus = of_rows(of_bonus);
+  if (tile_row(0) == 0)
+#pragma unroll
+    for (int e = 0; e < 4; e++) du[item * N + i0 + tile_column(e)] = of_bonus.x[0][e];
 }
 #endif

@@ -9,7 +9,7 @@
 
 namespace {
 constexpr int PARTS = sizeof(INPUT) == 2 ? 1 : 2, WRITTEN = 2;  // as in wkv6_chunked.cu
-constexpr int GROUP = 2;  // chunks whose scores are made at once
+constexpr int GROUP = PARTS == 1 ? 3 : 2;  // chunks whose scores are made at once: as many as there is room for
 enum { A, R };            // readers
 enum { B, K };            // writers
 
@@ -26,16 +26,9 @@ struct Chunk {
 // (I - lower)^-1 for a strictly lower triangle. Inverses of the blocks of M on the diagonal give those of 2M: [X, 0; Y L X, Y] for
 // neighbours X and Y with L between them.
 template <int M> __device__ inline void join_inverses(Tile& inverse, const Tile& lower) {
-  Tile between = {}, once = {};
-#pragma unroll
-  for (int h = 0; h < 2; h++)
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const int t = tile_row(h), s = tile_column(e);
-      if (t / M % 2 && t / M == s / M + 1) between.x[h][e] = lower.x[h][e];
-    }
+  Tile once = {};
   const Operand<2> of_inverse = operand<2>(inverse);
-  add_product(once, operand<2>(between), transposed(of_inverse));
+  add_product(once, operand<2>(between<M>(lower)), transposed(of_inverse));
   add_product(inverse, of_inverse, transposed(operand<2>(once)));
 }
 __device__ inline Tile inverse_of(const Tile& lower) {
@@ -138,5 +131,142 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(GIVEN, float* y, f
     }
   }
   keep_state(S, last + (wide)item * SQUARE, j0);
+}
+#endif
+
+#ifdef GRADIENT
+static_assert(COLUMNS == N, "a block has the whole state");
+
+// Warp i has the gradient G of values 16i and on, and then whatever is summed over values for keys 16i and on.
+extern "C" __global__ void __launch_bounds__(THREADS) gradient(
+    GIVEN, const float* checkpoints, const float* reads, const float* dy, const float* dlast, INPUT* dr, DECAY* dw, INPUT* dk, INPUT* dv, INPUT* da,
+    INPUT* db, float* dstate, float* dstart, int T, int H) {
+  __shared__ Shared<PARTS> readers_[2][TILES], writers_[2][TILES];  // readers turned
+  __shared__ Decays decays_[TILES];
+  __shared__ union {
+    Shares<WARPS> scores[2][2];
+    struct {
+      Shared<PARTS> G[TILES][TILES], q[TILES];
+    } of;
+  } x;
+  const int item = blockIdx.x, batch = item / H, head = item % H, warp = threadIdx.x / 32, i0 = 16 * warp;
+  const wide matrix = (wide)item * SQUARE;
+  const float* begin = start ? start + matrix : nullptr;
+  checkpoints += matrix * chunks_of(T);
+  if (flags) flags += (wide)batch * T;
+  Tile G[TILES];
+  get_state(G, nullptr, i0);
+  if (dstart) keep_state(G, dstart + matrix, i0);
+  get_state(G, dlast + matrix, i0);
+#pragma unroll 1
+  for (int end = T; end > 0;) {
+    const Marks marks(flags, end - 1, T);
+    const int t0 = marks.begin(end);
+    const Tokens tokens(marks, t0, end, batch, T, head, H);
+    const Tile decay = exponentials(tokens.get(w, i0, tokens.there)), receptance = tokens.get(r, i0, tokens.here);
+    const Tile read[2] = {tokens.get(a, i0, tokens.here), product(receptance, decay)};
+    const Tile written[2] = {tokens.get(b, i0, tokens.there), tokens.get(k, i0, tokens.there)};
+    __syncthreads();  // all have read what is here of the chunk after this
+    {
+      Tile readers[2] = {read[A], read[R]}, writers[2] = {written[B], written[K]}, total = decay, scores[2][2] = {};
+      exchange<PARTS>(readers, writers, total, scores);
+      float own[2][2] = {};
+#pragma unroll
+      for (int y = 0; y < 2; y++) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) own[y][i / 4] += receptance.x[i / 4][i % 4] * written[y].x[i / 4][i % 4];
+        set_diagonal(scores[R][y], own[y]);
+        x.scores[A][y].set(warp, scores[A][y]);
+        x.scores[R][y].set(warp, scores[R][y]);
+        readers_[y][warp].set(transposed(operand<PARTS>(readers[y])));
+        writers_[y][warp].set(operand<PARTS>(writers[y]));
+      }
+      decays_[warp].set(total);
+    }
+    __syncthreads();
+    {
+      const Operand<PARTS> inverse = transposed(operand<PARTS>(inverse_of(x.scores[A][B].sum())));
+      const Operand<PARTS> a_of_k = transposed(operand<PARTS>(x.scores[A][K].sum()));
+      const Operand<PARTS> r_of_b = transposed(operand<PARTS>(x.scores[R][B].sum())), r_of_k = transposed(operand<PARTS>(x.scores[R][K].sum()));
+      const Operand<PARTS> slopes = transposed(operand<PARTS>(tokens.get(dy, i0, tokens.here)));
+      __syncthreads();  // the scores have been read
+      Tile of_p = {}, of_q = {}, of_v = {};
+#pragma unroll
+      for (int i = 0; i < TILES; i++) {
+        const Operand<PARTS> of_G = operand<PARTS>(G[i]);
+        x.of.G[warp][i].set(of_G);
+        add_product(of_p, of_G, writers_[B][i].get());
+        add_product(of_v, of_G, writers_[K][i].get());
+      }
+      add_product(of_p, slopes, r_of_b);
+      add_product(of_q, operand<PARTS>(of_p), inverse);
+      const Operand<PARTS> solved = operand<PARTS>(of_q);
+      x.of.q[warp].set(transposed(solved));
+      add_product(of_v, slopes, r_of_k);
+      add_product(of_v, solved, a_of_k);
+      put_tokens(of_v, dv, t0, end, i0, batch, T, head, H);
+#pragma unroll
+      for (int i = 0; i < TILES; i++) {
+        decays_[i].apply(G[i]);
+        add_product(G[i], slopes, readers_[R][i].get());
+        add_product(G[i], solved, readers_[A][i].get());
+      }
+      if (marks.is_reset(t0)) {
+        if (dstart) keep_state(G, dstart + matrix, i0, true);
+        get_state(G, nullptr, i0);
+      }
+    }
+    __syncthreads();
+    {
+      const Origin origin(marks, flags, t0, T, begin, checkpoints);
+      const Tokens earlier(origin.marks, origin.begin, origin.end, batch, T, head, H);
+      Operand<PARTS> writers[2];
+      Tile fade;
+      if (!origin.is_kept()) {
+        const Fades all = fades<16>(exponentials(earlier.get(w, i0, earlier.there)));
+        writers[B] = transposed(operand<PARTS>(product(earlier.get(b, i0, earlier.there), all.writer)));
+        writers[K] = transposed(operand<PARTS>(product(earlier.get(k, i0, earlier.there), all.writer)));
+        fade = all.total;
+      }
+      Tile of_readers[2] = {}, of_writers[2] = {}, of_scores[2][2] = {}, of_decay = {};
+#pragma unroll 1
+      for (int j = 0; j < TILES; j++) {
+        Tile S = get_state(origin.from, i0, 16 * j);
+        if (!origin.is_kept()) {
+          S = product(S, fade);
+          add_product(S, transposed(operand<PARTS>(earlier.get(reads, 16 * j, earlier.here))), writers[B]);
+          add_product(S, transposed(operand<PARTS>(earlier.get(v, 16 * j, earlier.here))), writers[K]);
+        }
+        const Operand<PARTS> of_G = x.of.G[j][warp].get(), by_G = transposed(of_G), by_S = transposed(operand<PARTS>(S));
+        const Operand<PARTS> by_reader[2] = {x.of.q[j].get(), operand<PARTS>(tokens.get(dy, 16 * j, tokens.here))};
+        const Operand<PARTS> by_writer[2] = {operand<PARTS>(tokens.get(reads, 16 * j, tokens.here)), operand<PARTS>(tokens.get(v, 16 * j, tokens.here))};
+        add_product(of_decay, S, number(of_G));
+#pragma unroll
+        for (int y = 0; y < 2; y++) {
+          add_product(of_readers[y], by_reader[y], by_S);
+          add_product(of_writers[y], by_writer[y], by_G);
+          add_product(of_scores[y][B], by_reader[y], by_writer[B]);
+          add_product(of_scores[y][K], by_reader[y], by_writer[K]);
+        }
+      }
+      of_decay = product(of_rows(of_decay), fades<16>(decay).total);
+      exchange_gradient<PARTS>(read, written, decay, of_scores, of_readers, of_writers, of_decay);
+      add_product(of_decay, of_readers[R], read[R]);
+      Tile of_r = product(of_readers[R], decay);
+#pragma unroll
+      for (int y = 0; y < 2; y++) {
+        const Tile own = diagonal(of_scores[R][y]);
+        add_product(of_r, own, written[y]);
+        add_product(of_writers[y], own, receptance);
+      }
+      tokens.put(of_r, dr, i0, false);
+      tokens.put(of_decay, dw, i0, true);
+      tokens.put(of_writers[K], dk, i0, true);
+      tokens.put(of_readers[A], da, i0, false);
+      tokens.put(of_writers[B], db, i0, true);
+    }
+    end = t0;
+  }
+  keep_state(G, dstate + matrix, i0);
 }
 #endif
