@@ -133,7 +133,7 @@ def is_caught(kernel, run):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_barrier_is_needed(name, part, folder, rng):
     """As it is the results are the same in every order of threads, and without any one of the barriers they are not."""
-    N, given = 32, inputs(rng, name, 140, 32)
+    N, given = 32, inputs(rng, name, 70, 32)
     slopes = slopes_like(rng, given[0], given[1])
     _, _, *kept = Kernel(folder, name, "forward", N, N).forward(0, *given)
 
