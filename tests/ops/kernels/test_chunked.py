@@ -6,6 +6,8 @@ and 4 / 2^9 of the sum at most, 8e-3. Gradients are made of such results, and ge
 """
 
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -143,3 +145,15 @@ def test_every_barrier_is_needed(name, part, folder, rng):
     assert not is_caught(Kernel(folder, name, part, N, N), run)
     for broken in without_barriers(name, part):
         assert is_caught(Kernel(folder, name, part, N, N, text=broken), run)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize("architecture", [80, 90, 120])
+@pytest.mark.parametrize("part", ["forward", "gradient"])
+@pytest.mark.parametrize("name", NAMES)
+def test_nvcc_finds_nothing_to_warn_of(name, part, architecture, tmp_path):
+    macros = [f"-D{part.upper()}", "-DN=64", "-DCOLUMNS=64", "-DINPUT=bf16", "-DDECAY=float"]
+    source = SOURCES / f"{name}_chunked.cu"
+    command = ["nvcc", "-std=c++17", f"-arch=sm_{architecture}", "-Werror", "all-warnings", *macros, "-cubin"]
+    done = subprocess.run([*command, source, "-o", tmp_path / "made"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -8,6 +8,9 @@ static_assert(N <= 64, "too large for what shared memory a block has");
 static_assert(CHUNK == 16 || CHUNK == 32, "a chunk without a checkpoint follows one with it");
 
 typedef long long wide;
+// Of how many bfloat16 an operand is the sum. What is written stays in the state: no digit of it may be lost. What is read is
+// rounded as y will be, or not at all for inputs of float32.
+constexpr int PARTS = sizeof(INPUT) == 2 ? 1 : 2, WRITTEN = 2;
 constexpr int TILES = N / 16, SQUARE = N * N, SLICES = N / COLUMNS, WARPS = COLUMNS / 16, THREADS = 32 * WARPS;
 
 __device__ inline float of_columns(float x) {  // of the four lanes of a row
@@ -192,15 +195,25 @@ __device__ inline void set_diagonal(Tile& x, const float (&shares)[2]) {
 // readers of the later one and writers of the earlier one make the scores between the two; no factor exceeds 1. `total`: the
 // decay of a block, the same in all of its rows.
 template <int M> __device__ inline bool is_later(int row) { return row / M % 2; }
-template <int M> __device__ inline Tile between(const Tile& scores) {
-  Tile to;
+// Whether a reader's row and a writer's column are of such blocks; which elements of a tile may be is known beforehand.
+template <int M> __device__ inline bool are_between(int h, int e) {
+  const int t = tile_row(h), s = tile_column(e);
+  return (M == 8 ? h == 1 && e < 2 : h == e / 2) && is_later<M>(t) && t / M == s / M + 1;
+}
+template <int M> __device__ inline void add_between(Tile& to, const Tile& scores) {
 #pragma unroll
   for (int h = 0; h < 2; h++)
 #pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const int t = tile_row(h), s = tile_column(e);
-      to.x[h][e] = is_later<M>(t) && t / M == s / M + 1 ? scores.x[h][e] : 0.f;
-    }
+    for (int e = 0; e < 4; e++)
+      if (are_between<M>(h, e)) to.x[h][e] += scores.x[h][e];
+}
+template <int M> __device__ inline Tile between(const Tile& scores) {
+  Tile to = {};
+#pragma unroll
+  for (int h = 0; h < 2; h++)
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+      if (are_between<M>(h, e)) to.x[h][e] = scores.x[h][e];
   return to;
 }
 template <int M> __device__ inline Tile of_other_block(const Tile& x) {
@@ -239,7 +252,7 @@ __device__ inline void score_and_join(Tile (&readers)[R], Tile (&writers)[W], Ti
     for (int w = 0; w < W; w++) {
       Tile all = {};
       add_product<0, M == 8 ? 1 : 2>(all, of_reader, of_writer[w]);
-      add(scores[r][w], between<M>(all));
+      add_between<M>(scores[r][w], all);
     }
   }
   join<M>(readers, writers, total);

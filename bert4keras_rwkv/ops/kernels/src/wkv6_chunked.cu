@@ -1,16 +1,15 @@
 // RWKV-6 by chunks on tensor cores; matrix_state.cc has the equations, and the meaning of the tensors.
 //
-// -DN= the head size, a multiple of 16; -DCOLUMNS= the values of a block, likewise, and a divisor of N; -DINPUT= and -DDECAY= float
-// or bf16: the inputs, and w of them. One of -DFORWARD and -DGRADIENT. A tensor that is not given is null.
+// -DN= the head size, 16, 32, 48 or 64; -DCOLUMNS= the values of a block, a multiple of 16 and a divisor of N, for the gradient N;
+// -DINPUT= and -DDECAY= float or bf16: the inputs, and w of them. One of -DFORWARD and -DGRADIENT. It wants B * H * N / COLUMNS blocks
+// of 2 * COLUMNS threads, tensors that begin at a multiple of 8 bytes, and sm_80. A tensor that is not given is null.
 #include "chunked.h"
 
 #define INPUTS const INPUT *r, const DECAY *w, const INPUT *k, const INPUT *v, const float *u
 #define GIVEN INPUTS, const float *state, const float *start, const unsigned char *flags
 
+#ifdef FORWARD
 namespace {
-// Of how many bfloat16 an operand is the sum. What is written stays in the state: no digit of it may be lost. What is read is
-// rounded as y will be, or not at all for inputs of float32.
-constexpr int PARTS = sizeof(INPUT) == 2 ? 1 : 2, WRITTEN = 2;
 constexpr int GROUP = 4;  // chunks whose scores are made at once
 
 struct Chunk {
@@ -41,7 +40,6 @@ __device__ inline void prepare(Chunk& chunk, const Tokens& tokens, const INPUT* 
 }
 }  // namespace
 
-#ifdef FORWARD
 extern "C" __global__ void __launch_bounds__(THREADS) forward(GIVEN, float* y, float* last, float* checkpoints, int T, int H) {
   __shared__ Chunk ready[GROUP];
   const int item = blockIdx.x / SLICES, batch = item / H, head = item % H, warp = threadIdx.x / 32;
@@ -149,11 +147,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient(
     {
       const Origin origin(marks, flags, t0, T, begin, checkpoints);
       const Tokens earlier(origin.marks, origin.begin, origin.end, batch, T, head, H);
-      Operand<PARTS> keys;
+      Operand<WRITTEN> keys;
       Tile fade;
       if (!origin.is_kept()) {
         const Fades all = fades<16>(exponentials(earlier.get(w, i0, earlier.there)));
-        keys = transposed(operand<PARTS>(product(earlier.get(k, i0, earlier.there), all.writer)));
+        keys = transposed(operand<WRITTEN>(product(earlier.get(k, i0, earlier.there), all.writer)));
         fade = all.total;
       }
       Tile of_readers[1] = {}, of_writers[1] = {}, of_scores[1][1] = {}, of_decay = {};

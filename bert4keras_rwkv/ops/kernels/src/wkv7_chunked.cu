@@ -8,20 +8,8 @@
 #define GIVEN INPUTS, const float *state, const float *start, const unsigned char *flags
 
 namespace {
-constexpr int PARTS = sizeof(INPUT) == 2 ? 1 : 2, WRITTEN = 2;  // as in wkv6_chunked.cu
-constexpr int GROUP = PARTS == 1 ? 3 : 2;  // chunks whose scores are made at once: as many as there is room for
-enum { A, R };            // readers
-enum { B, K };            // writers
-
-struct Chunk {
-  Shared<PARTS> a[TILES];
-  Shared<PARTS> r[TILES];
-  Shared<WRITTEN> writers[2][TILES];  // turned
-  Shared<PARTS> a_of_k;
-  Shared<PARTS> inverse;
-  Shared<PARTS> r_of[2];
-  Decays decays[TILES];
-};
+enum { A, R };  // readers
+enum { B, K };  // writers
 
 // (I - lower)^-1 for a strictly lower triangle. Inverses of the blocks of M on the diagonal give those of 2M: [X, 0; Y L X, Y] for
 // neighbours X and Y with L between them.
@@ -45,6 +33,21 @@ __device__ inline Tile inverse_of(const Tile& lower) {
   join_inverses<8>(inverse, lower);
   return inverse;
 }
+}  // namespace
+
+#ifdef FORWARD
+namespace {
+constexpr int GROUP = PARTS == 1 ? 3 : 2;  // chunks whose scores are made at once: as many as there is room for
+
+struct Chunk {
+  Shared<PARTS> a[TILES];
+  Shared<PARTS> r[TILES];
+  Shared<WRITTEN> writers[2][TILES];  // turned
+  Shared<PARTS> a_of_k;
+  Shared<PARTS> inverse;
+  Shared<PARTS> r_of[2];
+  Decays decays[TILES];
+};
 
 __device__ inline void prepare(Chunk& chunk, const Tokens& tokens, INPUTS) {
   Tile scores[2][2] = {};
@@ -78,7 +81,6 @@ __device__ inline void prepare(Chunk& chunk, const Tokens& tokens, INPUTS) {
 }
 }  // namespace
 
-#ifdef FORWARD
 extern "C" __global__ void __launch_bounds__(THREADS) forward(GIVEN, float* y, float* last, float* checkpoints, float* reads, int T, int H) {
   __shared__ Chunk ready[GROUP];
   const int item = blockIdx.x / SLICES, batch = item / H, head = item % H, warp = threadIdx.x / 32;
@@ -220,12 +222,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient(
     {
       const Origin origin(marks, flags, t0, T, begin, checkpoints);
       const Tokens earlier(origin.marks, origin.begin, origin.end, batch, T, head, H);
-      Operand<PARTS> writers[2];
+      Operand<WRITTEN> writers[2];
       Tile fade;
       if (!origin.is_kept()) {
         const Fades all = fades<16>(exponentials(earlier.get(w, i0, earlier.there)));
-        writers[B] = transposed(operand<PARTS>(product(earlier.get(b, i0, earlier.there), all.writer)));
-        writers[K] = transposed(operand<PARTS>(product(earlier.get(k, i0, earlier.there), all.writer)));
+        writers[B] = transposed(operand<WRITTEN>(product(earlier.get(b, i0, earlier.there), all.writer)));
+        writers[K] = transposed(operand<WRITTEN>(product(earlier.get(k, i0, earlier.there), all.writer)));
         fade = all.total;
       }
       Tile of_readers[2] = {}, of_writers[2] = {}, of_scores[2][2] = {}, of_decay = {};
