@@ -58,11 +58,19 @@ struct Origin {
   __device__ bool is_kept() const { return begin == end; }
 };
 
-__device__ inline void get(const float* from, float& x, float& y) { x = from[0], y = from[1]; }
-__device__ inline void get(const bf16* from, float& x, float& y) {  // an even place
+// Two numbers side by side, the first at an even place.
+struct __align__(8) Two { float x, y; };
+
+__device__ inline void get(const float* from, float& x, float& y) {
+  const Two both = *(const Two*)from;
+  x = both.x, y = both.y;
+}
+__device__ inline void get(const bf16* from, float& x, float& y) {
   const unsigned both = *(const unsigned*)from;
   x = __uint_as_float(both << 16), y = __uint_as_float(both & 0xffff0000u);
 }
+__device__ inline void put(float* to, float x, float y) { *(Two*)to = {x, y}; }
+__device__ inline void put(bf16* to, float x, float y) { *(unsigned*)to = packed(x, y); }
 
 // A chunk of tokens [begin, end) of one item; `here` is whether a row's token exists, `there` whether it leaves a trace.
 struct Tokens {
@@ -91,10 +99,12 @@ struct Tokens {
   // Rows of tokens that leave no trace are 0 in `traces`.
   template <class X> __device__ void put(const Tile& x, X* to, int column, bool traces) const {
 #pragma unroll
-    for (int h = 0; h < 2; h++)
+    for (int h = 0; h < 2; h++) {
+      const bool is_zero = traces && !there[h];
 #pragma unroll
-      for (int e = 0; e < 4; e++)
-        if (here[h]) ::put(to + at[h] + column + tile_column(e), traces && !there[h] ? 0.f : x.x[h][e]);
+      for (int e = 0; e < 4; e += 2)
+        if (here[h]) ::put(to + at[h] + column + tile_column(e), is_zero ? 0.f : x.x[h][e], is_zero ? 0.f : x.x[h][e + 1]);
+    }
   }
 };
 

@@ -59,6 +59,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(GIVEN, float* y, f
       if (c % WARPS == warp) prepare(ready[c], Tokens(marks, t, end, batch, T, head, H), r, w, k, u + item * N);
       t = end;
     }
+    Tile next;  // values, fetched before they are needed
+    const auto fetch = [&](int t) {
+      const Tokens tokens(marks, t, marks.end(t), batch, T, head, H);
+      next = tokens.get(v, j0, tokens.here);
+    };
+    fetch(t0);
     __syncthreads();
 #pragma unroll 1
     for (int c = 0; c < GROUP && t0 < T; c++) {
@@ -66,8 +72,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(GIVEN, float* y, f
       const int end = marks.end(t0);
       if (checkpoints && t0 % CHUNK == 0) keep_state(S, checkpoints + ((wide)item * chunks_of(T) + t0 / CHUNK) * SQUARE, j0);
       if (marks.is_reset(t0)) get_state(S, begin, j0);
-      const Tokens tokens(marks, t0, end, batch, T, head, H);
-      const Operand<PARTS> values = transposed(operand<PARTS>(tokens.get(v, j0, tokens.here)));
+      const Operand<PARTS> values = transposed(operand<PARTS>(next));
+      if (c + 1 < GROUP && end < T) fetch(end);
       Tile out = {};
 #pragma unroll
       for (int i = 0; i < TILES; i++) {

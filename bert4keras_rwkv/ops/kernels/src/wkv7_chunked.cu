@@ -100,6 +100,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(GIVEN, float* y, f
       if (c % WARPS == warp) prepare(ready[c], Tokens(marks, t, end, batch, T, head, H), r, w, k, v, a, b);
       t = end;
     }
+    Tile next;  // values, fetched before they are needed
+    const auto fetch = [&](int t) {
+      const Tokens tokens(marks, t, marks.end(t), batch, T, head, H);
+      next = tokens.get(v, j0, tokens.here);
+    };
+    fetch(t0);
     __syncthreads();
 #pragma unroll 1
     for (int c = 0; c < GROUP && t0 < T; c++) {
@@ -107,8 +113,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(GIVEN, float* y, f
       const int end = marks.end(t0);
       if (checkpoints && t0 % CHUNK == 0) keep_state(S, checkpoints + ((wide)item * chunks_of(T) + t0 / CHUNK) * SQUARE, j0);
       if (marks.is_reset(t0)) get_state(S, begin, j0);
-      const Tokens tokens(marks, t0, end, batch, T, head, H);
-      const Operand<PARTS> values = transposed(operand<PARTS>(tokens.get(v, j0, tokens.here)));
+      const Operand<PARTS> values = transposed(operand<PARTS>(next));
+      if (c + 1 < GROUP && end < T) fetch(end);
       Tile p = {}, out = {}, solved = {};
 #pragma unroll
       for (int i = 0; i < TILES; i++) {
@@ -165,12 +171,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient(
     const Marks marks(flags, end - 1, T);
     const int t0 = marks.begin(end);
     const Tokens tokens(marks, t0, end, batch, T, head, H);
-    const Tile decay = exponentials(tokens.get(w, i0, tokens.there)), receptance = tokens.get(r, i0, tokens.here);
-    const Tile read[2] = {tokens.get(a, i0, tokens.here), product(receptance, decay)};
-    const Tile written[2] = {tokens.get(b, i0, tokens.there), tokens.get(k, i0, tokens.there)};
     __syncthreads();  // all have read what is here of the chunk after this
     {
-      Tile readers[2] = {read[A], read[R]}, writers[2] = {written[B], written[K]}, total = decay, scores[2][2] = {};
+      const Tile receptance = tokens.get(r, i0, tokens.here), decay = exponentials(tokens.get(w, i0, tokens.there));
+      const Tile written[2] = {tokens.get(b, i0, tokens.there), tokens.get(k, i0, tokens.there)};
+      Tile readers[2] = {tokens.get(a, i0, tokens.here), product(receptance, decay)}, writers[2] = {written[B], written[K]};
+      Tile total = decay, scores[2][2] = {};
       exchange<PARTS>(readers, writers, total, scores);
       float own[2][2] = {};
 #pragma unroll
@@ -251,6 +257,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient(
           add_product(of_scores[y][K], by_reader[y], by_writer[K]);
         }
       }
+      // Fetched again: to keep them costs more.
+      const Tile receptance = tokens.get(r, i0, tokens.here), decay = exponentials(tokens.get(w, i0, tokens.there));
+      const Tile read[2] = {tokens.get(a, i0, tokens.here), product(receptance, decay)};
+      const Tile written[2] = {tokens.get(b, i0, tokens.there), tokens.get(k, i0, tokens.there)};
       of_decay = product(of_rows(of_decay), fades<16>(decay).total);
       exchange_gradient<PARTS>(read, written, decay, of_scores, of_readers, of_writers, of_decay);
       add_product(of_decay, of_readers[R], read[R]);
