@@ -10,7 +10,7 @@ static_assert(CHUNK == 16 || CHUNK == 32, "a chunk without a checkpoint follows 
 typedef long long wide;
 // Of how many bfloat16 an operand is the sum. What is written stays in the state: no digit of it may be lost. What is read is
 // rounded as y will be, or not at all for inputs of float32.
-constexpr int PARTS = sizeof(INPUT) == 2 ? 1 : 2, WRITTEN = 2;
+constexpr int READ = sizeof(INPUT) == 2 ? 1 : 2, WRITTEN = 2;
 constexpr int TILES = N / 16, SQUARE = N * N, SLICES = N / COLUMNS, WARPS = COLUMNS / 16, THREADS = 32 * WARPS;
 
 __device__ inline float of_columns(float x) {  // of the four lanes of a row
@@ -117,8 +117,9 @@ __device__ inline void add_product(Tile& to, const Tile& x, const Tile& y) {  //
   for (int i = 0; i < 8; i++) to.x[i / 4][i % 4] += x.x[i / 4][i % 4] * y.x[i / 4][i % 4];
 }
 __device__ inline Tile product(const Tile& x, const Tile& y) {
-  Tile to = {};
-  add_product(to, x, y);
+  Tile to;
+#pragma unroll
+  for (int i = 0; i < 8; i++) to.x[i / 4][i % 4] = x.x[i / 4][i % 4] * y.x[i / 4][i % 4];
   return to;
 }
 __device__ inline Tile exponentials(const Tile& x) {
@@ -241,23 +242,23 @@ template <int M, int R, int W> __device__ inline void join(Tile (&readers)[R], T
     const bool later = is_later<M>(tile_row(h));
 #pragma unroll
     for (int e = 0; e < 4; e++) {
-      const float factor = other.x[h][e];
+      const float factor = other.x[h][e], of_reader = later ? factor : 1.f, of_writer = later ? 1.f : factor;
 #pragma unroll
-      for (int r = 0; r < R; r++) readers[r].x[h][e] *= later ? factor : 1.f;
+      for (int r = 0; r < R; r++) readers[r].x[h][e] *= of_reader;
 #pragma unroll
-      for (int w = 0; w < W; w++) writers[w].x[h][e] *= later ? 1.f : factor;
+      for (int w = 0; w < W; w++) writers[w].x[h][e] *= of_writer;
       total.x[h][e] *= factor;
     }
   }
 }
-template <int M, int PARTS, int R, int W>
+template <int M, int R, int W>
 __device__ inline void score_and_join(Tile (&readers)[R], Tile (&writers)[W], Tile& total, Tile (&scores)[R][W]) {
-  Operand<PARTS> of_writer[W];
+  Operand<READ> of_writer[W];
 #pragma unroll
-  for (int w = 0; w < W; w++) of_writer[w] = operand<PARTS>(writers[w]);
+  for (int w = 0; w < W; w++) of_writer[w] = operand<READ>(writers[w]);
 #pragma unroll
   for (int r = 0; r < R; r++) {
-    const Operand<PARTS> of_reader = operand<PARTS>(readers[r]);
+    const Operand<READ> of_reader = operand<READ>(readers[r]);
 #pragma unroll
     for (int w = 0; w < W; w++) {
       Tile all = {};
@@ -270,11 +271,11 @@ __device__ inline void score_and_join(Tile (&readers)[R], Tile (&writers)[W], Ti
 
 // Adds to the scores of each token's readers with the writers of earlier ones, for 16 keys. Afterwards readers have decayed
 // since the chunk's first token and writers to its last, and `total` is the decay of the chunk.
-template <int PARTS, int R, int W> __device__ inline void exchange(Tile (&readers)[R], Tile (&writers)[W], Tile& total, Tile (&scores)[R][W]) {
-  score_and_join<1, PARTS>(readers, writers, total, scores);
-  score_and_join<2, PARTS>(readers, writers, total, scores);
-  score_and_join<4, PARTS>(readers, writers, total, scores);
-  score_and_join<8, PARTS>(readers, writers, total, scores);
+template <int R, int W> __device__ inline void exchange(Tile (&readers)[R], Tile (&writers)[W], Tile& total, Tile (&scores)[R][W]) {
+  score_and_join<1>(readers, writers, total, scores);
+  score_and_join<2>(readers, writers, total, scores);
+  score_and_join<4>(readers, writers, total, scores);
+  score_and_join<8>(readers, writers, total, scores);
 }
 
 // How far tokens have decayed since the first one of their block of M, and to the last one; and the decay of the block.
@@ -298,7 +299,7 @@ template <int M> __device__ inline Fades fades(const Tile& decay) {
 // `join` backwards. of_readers and of_writers: the gradients of readers and writers as far as they come from larger blocks; to
 // them those of the scores between blocks of M are added. of_decay: of the logarithm of a block's decay, which wherever it
 // acts multiplies the readers of the later block or the writers of the earlier one.
-template <int M, int PARTS, int R, int W>
+template <int M, int R, int W>
 __device__ inline void part(const Tile (&readers)[R], const Tile (&writers)[W], const Tile& decay, const Tile (&of_scores)[R][W], Tile (&of_readers)[R],
                             Tile (&of_writers)[W], Tile& of_decay) {
   Tile used;
@@ -319,18 +320,18 @@ __device__ inline void part(const Tile (&readers)[R], const Tile (&writers)[W], 
   add(of_decay, of_other_block<M>(used));
 
   const Fades fade = fades<M>(decay);
-  Operand<PARTS> by_reader[R], by_writer[W];
+  Operand<READ> by_reader[R], by_writer[W];
   Tile to_writers[W] = {};
 #pragma unroll
-  for (int r = 0; r < R; r++) by_reader[r] = transposed(operand<PARTS>(product(readers[r], fade.reader)));
+  for (int r = 0; r < R; r++) by_reader[r] = transposed(operand<READ>(product(readers[r], fade.reader)));
 #pragma unroll
-  for (int w = 0; w < W; w++) by_writer[w] = transposed(operand<PARTS>(product(writers[w], fade.writer)));
+  for (int w = 0; w < W; w++) by_writer[w] = transposed(operand<READ>(product(writers[w], fade.writer)));
 #pragma unroll
   for (int r = 0; r < R; r++) {
     Tile to_reader = {};
 #pragma unroll
     for (int w = 0; w < W; w++) {
-      const Operand<PARTS> here = operand<PARTS>(between<M>(of_scores[r][w]));
+      const Operand<READ> here = operand<READ>(between<M>(of_scores[r][w]));
       add_product(to_reader, here, by_writer[w]);
       add_product(to_writers[w], transposed(here), by_reader[r]);
     }
@@ -342,7 +343,7 @@ __device__ inline void part(const Tile (&readers)[R], const Tile (&writers)[W], 
 
 // `exchange` backwards. readers, writers, decay: before it. of_readers, of_writers, of_decay: the gradients of what it gave, that of
 // the chunk's decay in all rows and by its logarithm; they become those of each token's.
-template <int PARTS, int R, int W>
+template <int R, int W>
 __device__ inline void exchange_gradient(const Tile (&readers)[R], const Tile (&writers)[W], const Tile& decay, const Tile (&of_scores)[R][W],
                                          Tile (&of_readers)[R], Tile (&of_writers)[W], Tile& of_decay) {
   const Fades fade = fades<16>(decay);
@@ -350,26 +351,11 @@ __device__ inline void exchange_gradient(const Tile (&readers)[R], const Tile (&
   for (int r = 0; r < R; r++) of_readers[r] = product(of_readers[r], fade.reader);
 #pragma unroll
   for (int w = 0; w < W; w++) of_writers[w] = product(of_writers[w], fade.writer);
-  part<8, PARTS>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
-  part<4, PARTS>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
-  part<2, PARTS>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
-  part<1, PARTS>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
+  part<8>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
+  part<4>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
+  part<2>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
+  part<1>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
 }
-
-template <int PARTS> struct Shared {  // an operand that all warps read
-  Half x[PARTS][32];
-
-  __device__ void set(const Operand<PARTS>& from) {
-#pragma unroll
-    for (int part = 0; part < PARTS; part++) x[part][threadIdx.x % 32] = from.part[part];
-  }
-  __device__ Operand<PARTS> get() const {
-    Operand<PARTS> to;
-#pragma unroll
-    for (int part = 0; part < PARTS; part++) to.part[part] = x[part][threadIdx.x % 32];
-    return to;
-  }
-};
 
 // Decays of 16 keys by tile_column, the same for all rows of a tile.
 struct __align__(16) Decays {

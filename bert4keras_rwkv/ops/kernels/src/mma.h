@@ -129,3 +129,18 @@ template <int FROM = 0, int TO = 2, int A, int B> __device__ inline void add_pro
     for (int j = B - 1; j >= 0; j--)
       if (i + j < 2) add_product<FROM, TO>(d, a.part[i], b.part[j]);
 }
+
+template <int PARTS> struct Shared {  // an operand in shared memory, for all warps
+  Half x[PARTS][32];
+
+  __device__ void set(const Operand<PARTS>& from) {
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) x[part][threadIdx.x % 32] = from.part[part];
+  }
+  __device__ Operand<PARTS> get() const {
+    Operand<PARTS> to;
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) to.part[part] = x[part][threadIdx.x % 32];
+    return to;
+  }
+};

@@ -13,9 +13,9 @@ namespace {
 constexpr int GROUP = 4;  // chunks whose scores are made at once
 
 struct Chunk {
-  Shared<PARTS> readers[TILES];
+  Shared<READ> readers[TILES];
   Shared<WRITTEN> writers[TILES];  // turned
-  Shared<PARTS> scores;
+  Shared<READ> scores;
   Decays decays[TILES];
 };
 
@@ -30,13 +30,13 @@ __device__ inline void prepare(Chunk& chunk, const Tokens& tokens, const INPUT* 
     for (int h = 0; h < 2; h++)
 #pragma unroll
       for (int e = 0; e < 4; e++) own[h] += readers[0].x[h][e] * u[16 * i + tile_column(e)] * writers[0].x[h][e];
-    exchange<PARTS>(readers, writers, total, scores);
-    chunk.readers[i].set(operand<PARTS>(readers[0]));
+    exchange(readers, writers, total, scores);
+    chunk.readers[i].set(operand<READ>(readers[0]));
     chunk.writers[i].set(transposed(operand<WRITTEN>(writers[0])));
     chunk.decays[i].set(total);
   }
   set_diagonal(scores[0][0], own);
-  chunk.scores.set(operand<PARTS>(scores[0][0]));
+  chunk.scores.set(operand<READ>(scores[0][0]));
 }
 }  // namespace
 
@@ -72,12 +72,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(GIVEN, float* y, f
       const int end = marks.end(t0);
       if (checkpoints && t0 % CHUNK == 0) keep_state(S, checkpoints + ((wide)item * chunks_of(T) + t0 / CHUNK) * SQUARE, j0);
       if (marks.is_reset(t0)) get_state(S, begin, j0);
-      const Operand<PARTS> values = transposed(operand<PARTS>(next));
+      const Operand<READ> values = transposed(operand<READ>(next));
       if (c + 1 < GROUP && end < T) fetch(end);
       Tile out = {};
 #pragma unroll
       for (int i = 0; i < TILES; i++) {
-        add_product(out, operand<PARTS>(S[i]), chunk.readers[i].get());
+        add_product(out, operand<READ>(S[i]), chunk.readers[i].get());
         chunk.decays[i].apply(S[i]);
         add_product(S[i], values, chunk.writers[i].get());
       }
@@ -97,7 +97,7 @@ static_assert(COLUMNS == N, "a block has the whole state");
 extern "C" __global__ void __launch_bounds__(THREADS) gradient(
     GIVEN, const float* checkpoints, const float* dy, const float* dlast, INPUT* dr, DECAY* dw, INPUT* dk, INPUT* dv, float* du, float* dstate,
     float* dstart, int T, int H) {
-  __shared__ Shared<PARTS> readers_[TILES], writers_[TILES], G_[TILES][TILES];  // readers turned
+  __shared__ Shared<READ> readers_[TILES], writers_[TILES], G_[TILES][TILES];  // readers turned
   __shared__ Decays decays_[TILES];
   __shared__ Shares<WARPS> scores_;
   const int item = blockIdx.x, batch = item / H, head = item % H, warp = threadIdx.x / 32, i0 = 16 * warp;
@@ -120,29 +120,29 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient(
     const Tile decay = exponentials(tokens.get(w, i0, tokens.there));
     {
       Tile readers[1] = {read[0]}, writers[1] = {written[0]}, total = decay, scores[1][1] = {};
-      exchange<PARTS>(readers, writers, total, scores);
+      exchange(readers, writers, total, scores);
       float own[2] = {};
 #pragma unroll
       for (int i = 0; i < 8; i++) own[i / 4] += read[0].x[i / 4][i % 4] * bonus.x[i / 4][i % 4] * written[0].x[i / 4][i % 4];
       set_diagonal(scores[0][0], own);
       scores_.set(warp, scores[0][0]);
-      readers_[warp].set(transposed(operand<PARTS>(readers[0])));
-      writers_[warp].set(operand<PARTS>(writers[0]));
+      readers_[warp].set(transposed(operand<READ>(readers[0])));
+      writers_[warp].set(operand<READ>(writers[0]));
       decays_[warp].set(total);
     }
     __syncthreads();
     {
-      const Operand<PARTS> slopes = transposed(operand<PARTS>(tokens.get(dy, i0, tokens.here)));
+      const Operand<READ> slopes = transposed(operand<READ>(tokens.get(dy, i0, tokens.here)));
       Tile of_v = {};
 #pragma unroll
       for (int i = 0; i < TILES; i++) {
-        const Operand<PARTS> of_G = operand<PARTS>(G[i]);
+        const Operand<READ> of_G = operand<READ>(G[i]);
         G_[warp][i].set(of_G);
         add_product(of_v, of_G, writers_[i].get());
         decays_[i].apply(G[i]);
         add_product(G[i], slopes, readers_[i].get());
       }
-      add_product(of_v, slopes, transposed(operand<PARTS>(scores_.sum())));
+      add_product(of_v, slopes, transposed(operand<READ>(scores_.sum())));
       put_tokens(of_v, dv, t0, end, i0, batch, T, head, H);
       if (marks.is_reset(t0)) {
         if (dstart) keep_state(G, dstart + matrix, i0, true);
@@ -166,17 +166,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient(
         Tile S = get_state(origin.from, i0, 16 * j);
         if (!origin.is_kept()) {
           S = product(S, fade);
-          add_product(S, transposed(operand<PARTS>(earlier.get(v, 16 * j, earlier.here))), keys);
+          add_product(S, transposed(operand<READ>(earlier.get(v, 16 * j, earlier.here))), keys);
         }
-        const Operand<PARTS> of_G = G_[j][warp].get();
-        const Operand<PARTS> slopes = operand<PARTS>(tokens.get(dy, 16 * j, tokens.here)), values = operand<PARTS>(tokens.get(v, 16 * j, tokens.here));
+        const Operand<READ> of_G = G_[j][warp].get();
+        const Operand<READ> slopes = operand<READ>(tokens.get(dy, 16 * j, tokens.here)), values = operand<READ>(tokens.get(v, 16 * j, tokens.here));
         add_product(of_decay, S, number(of_G));
-        add_product(of_readers[0], slopes, transposed(operand<PARTS>(S)));
+        add_product(of_readers[0], slopes, transposed(operand<READ>(S)));
         add_product(of_writers[0], values, transposed(of_G));
         add_product(of_scores[0][0], slopes, values);
       }
       of_decay = product(of_rows(of_decay), fades<16>(decay).total);
-      exchange_gradient<PARTS>(read, written, decay, of_scores, of_readers, of_writers, of_decay);
+      exchange_gradient(read, written, decay, of_scores, of_readers, of_writers, of_decay);
       const Tile own = diagonal(of_scores[0][0]);
       add_product(of_readers[0], own, product(bonus, written[0]));
       add_product(of_writers[0], own, product(bonus, read[0]));

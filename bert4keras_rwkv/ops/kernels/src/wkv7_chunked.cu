@@ -37,15 +37,15 @@ __device__ inline Tile inverse_of(const Tile& lower) {
 
 #ifdef FORWARD
 namespace {
-constexpr int GROUP = PARTS == 1 ? 3 : 2;  // chunks whose scores are made at once: as many as there is room for
+constexpr int GROUP = READ == 1 ? 3 : 2;  // chunks whose scores are made at once: as many as there is room for
 
 struct Chunk {
-  Shared<PARTS> a[TILES];
-  Shared<PARTS> r[TILES];
+  Shared<READ> a[TILES];
+  Shared<READ> r[TILES];
   Shared<WRITTEN> writers[2][TILES];  // turned
-  Shared<PARTS> a_of_k;
-  Shared<PARTS> inverse;
-  Shared<PARTS> r_of[2];
+  Shared<READ> a_of_k;
+  Shared<READ> inverse;
+  Shared<READ> r_of[2];
   Decays decays[TILES];
 };
 
@@ -65,19 +65,19 @@ __device__ inline void prepare(Chunk& chunk, const Tokens& tokens, INPUTS) {
         own[K][h] += readers[R].x[h][e] * writers[K].x[h][e];
         readers[R].x[h][e] *= total.x[h][e];  // r reads what its token leaves
       }
-    exchange<PARTS>(readers, writers, total, scores);
-    chunk.a[i].set(operand<PARTS>(readers[A]));
-    chunk.r[i].set(operand<PARTS>(readers[R]));
+    exchange(readers, writers, total, scores);
+    chunk.a[i].set(operand<READ>(readers[A]));
+    chunk.r[i].set(operand<READ>(readers[R]));
     chunk.writers[B][i].set(transposed(operand<WRITTEN>(writers[B])));
     chunk.writers[K][i].set(transposed(operand<WRITTEN>(writers[K])));
     chunk.decays[i].set(total);
   }
   set_diagonal(scores[R][B], own[B]);
   set_diagonal(scores[R][K], own[K]);
-  chunk.a_of_k.set(operand<PARTS>(scores[A][K]));
-  chunk.inverse.set(operand<PARTS>(inverse_of(scores[A][B])));
-  chunk.r_of[B].set(operand<PARTS>(scores[R][B]));
-  chunk.r_of[K].set(operand<PARTS>(scores[R][K]));
+  chunk.a_of_k.set(operand<READ>(scores[A][K]));
+  chunk.inverse.set(operand<READ>(inverse_of(scores[A][B])));
+  chunk.r_of[B].set(operand<READ>(scores[R][B]));
+  chunk.r_of[K].set(operand<READ>(scores[R][K]));
 }
 }  // namespace
 
@@ -113,18 +113,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(GIVEN, float* y, f
       const int end = marks.end(t0);
       if (checkpoints && t0 % CHUNK == 0) keep_state(S, checkpoints + ((wide)item * chunks_of(T) + t0 / CHUNK) * SQUARE, j0);
       if (marks.is_reset(t0)) get_state(S, begin, j0);
-      const Operand<PARTS> values = transposed(operand<PARTS>(next));
+      const Operand<READ> values = transposed(operand<READ>(next));
       if (c + 1 < GROUP && end < T) fetch(end);
       Tile p = {}, out = {}, solved = {};
 #pragma unroll
       for (int i = 0; i < TILES; i++) {
-        const Operand<PARTS> of_state = operand<PARTS>(S[i]);
+        const Operand<READ> of_state = operand<READ>(S[i]);
         add_product(p, of_state, chunk.a[i].get());
         add_product(out, of_state, chunk.r[i].get());
       }
       add_product(p, values, chunk.a_of_k.get());
-      add_product(solved, operand<PARTS>(p), chunk.inverse.get());
-      const Operand<PARTS> written = operand<PARTS>(solved);
+      add_product(solved, operand<READ>(p), chunk.inverse.get());
+      const Operand<READ> written = operand<READ>(solved);
 #pragma unroll
       for (int i = 0; i < TILES; i++) {
         chunk.decays[i].apply(S[i]);
@@ -149,12 +149,12 @@ static_assert(COLUMNS == N, "a block has the whole state");
 extern "C" __global__ void __launch_bounds__(THREADS) gradient(
     GIVEN, const float* checkpoints, const float* reads, const float* dy, const float* dlast, INPUT* dr, DECAY* dw, INPUT* dk, INPUT* dv, INPUT* da,
     INPUT* db, float* dstate, float* dstart, int T, int H) {
-  __shared__ Shared<PARTS> readers_[2][TILES], writers_[2][TILES];  // readers turned
+  __shared__ Shared<READ> readers_[2][TILES], writers_[2][TILES];  // readers turned
   __shared__ Decays decays_[TILES];
   __shared__ union {
     Shares<WARPS> scores[2][2];
     struct {
-      Shared<PARTS> G[TILES][TILES], q[TILES];
+      Shared<READ> G[TILES][TILES], q[TILES];
     } of;
   } x;
   const int item = blockIdx.x, batch = item / H, head = item % H, warp = threadIdx.x / 32, i0 = 16 * warp;
@@ -177,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient(
       const Tile written[2] = {tokens.get(b, i0, tokens.there), tokens.get(k, i0, tokens.there)};
       Tile readers[2] = {tokens.get(a, i0, tokens.here), product(receptance, decay)}, writers[2] = {written[B], written[K]};
       Tile total = decay, scores[2][2] = {};
-      exchange<PARTS>(readers, writers, total, scores);
+      exchange(readers, writers, total, scores);
       float own[2][2] = {};
 #pragma unroll
       for (int y = 0; y < 2; y++) {
@@ -186,29 +186,29 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient(
         set_diagonal(scores[R][y], own[y]);
         x.scores[A][y].set(warp, scores[A][y]);
         x.scores[R][y].set(warp, scores[R][y]);
-        readers_[y][warp].set(transposed(operand<PARTS>(readers[y])));
-        writers_[y][warp].set(operand<PARTS>(writers[y]));
+        readers_[y][warp].set(transposed(operand<READ>(readers[y])));
+        writers_[y][warp].set(operand<READ>(writers[y]));
       }
       decays_[warp].set(total);
     }
     __syncthreads();
     {
-      const Operand<PARTS> inverse = transposed(operand<PARTS>(inverse_of(x.scores[A][B].sum())));
-      const Operand<PARTS> a_of_k = transposed(operand<PARTS>(x.scores[A][K].sum()));
-      const Operand<PARTS> r_of_b = transposed(operand<PARTS>(x.scores[R][B].sum())), r_of_k = transposed(operand<PARTS>(x.scores[R][K].sum()));
-      const Operand<PARTS> slopes = transposed(operand<PARTS>(tokens.get(dy, i0, tokens.here)));
+      const Operand<READ> inverse = transposed(operand<READ>(inverse_of(x.scores[A][B].sum())));
+      const Operand<READ> a_of_k = transposed(operand<READ>(x.scores[A][K].sum()));
+      const Operand<READ> r_of_b = transposed(operand<READ>(x.scores[R][B].sum())), r_of_k = transposed(operand<READ>(x.scores[R][K].sum()));
+      const Operand<READ> slopes = transposed(operand<READ>(tokens.get(dy, i0, tokens.here)));
       __syncthreads();  // the scores have been read
       Tile of_p = {}, of_q = {}, of_v = {};
 #pragma unroll
       for (int i = 0; i < TILES; i++) {
-        const Operand<PARTS> of_G = operand<PARTS>(G[i]);
+        const Operand<READ> of_G = operand<READ>(G[i]);
         x.of.G[warp][i].set(of_G);
         add_product(of_p, of_G, writers_[B][i].get());
         add_product(of_v, of_G, writers_[K][i].get());
       }
       add_product(of_p, slopes, r_of_b);
-      add_product(of_q, operand<PARTS>(of_p), inverse);
-      const Operand<PARTS> solved = operand<PARTS>(of_q);
+      add_product(of_q, operand<READ>(of_p), inverse);
+      const Operand<READ> solved = operand<READ>(of_q);
       x.of.q[warp].set(transposed(solved));
       add_product(of_v, slopes, r_of_k);
       add_product(of_v, solved, a_of_k);
@@ -242,12 +242,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient(
         Tile S = get_state(origin.from, i0, 16 * j);
         if (!origin.is_kept()) {
           S = product(S, fade);
-          add_product(S, transposed(operand<PARTS>(earlier.get(reads, 16 * j, earlier.here))), writers[B]);
-          add_product(S, transposed(operand<PARTS>(earlier.get(v, 16 * j, earlier.here))), writers[K]);
+          add_product(S, transposed(operand<READ>(earlier.get(reads, 16 * j, earlier.here))), writers[B]);
+          add_product(S, transposed(operand<READ>(earlier.get(v, 16 * j, earlier.here))), writers[K]);
         }
-        const Operand<PARTS> of_G = x.of.G[j][warp].get(), by_G = transposed(of_G), by_S = transposed(operand<PARTS>(S));
-        const Operand<PARTS> by_reader[2] = {x.of.q[j].get(), operand<PARTS>(tokens.get(dy, 16 * j, tokens.here))};
-        const Operand<PARTS> by_writer[2] = {operand<PARTS>(tokens.get(reads, 16 * j, tokens.here)), operand<PARTS>(tokens.get(v, 16 * j, tokens.here))};
+        const Operand<READ> of_G = x.of.G[j][warp].get(), by_G = transposed(of_G), by_S = transposed(operand<READ>(S));
+        const Operand<READ> by_reader[2] = {x.of.q[j].get(), operand<READ>(tokens.get(dy, 16 * j, tokens.here))};
+        const Operand<READ> by_writer[2] = {operand<READ>(tokens.get(reads, 16 * j, tokens.here)), operand<READ>(tokens.get(v, 16 * j, tokens.here))};
         add_product(of_decay, S, number(of_G));
 #pragma unroll
         for (int y = 0; y < 2; y++) {
@@ -262,7 +262,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient(
       const Tile read[2] = {tokens.get(a, i0, tokens.here), product(receptance, decay)};
       const Tile written[2] = {tokens.get(b, i0, tokens.there), tokens.get(k, i0, tokens.there)};
       of_decay = product(of_rows(of_decay), fades<16>(decay).total);
-      exchange_gradient<PARTS>(read, written, decay, of_scores, of_readers, of_writers, of_decay);
+      exchange_gradient(read, written, decay, of_scores, of_readers, of_writers, of_decay);
       add_product(of_decay, of_readers[R], read[R]);
       Tile of_r = product(of_readers[R], decay);
 #pragma unroll
