@@ -23,7 +23,7 @@ ifdef ORACLES
 export RWKV_ORACLES := $(abspath $(ORACLES))
 endif
 
-.PHONY: help demo fuzz test test-all test-once test-notebooks test-wheel notebooks interop lint format docs bench bench-train clean test-tensorflow test-jax test-torch $(PARTS)
+.PHONY: help demo fuzz test test-all test-pure test-once test-notebooks test-wheel notebooks interop lint format docs bench bench-train clean test-tensorflow test-jax test-torch $(PARTS)
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -37,7 +37,11 @@ test: $(VENV)/.test  ## run the tests on JAX, TensorFlow and PyTorch
 	  $(JAX) $(TORCH) test-once $(TENSORFLOW) test-notebooks test-wheel
 
 test-all:  ## the same with the slow tests
-	@$(MAKE) --no-print-directory test FLAGS="--slow $(FLAGS)"
+	@$(MAKE) --no-print-directory test test-pure FLAGS="--slow $(FLAGS)"
+
+test-pure: $(VENV)/.test  ## the laws of models in pure ops, where native kernels run otherwise
+	@for backend in jax torch; do OPS_KERNEL=1 KERAS_BACKEND=$$backend $(PYTEST) $(FLAGS) \
+	  tests/models/test_laws.py tests/models/test_state_tuning.py || exit 1; done
 
 test-once: $(VENV)/.test
 	@echo "== tests that need no backend"

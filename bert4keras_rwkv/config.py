@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bert4keras_rwkv.untrusted import parse_json, printable, shown
+from bert4keras_rwkv.untrusted import parse_json, printable, regular, shown
 from bert4keras_rwkv.versions import version_named, version_of, versions
 from bert4keras_rwkv.versions.shapes import HEADS, shape_of
 
@@ -27,7 +27,7 @@ UNUSED = frozenset((
     "layer_norm_cond_hidden_act", "layer_norm_cond_hidden_size", "max_position", "max_position_embeddings",
     "model_max_length", "o_bias", "pad_token_id", "query_head", "rescale_every", "residual_attention_scores",
     "segment_attention", "segment_vocab_size", "torch_dtype", "transformers_version", "type_vocab_size", "unverified",
-    "use_cache",
+    "use_cache", "vocabulary",
 ))  # fmt: skip
 # Keys of bert4keras3 that would change how a model trains, had it what they set; nothing else than 0 is taken.
 DROPOUT = ("dropout_rate", "hidden_dropout_prob")
@@ -37,6 +37,7 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
 EPSILONS = {"group_norm_epsilon": 64e-5, "layer_norm_epsilon": 1e-5}
 COMMON = (*SIZES, *EPSILONS)
 LARGEST = 1 << 31  # no size is beyond it; what a file claims is
+MOST_LAYERS = 1000  # many times those of the deepest released one
 LARGEST_FILE = 1 << 20  # bytes of a JSON file; a config has about a thousand
 
 
@@ -74,6 +75,10 @@ class RWKVConfig:
         for name in (*SIZES, *(name for name, allowed in version.keys.items() if allowed is None)):
             if not _is_size(given[name]):
                 raise ValueError(f"`{name}` is a positive whole number. Received: {name}={shown(given[name])}.")
+        if self.num_hidden_layers > MOST_LAYERS:
+            raise ValueError(
+                f"A model has at most {MOST_LAYERS} layers. Received: num_hidden_layers={self.num_hidden_layers}."
+            )
         for name, allowed in version.keys.items():
             if allowed is not None and (type(given[name]) is not type(allowed[0]) or given[name] not in allowed):
                 expected = "true or false" if allowed == (False, True) else f"one of {', '.join(map(repr, allowed))}"
@@ -104,7 +109,7 @@ class RWKVConfig:
     @classmethod
     def from_json(cls, path):
         """Config from a JSON file. An unreadable one is a `ValueError` that names the file."""
-        if Path(path).stat().st_size > LARGEST_FILE:
+        if Path(regular(path, "Configs")).stat().st_size > LARGEST_FILE:
             raise ValueError(f"'{path}' has {Path(path).stat().st_size} bytes, far more than a model's config.json.")
         try:
             keys = parse_json(Path(path).read_bytes(), f"'{path}'")

@@ -83,7 +83,8 @@ class Session:
     def stream(self, max_new_tokens=256, stop_texts=(), *, max_length=None):
         """`write`, piece by piece: an iterator. The session moves on as pieces are handed out.
 
-        Whatever else is done with the session leaves the stream behind, and going on with it is a RuntimeError then.
+        Reading, writing or setting `state` leaves the stream behind, and going on with it is a RuntimeError then. It
+        goes on after `fork` and a look at `state`, which are where its last piece was handed out.
         """
         count = whole_number("max_new_tokens", max_new_tokens if max_length is None else max_length, 0)
         with self._alone():

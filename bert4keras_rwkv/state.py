@@ -1,11 +1,12 @@
 """What a model remembers of the text it has read."""
 
 import dataclasses
+import json
 
 import numpy as np
 
 from bert4keras_rwkv.atomic import atomic_file
-from bert4keras_rwkv.untrusted import printable, shown
+from bert4keras_rwkv.untrusted import printable, regular, shown
 
 EMPTY_MAXIMUM = -1e30  # RWKV-4's running maximum before the first token
 FORMAT = "bert4keras_rwkv.state"  # how our files name themselves
@@ -126,7 +127,7 @@ class RWKVState:
         arrays = {name: np.ascontiguousarray(getattr(state, name)) for name in ("wkv", "shift")}
         metadata = {"format": FORMAT, "version": "1", "layout": LAYOUT, "model": self.model or ""}
         with atomic_file(path) as unfinished:
-            unfinished.write_bytes(save(arrays, metadata))
+            unfinished.write_bytes(_sorted(save(arrays, metadata)))
 
     @classmethod
     def load(cls, path):
@@ -134,7 +135,7 @@ class RWKVState:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, "numpy") as file:
+            with safe_open(regular(path, "States"), "numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT or set(file.keys()) != {"wkv", "shift"}:
                     raise ValueError(
@@ -155,6 +156,13 @@ class RWKVState:
                 f"{wkv.shape}, shift {shift.shape} in {path}. Save the state again."
             )
         return cls(wkv, shift, metadata.get("model") or None)
+
+
+def _sorted(data):
+    """A safetensors file with the keys of its header in order: the library writes those of the metadata in any."""
+    size = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:size]), sort_keys=True, separators=(",", ":"))
+    return data[:8] + header.encode().ljust(size - 8) + data[size:]
 
 
 def _one_model(states):

@@ -1,10 +1,13 @@
 """What comes from a file that nobody vouches for: its JSON, and how much of it is shown, and how."""
 
 import json
+import os
 import reprlib
+import stat
 
 LONGEST_MESSAGE = 1800
 END = 400  # characters of a long message that stay at its end, where the way out stands
+LONGEST_NUMBER = 1000  # digits
 DEEPEST = 64  # objects and arrays in each other; a config has two, a tokenizer.json six
 
 _short = reprlib.Repr()
@@ -27,6 +30,17 @@ def shown(value):
     return printable(_short.repr(value))
 
 
+def regular(path, what, error=ValueError):
+    """`path`, if no pipe or device is there: opening a pipe waits for whoever writes, and a device may do anything.
+
+    what: what is read from it, in plural, for the `error`.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise error(f"'{path}' is no regular file, but a pipe or a device. {what} are read from files.")
+    return path
+
+
 def parse_json(text, where, once=True):
     """The value in a JSON text, str or bytes. where: what it is called in errors. once: refuse a key that comes twice.
 
@@ -35,7 +49,7 @@ def parse_json(text, where, once=True):
     """
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=_once if once else None)
+        value = json.loads(text, object_pairs_hook=_once if once else None, parse_int=_whole)
         deep = _deeper(value, DEEPEST)
     except RecursionError:
         deep = True
@@ -44,6 +58,13 @@ def parse_json(text, where, once=True):
     if deep:
         raise ValueError(f"{where} is no JSON of a sensible depth: at most {DEEPEST} objects or arrays in each other.")
     return value
+
+
+def _whole(digits):
+    """An int. What Python says of thousands of digits is advice to programmers."""
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"it holds a whole number of {len(digits)} digits")
+    return int(digits)
 
 
 def _once(pairs):

@@ -24,6 +24,7 @@ PAGES = {
     "evaluation": ("Evaluation", ("evaluation",)),
     "weights": ("Weights", ("weights",)),
     "versions": ("Versions", ("versions",)),
+    "kernels": ("Native kernels", ("ops",)),
     "bert4keras3": ("bert4keras3", ("bert4keras3",)),
 }
 # Public names of modules that have no list of them.
@@ -32,6 +33,7 @@ NAMED = {
     "evaluation.lm_eval_model": ("RWKVForLMEval",),
     "layers.start_state": ("StartState",),
     "models.stream": ("Stream",),
+    "ops.kernels.on_jax": ("register",),
     "session": ("SessionStream",),
     "templates": ("conversation",),
     "training.distil": ("Distilled", "distil_prompt"),

@@ -190,6 +190,7 @@ def test_a_converted_file_is_refused_with_the_reason():
         ({"num_attention_heads": 3}, "num_attention_heads \\* attention_head_size"),
         ({"vocab_size": 0}, "`vocab_size` is a positive whole number"),
         ({"num_hidden_layers": 2.0}, "`num_hidden_layers` is a positive whole number"),
+        ({"num_hidden_layers": 10**8}, "A model has at most 1000 layers"),
         ({"num_hidden_layers": None}, "Missing config keys: num_hidden_layers"),
         ({"group_norm_epsilon": 0}, "`group_norm_epsilon` is a positive number"),
         ({"layer_norm_epsilon": 10**400}, "`layer_norm_epsilon` is a positive number"),

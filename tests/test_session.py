@@ -51,6 +51,16 @@ def test_a_fork_goes_its_own_way(rwkv):
     assert np.abs(np.asarray(arrays(0, second.state)[1]) - arrays(0, first.state)[1]).max() > 1e-3
 
 
+def test_a_look_at_a_session_leaves_its_stream_alone(rwkv):
+    """A fork, and the state, in the middle: the same text comes."""
+    whole = Session(rwkv, sampling=SAMPLING, seed=5).read("The cat").write(10)
+    seen = Session(rwkv, sampling=SAMPLING, seed=5).read("The cat")
+    stream = seen.stream(10)
+    text = next(stream)
+    assert text + seen.fork().write(2) and seen.state is not None
+    assert text + "".join(stream) == whole
+
+
 def test_a_state_moves_between_sessions(rwkv):
     first = Session(rwkv).read("A large")
     moved = Session(rwkv, state=first.state).read(" cat")

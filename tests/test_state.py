@@ -61,6 +61,15 @@ def test_save_and_load(state, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.state"]
 
 
+def test_equal_states_are_equal_files(state, tmp_path):
+    """In every process: names in the header have an order."""
+    state.save(tmp_path / "a.state")
+    data = (tmp_path / "a.state").read_bytes()
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")].decode()
+    order = ["__metadata__", "format", "layout", "model", "version", "shift", "wkv"]
+    assert sorted(order, key=lambda name: header.index(f'"{name}":')) == order
+
+
 def test_other_files_are_refused(state, tmp_path):
     from safetensors.numpy import save_file
 

@@ -28,6 +28,12 @@ def test_what_is_no_json_is_one_error(text):
     assert len(str(error.value)) < 500
 
 
+def test_a_number_of_thousands_of_digits():
+    """It is refused in our words; Python's are about a setting of the interpreter."""
+    with pytest.raises(ValueError, match=r"^It is no JSON: it holds a whole number of 5000 digits\.$"):
+        parse_json("[" + "7" * 5000 + "]", "It")
+
+
 def test_json_of_a_sensible_depth():
     assert parse_json(json.dumps(nested(DEEPEST)), "The file") == nested(DEEPEST)
     assert parse_json('{"a": 1, "a": 2}', "The file", once=False) == {"a": 2}

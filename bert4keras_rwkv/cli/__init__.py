@@ -1,5 +1,7 @@
 """The command line: `bert4keras-rwkv`, also `python -m bert4keras_rwkv`. Thin: each command is one file with `run`."""
 
+import _thread
+import contextlib
 import importlib
 import os
 import sys
@@ -27,8 +29,9 @@ def main(arguments=None):
     try:
         if chosen.command in PRINTING and not has_output:
             raise OSError("stdout is closed, and the answer goes there.")
-        importlib.import_module(f"bert4keras_rwkv.cli.{chosen.command}").run(chosen)
-        sys.stdout.flush()
+        with _interrupts_heard():
+            importlib.import_module(f"bert4keras_rwkv.cli.{chosen.command}").run(chosen)
+            sys.stdout.flush()
     except KeyboardInterrupt:
         _say("\nStopped.")
         return INTERRUPTED
@@ -42,6 +45,24 @@ def main(arguments=None):
         _flush()
         return MISUSED if isinstance(error, UsageError) else FAILED
     return 0
+
+
+@contextlib.contextmanager
+def _interrupts_heard():
+    """Let a Ctrl-C stop the command that arrives where no exception leaves, as in JAX's callback of garbage."""
+    before = sys.unraisablehook
+
+    def hook(told):
+        if issubclass(told.exc_type, KeyboardInterrupt):
+            _thread.start_new_thread(_thread.interrupt_main, ())  # from this thread it would be raised here, in vain
+        else:
+            before(told)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _told(error):

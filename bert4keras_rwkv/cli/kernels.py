@@ -4,14 +4,14 @@ import importlib
 import os
 
 from bert4keras_rwkv.cli.backend import choose_engine
-from bert4keras_rwkv.ops.kernels import library
-from bert4keras_rwkv.ops.kernels.library import NoLibraryError
+from bert4keras_rwkv.ops.kernels import cuda, kept, library, nvrtc
+from bert4keras_rwkv.ops.kernels.kept import NoLibraryError
 
 
 def run(arguments):
     """Do what is asked for; without an option, list. Raises RuntimeError if a kernel is wrong."""
     if arguments.clear:
-        gone = library.clear()
+        gone = kept.clear(f"cpu-*{library.SUFFIX}", f"cuda-*{cuda.SUFFIX}")
         print("\n".join(f"Removed {path}" for path in gone) or "There was nothing to remove.")
         if not (arguments.build or arguments.check):
             return
@@ -28,7 +28,15 @@ def run(arguments):
 
 def listing():
     """What there is, in lines."""
-    yield "Kernels     wkv4 (RWKV-4), wkv6 (RWKV-5 and 6), wkv7 (RWKV-7), with gradients, for CPUs, on JAX and PyTorch"
+    yield "Kernels     wkv4 (RWKV-4), wkv6 (RWKV-5 and 6), wkv7 (RWKV-7), with gradients, on JAX and PyTorch"
+    yield from of_processor()
+    yield from of_gpu()
+    if os.environ.get("OPS_KERNEL", "0") == "1":
+        yield "Not used    OPS_KERNEL is 1: pure Keras ops run where kernel='auto'."
+
+
+def of_processor():
+    """Of the kernels for this processor."""
     try:
         if library.PREBUILT.is_file():
             yield f"Library     {library.PREBUILT} (of this package)"
@@ -36,15 +44,31 @@ def listing():
             plan = library.plan()
             yield f"Library     {plan.path}"
             yield f"Compiler    {plan.version} ({plan.compiler})"
-            if not plan.is_built():
+            if not kept.is_whole(plan.path):
                 yield "            It is not built yet: the first use does that, or --build."
                 return
         first, *others = library.library().levels()
         yield f"Runs        {first}" + (f" (there are also {', '.join(others)})" if others else "")
     except NoLibraryError as error:
         yield f"None here   {error} Pure Keras ops run."
-    if os.environ.get("OPS_KERNEL", "0") == "1":
-        yield "Not used    OPS_KERNEL is 1: pure Keras ops run where kernel='auto'."
+
+
+def of_gpu():
+    """Of those for a GPU of NVIDIA, each compiled when it is first used.
+
+    The library starts them; where it is not built yet, it is not built for this.
+    """
+    found = ", ".join(f"{one} ({one.path})" for one in nvrtc.installed())
+    yield f"NVRTC       {found or 'none is found'}"
+    try:
+        if cubins := list(kept.folder().glob(f"cuda-*{cuda.SUFFIX}")):
+            yield f"Cubins      {len(cubins)}, in {kept.folder()}"
+        if library.PREBUILT.is_file() or kept.is_whole(library.plan().path):
+            device = cuda.device()
+            yield f"GPU         {device.name}, sm_{device.architecture}, a driver for CUDA {device.driver // 1000}"
+            yield f"            Its kernels are compiled by NVRTC {cuda.compiler()}."
+    except NoLibraryError as error:
+        yield f"GPU         None: {error}"
 
 
 def check(engine):

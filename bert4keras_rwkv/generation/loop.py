@@ -134,7 +134,7 @@ def advance(network, plan, ends, carry, values):
     """One step: consume the last token of each live row and write the next one. Rows that have ended stay as they are,
     and a row whose logits are not finite ends without a token.
 
-    plan, values: of a `Sampling`. ends: ids that end a row, a tuple of ints. Returns the next carry.
+    plan, values: of a `Sampling`. ends: (E,) int32, ids that end a row; -1 ends none. Returns the next carry.
     """
     present = ops.expand_dims(carry.live, 1)
     hidden, state = network.hidden(ops.expand_dims(carry.token, 1), carry.state, present)
@@ -151,9 +151,8 @@ def written(network, plan, ends, carry, hidden, values):
     here = ops.logical_and(ops.equal(at, ops.expand_dims(carry.position, 1)), ops.expand_dims(writes, 1))
     one = ops.cast(writes, "int32")
     position = carry.position + one
-    live = ops.logical_and(writes, position < carry.limit)
-    for end in ends:
-        live = ops.logical_and(live, ops.not_equal(token, end))
+    ended = ops.any(ops.equal(ops.expand_dims(token, 1), ops.convert_to_tensor(ends, "int32")), axis=1)
+    live = ops.logical_and(ops.logical_and(writes, position < carry.limit), ops.logical_not(ended))
     return carry._replace(
         ids=ops.where(here, ops.expand_dims(token, 1), carry.ids),
         token=token,

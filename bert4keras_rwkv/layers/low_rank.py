@@ -1,14 +1,14 @@
 """Low-rank projections: C -> rank -> C', one or several side by side."""
 
-from bert4keras_rwkv.keras_loader import keras, ops
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer
-from bert4keras_rwkv.layers.projection import dense
+from bert4keras_rwkv.layers.projection import Projections, dense
 
 
 class LowRank(Layer):
     """b(tanh(a x)): x (B, T, C) -> (B, T, units), or (B, T, groups, units) for several groups.
 
-    a: a Dense layer to groups * rank. b: a Dense layer, or for groups an EinsumDense of kernel (groups, rank, units)
+    a: a Dense layer to groups * rank. b: a Dense layer, or for groups `Projections` of kernel (groups, rank, units)
     with a bias (groups, units). `initial` gives the initializers of 'a', 'b' and, for groups, 'bias'.
     """
 
@@ -20,7 +20,7 @@ class LowRank(Layer):
         if groups is None:
             self.b = dense(units, "b", initial["b"], policy)
         else:
-            self.b = keras.layers.EinsumDense(
+            self.b = Projections(
                 "btgr,gru->btgu",
                 output_shape=(None, groups, units),
                 bias_axes="gu",
@@ -40,6 +40,10 @@ class LowRank(Layer):
         if self.groups is not None:
             x = ops.reshape(x, (*ops.shape(x)[:2], self.groups, self.rank))
         return self.b(x)
+
+    def apart(self, x):
+        """What a call gives for several groups, as a list of one (B, T, units) each."""
+        return self.b.apart(self.a(x))
 
     def compute_output_shape(self, shape):
         return (*shape[:-1], self.units) if self.groups is None else (*shape[:-1], self.groups, self.units)

@@ -1,7 +1,6 @@
 """The projections of all versions: products with a matrix, to which a LoRA may be added, or which may be quantised.
 
-What Keras' layers say of both is asked for here only. The functions take any layer: RWKV-6's low-rank products side by
-side are Keras' EinsumDense, and have a kernel, a LoRA and a quantisation as a `Projection` does.
+What Keras' layers say of both is asked for here only. The functions take any layer: the embedding is quantised too.
 """
 
 from dataclasses import dataclass
@@ -11,12 +10,8 @@ import numpy as np
 from bert4keras_rwkv.keras_loader import keras, ops
 
 
-@keras.saving.register_keras_serializable("bert4keras_rwkv")
-class Projection(keras.layers.Dense):
-    """Keras' Dense, multiplying rows: x (..., inputs) -> (..., units).
-
-    With batch and time apart XLA transposes what it computes the kernel's gradient of, which takes a CPU as long as
-    all the rest of a training step.
+class Changeable:
+    """What Keras' Dense and EinsumDense lack: another LoRA after the first, and a file that is the layer.
 
     A file has the kernel with the LoRA added, as Keras writes it, for those who know of none; and beside it the base
     and the LoRA as they are, for a layer that has one too.
@@ -24,15 +19,8 @@ class Projection(keras.layers.Dense):
 
     watcher = None  # a weak reference to what is called when the layer has other variables than before
 
-    def call(self, x, training=None):
-        if len(x.shape) < 3:
-            return super().call(x, training=training)
-        leading = ops.shape(x)[:-1]
-        y = super().call(ops.reshape(x, (-1, x.shape[-1])), training=training)
-        return ops.reshape(y, (*leading, self.units))
-
     def quantize(self, mode=None, type_check=False, config=None):
-        # Keras refuses subclasses, which may do something else with the kernel; this one does not.
+        # Keras refuses subclasses, which may do something else with the kernel; these do not.
         super().quantize(mode, type_check=False, config=config)
         self._say_changed()
 
@@ -84,6 +72,39 @@ class Projection(keras.layers.Dense):
             watcher()
 
 
+@keras.saving.register_keras_serializable("bert4keras_rwkv")
+class Projection(Changeable, keras.layers.Dense):
+    """Keras' Dense, multiplying rows: x (..., inputs) -> (..., units).
+
+    With batch and time apart XLA transposes what it computes the kernel's gradient of, which takes a CPU as long as
+    all the rest of a training step.
+    """
+
+    def call(self, x, training=None):
+        if len(x.shape) < 3:
+            return super().call(x, training=training)
+        leading = ops.shape(x)[:-1]
+        y = super().call(ops.reshape(x, (-1, x.shape[-1])), training=training)
+        return ops.reshape(y, (*leading, self.units))
+
+
+@keras.saving.register_keras_serializable("bert4keras_rwkv")
+class Projections(Changeable, keras.layers.EinsumDense):
+    """Several products side by side: Keras' EinsumDense, x (B, T, groups, rank) -> (B, T, groups, units)."""
+
+    def apart(self, x):
+        """What a call gives for x (B, T, groups * rank), as a list of one (B, T, units) each.
+
+        XLA on a CPU lays out what they give together so that its readers cross all of it; apart they take half as long.
+        """
+        groups, rank, _ = kernel_shape(self)
+        if quantised_as(self) is not None or x.shape[1] == 1:
+            together = self(ops.reshape(x, (*ops.shape(x)[:2], groups, rank)))
+            return [together[:, :, i] for i in range(groups)]
+        kernel, bias = ops.cast(self.kernel, x.dtype), ops.cast(self.bias, x.dtype)
+        return [x[..., i * rank : (i + 1) * rank] @ kernel[i] + bias[i] for i in range(groups)]
+
+
 def dense(units, name, initializer, dtype, **kwargs):
     """A projection without bias."""
     return Projection(units, use_bias=False, kernel_initializer=initializer, name=name, dtype=dtype, **kwargs)
@@ -122,6 +143,16 @@ def fold_lora(layer, scale=1.0):
 def quantised_as(layer):
     """'int8', 'int4', ... of a layer that Keras quantised, else None."""
     return getattr(layer, "quantization_mode", None)
+
+
+def quantisation_of(layer):
+    """How a layer that Keras quantised is made so again, for a config: what `quantise` takes."""
+    return [quantised_as(layer), keras.saving.serialize_keras_object(layer.quantization_config)]
+
+
+def quantise(layer, mode, config):
+    """Quantise a layer as another one is, see `quantisation_of`."""
+    layer.quantize(mode, config=keras.saving.deserialize_keras_object(config))
 
 
 def kernel_variable(layer):

@@ -10,6 +10,7 @@ from bert4keras_rwkv.layers.low_rank import LowRank
 from bert4keras_rwkv.layers.projection import dense
 from bert4keras_rwkv.layers.rwkv4 import ChannelMix as EarlierChannelMix
 from bert4keras_rwkv.layers.rwkv4 import mixed
+from bert4keras_rwkv.ops.backend import materialise
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.ops.wkv6 import wkv6
 from bert4keras_rwkv.versions.rwkv6 import MIXED
@@ -52,9 +53,9 @@ class TimeMix(Layer):
 
     def call(self, x, state, side):
         previous, last = shifted(x, state, side)
-        change = previous - x
-        mix = self.mix_low_rank(x + change * cast_like(self.mix_x, x))
-        xw, xk, xv, xr, xg = (x + change * mix[:, :, i] for i in range(len(MIXED)))
+        change = materialise(previous - x)  # and so its gradient, which else is computed for x and its predecessor
+        mixes = self.mix_low_rank.apart(x + change * cast_like(self.mix_x, x))
+        xw, xk, xv, xr, xg = (x + change * mix for mix in mixes)
         r, k, v = self._heads(self.receptance(xr)), self._heads(self.key(xk)), self._heads(self.value(xv))
         w = -ops.exp(ops.cast(self.decay, state["wkv"].dtype) + ops.cast(self.decay_low_rank(xw), state["wkv"].dtype))
         y, wkv = wkv6(r, self._heads(w), k, v, self.bonus, *recurrent(state, side), kernel=self.kernel)

@@ -12,6 +12,7 @@ from bert4keras_rwkv.layers.head_norm import HeadNorm
 from bert4keras_rwkv.layers.initial import constant, orthonormal
 from bert4keras_rwkv.layers.low_rank import LowRank
 from bert4keras_rwkv.layers.projection import dense
+from bert4keras_rwkv.ops.backend import materialise
 from bert4keras_rwkv.ops.kernels.choose import check_kernel
 from bert4keras_rwkv.ops.wkv7 import wkv7
 from bert4keras_rwkv.versions.rwkv7 import MIXED
@@ -63,7 +64,7 @@ class TimeMix(Layer):
     def call(self, x, state, side):
         exact, heads = state["wkv"].dtype, self._heads
         previous, last = shifted(x, state, side)
-        change, mix = previous - x, cast_like(self.mix, x)
+        change, mix = materialise(previous - x), cast_like(self.mix, x)  # as in RWKV-6
         xr, xw, xk, xv, xa, xg = (x + change * mix[i] for i in range(len(MIXED)))
         v, side = self._value(xv, side, exact)
         r, k, v = (ops.cast(heads(y), exact) for y in (self.receptance(xr), self.key(xk), v))

@@ -11,7 +11,7 @@ from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers import initial
 from bert4keras_rwkv.layers.base import Layer
 from bert4keras_rwkv.layers.block import Block
-from bert4keras_rwkv.layers.projection import MergedKernel, Projection, dense, kernel_variable, lora_of, quantised_as
+from bert4keras_rwkv.layers.projection import Changeable, MergedKernel, dense, kernel_variable, lora_of, quantised_as
 from bert4keras_rwkv.layers.start_state import StartState
 from bert4keras_rwkv.models.lora import described, prepare
 from bert4keras_rwkv.ops.backend import accumulation_dtype
@@ -171,7 +171,7 @@ class Backbone(Layer):
             layer.build(shape)
         self.built = True
         for layer in self._flatten_layers():
-            if isinstance(layer, Projection):
+            if isinstance(layer, Changeable):
                 layer.watcher = weakref.WeakMethod(self.changed)
         if self._tuned_at_first:
             prepare(self, self._tuned_at_first)

@@ -15,7 +15,9 @@ from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.models.backbone import Backbone
 from bert4keras_rwkv.ops.backend import adopt, has_accelerator
 from bert4keras_rwkv.state import RWKVState
+from bert4keras_rwkv.tokenizers.base import Tokenizer
 from bert4keras_rwkv.tokenizers.find import find_tokenizer, load_tokenizer
+from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions.table import filled
 from bert4keras_rwkv.weights.checkpoint import open_checkpoint
 from bert4keras_rwkv.weights.loading import assign
@@ -31,6 +33,8 @@ def backbone_and_tokenizer(path, config_path, keys, tokenizer, keep_tokens, comp
     keys: of a configuration, over what the files say where they are not None. tokenizer: one, its path, or None for
     that of the weights. options: of `Backbone`; the other arguments are those of `build_transformer_model`.
     """
+    if not isinstance(tokenizer, Tokenizer | str | os.PathLike | None):
+        raise TypeError(f"`tokenizer` is one of `tokenizers`, a path, or None. Received: {shown(tokenizer)}.")
     keys = {name: value for name, value in keys.items() if value is not None}
     if config_path is not None:
         keys = {**RWKVConfig.from_json(config_path).to_dict(), **keys}

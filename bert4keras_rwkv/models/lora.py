@@ -7,16 +7,17 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
+from numbers import Real
 
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
-from bert4keras_rwkv.layers.projection import fold_lora, kernel_shape, lora_of, quantised_as
+from bert4keras_rwkv.layers.projection import fold_lora, kernel_shape, lora_of, quantisation_of, quantise, quantised_as
 from bert4keras_rwkv.models.state_tuning import enable_state_tuning, freeze, set_tuned_state, tuned_state
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions.table import filled
-from bert4keras_rwkv.weights.adapters import ALPHA, OWN, WHOLE, own_adapter, read_adapter, save_lora
+from bert4keras_rwkv.weights.adapters import ALPHA, OWN, WHOLE, check_alpha, own_adapter, read_adapter, save_lora
 from bert4keras_rwkv.weights.formats.safetensors_file import open_safetensors, write_safetensors
 from bert4keras_rwkv.weights.tensors import WeightsError
 
@@ -50,29 +51,40 @@ def adapted(backbone):
 
 def described(backbone):
     """What is tuned, for a config: paths of projections with (rank, alpha) of their LoRA, whether the last inputs are
-    tuned with the states (None: no states are), paths of other weights that train. {} if nothing is.
+    tuned with the states (None: no states are), paths of other weights that train, and of layers that Keras quantised
+    with how. {} if nothing is.
     """
     layers, states = adapted(backbone), backbone.start_states
-    if not layers and not states:
+    owners = dict.fromkeys(rule.path.rpartition("/")[0] for rule in filled(backbone.config.rules()))
+    rounded = {path: layer for path in owners if quantised_as(layer := backbone.variable_at(path))}
+    if not layers and not states and not rounded:
         return {}
     loras = {path: lora_of(layer) for path, layer in layers.items()}
-    lora = {path: [lora.rank, lora.alpha] for path, lora in loras.items()}
-    return {"lora": lora, "shift": states[0].shift if states else None, "others": list(_others(backbone))}
+    return {
+        "lora": {path: [lora.rank, lora.alpha] for path, lora in loras.items()},
+        "shift": states[0].shift if states else None,
+        "others": list(_others(backbone)),
+        "quantised": {path: quantisation_of(layer) for path, layer in rounded.items()},
+    }
 
 
 def prepare(backbone, tuned):
     """Switch on what `described` says."""
+    for path, how in tuned.get("quantised", {}).items():  # none in files from before they were described
+        quantise(backbone.variable_at(path), *how)
     for path, (rank, alpha) in tuned["lora"].items():
         backbone.variable_at(path).enable_lora(rank, lora_alpha=alpha)
     if tuned["shift"] is not None:
         backbone.tune_states(tuned["shift"])
-    freeze(backbone)
+    if tuned["lora"] or tuned["shift"] is not None:
+        freeze(backbone)
     for path in tuned["others"]:
         backbone.variable_at(path).trainable = True
 
 
 def merge_adapter(backbone, scale=1.0):
     """Add every LoRA, times `scale`, to the weights and start it anew at zero: at scale 1 the model stays as it was."""
+    _check_scale(scale)
     layers = adapted(backbone)
     rounded = [path for path, layer in layers.items() if quantised_as(layer)]
     if rounded:
@@ -125,6 +137,9 @@ def load_adapter(backbone, path, scale=1.0, alpha=ALPHA):
         raise ValueError(
             f"A scale for each of at least one adapter. Received: {len(paths)} files, {len(scales)} scales."
         )
+    for one in scales:
+        _check_scale(one)
+    check_alpha(alpha)
     kernels, files = _kernels(backbone), [_read(backbone, one, alpha) for one in paths]
     for one, file in zip(paths, files, strict=True):
         _refuse(one, backbone, _problems(backbone, kernels, file))
@@ -145,6 +160,11 @@ def load_adapter(backbone, path, scale=1.0, alpha=ALPHA):
             layer.drop_lora()
         here = {}
     _take_over(backbone, kernels, file, scale, new=bool(file.pairs) and not here)
+
+
+def _check_scale(scale):
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+        raise ValueError(f"`scale` is a finite number, which multiplies what a LoRA adds. Received: scale={scale!r}.")
 
 
 @dataclass(frozen=True)

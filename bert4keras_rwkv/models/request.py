@@ -40,6 +40,13 @@ class Request:
         length = np.array([len(row) for row in rows], "int32")
         return cls(padded(rows, max(limits)), length, np.array(limits, "int32"), *fields, **more)
 
+    def end_row(self):
+        """`ends` as (E,) int32 with -1 behind, E a power of four: few programs do for all of them."""
+        width = 1
+        while width < len(self.ends):
+            width *= 4
+        return np.array([*self.ends, *[-1] * (width - len(self.ends))], "int32")
+
     def texts(self):
         """A `TokenText` for each row, None where ids are wanted."""
         return [self.tokenizer and TokenText(self.tokenizer, self.stops) for _ in self.ids]

@@ -12,7 +12,7 @@ from bert4keras_rwkv.models import lora, state_tuning
 from bert4keras_rwkv.models.build import backbone_and_tokenizer, functional_model
 from bert4keras_rwkv.models.loss_model import training_model
 from bert4keras_rwkv.models.reader import Reader
-from bert4keras_rwkv.models.request import Request, end_ids, limits, seeds, texts_that_stop, with_text
+from bert4keras_rwkv.models.request import Request, end_ids, limits, seeds, texts_that_stop, whole_number, with_text
 from bert4keras_rwkv.models.segment_model import segment_trainer
 from bert4keras_rwkv.models.stream import Stream
 from bert4keras_rwkv.models.text_training import Texts, is_dataset, of_text, text_loss
@@ -20,6 +20,7 @@ from bert4keras_rwkv.models.writer import Writer, Writing
 from bert4keras_rwkv.ops.kernels.choose import chosen
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.tokenizers.prompts import Prompts, need_tokenizer, strings_in, token_ids
+from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions import version_named
 from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter
 from bert4keras_rwkv.weights.checkpoint import named
@@ -452,6 +453,8 @@ class RWKV:
             if not self.backbone.start_states:
                 return RWKVState.zeros(self.config, batch, dtype)
             state = self.tuned_state()
+        if not isinstance(state, RWKVState):
+            raise TypeError(f"`state` is an RWKVState, or None for where texts begin. Received: {shown(state)}.")
         state.check(self.config)
         rows = state.batch, int(state.shift.shape[0])
         if rows == (batch, batch):
@@ -557,6 +560,8 @@ def build_transformer_model(
     with_lm = {True: "softmax", False: False}.get(with_lm, with_lm)
     if checkpoint_path is not None and keras_weights_path is not None:
         raise ValueError("Give `checkpoint_path` or `keras_weights_path`, not both: each names a weight file.")
+    if sequence_length is not None:
+        sequence_length = whole_number("sequence_length", sequence_length, 1)
     if model is not None:
         version_named(model)
     chosen(kernel)  # where it cannot be: a layer would say so amid what Keras says of the layer

@@ -41,8 +41,8 @@ class Writer:
             chunks = loop.chunks_for(request.length)
             program = self._program(self._wholes, self._whole_row, request, chunks)
             r, state = request, request.state
-            sampling = r.sampling.values(len(r.ids))
-            *arrays, wkv, shift = program(r.ids, r.length, r.limit, state.wkv, state.shift, r.seeds, sampling)
+            values, ends = r.sampling.values(len(r.ids)), r.end_row()
+            *arrays, wkv, shift = program(r.ids, r.length, r.limit, state.wkv, state.shift, r.seeds, values, ends)
         else:
             carry = self.begin(request)
             while ops.convert_to_numpy(carry.live).any():
@@ -69,12 +69,12 @@ class Writer:
 
     def step(self, request, carry):
         """Write one token in each live row. Returns the next carry."""
-        values = request.sampling.values(len(request.ids))
+        values, ends = request.sampling.values(len(request.ids)), request.end_row()
         if self._blocks is None:
-            return self._program(self._steps, self._step_row, request)(carry, values)
+            return self._program(self._steps, self._step_row, request)(carry, values, ends)
         x, state = self._blocks.read(carry.token, carry.state, carry.live)
         program = self._program(self._steps, self._written_row, request)
-        return program(carry._replace(state=None), x, values)._replace(state=state)
+        return program(carry._replace(state=None), x, values, ends)._replace(state=state)
 
     def draw(self, logits, prompts, answers, seeds, sampling):
         """The next id of each row, (B,) NumPy int32. logits: (B, V). prompts, answers: rows of ids, all that was read
@@ -108,7 +108,7 @@ class Writer:
         )
 
     def _program(self, programs, make, request, *more):
-        key = (request.sampling.plan(), request.ends, *more)
+        key = (request.sampling.plan(), *more)
         if key not in programs:
             programs[key] = self._compiled(make(*key), make.__name__, *key)
         return programs[key]
@@ -124,21 +124,21 @@ class Writer:
 
         return run
 
-    def _whole_row(self, plan, ends, chunks):
+    def _whole_row(self, plan, chunks):
         network = self._network
 
-        def run(ids, length, limit, wkv, shift, seeds, values):
+        def run(ids, length, limit, wkv, shift, seeds, values, ends):
             state = network.unpack(wkv, shift)
             carry = loop.generate(network, plan, ends, ids, length, limit, state, seeds, values, chunks)
             return (carry.ids, carry.position, carry.finite, *network.pack(carry.state))
 
         return run
 
-    def _step_row(self, plan, ends):
-        return lambda carry, values: loop.advance(self._network, plan, ends, carry, values)
+    def _step_row(self, plan):
+        return lambda carry, values, ends: loop.advance(self._network, plan, ends, carry, values)
 
-    def _written_row(self, plan, ends):
-        return lambda carry, x, values: loop.written(self._network, plan, ends, carry, x[:, 0], values)
+    def _written_row(self, plan):
+        return lambda carry, x, values, ends: loop.written(self._network, plan, ends, carry, x[:, 0], values)
 
 
 class Progress(NamedTuple):

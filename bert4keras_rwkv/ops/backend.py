@@ -27,6 +27,22 @@ def has_accelerator():
     return False
 
 
+def device_kind():
+    """Where arrays live by default: 'cpu', 'cuda' (a GPU of NVIDIA), or another word for another accelerator."""
+    if not has_accelerator():
+        return "cpu"
+    if name() == "jax":
+        import jax
+
+        device = jax.devices()[0]
+        return "cuda" if device.platform == "gpu" and "cuda" in device.client.platform_version else device.platform
+    if name() == "torch":
+        import torch
+
+        return "cuda" if torch.cuda.is_available() and torch.version.cuda else "accelerator"
+    return "accelerator"
+
+
 def accumulation_dtype(dtype):
     """The dtype of the recurrence for a compute dtype: float64 stays, everything else is float32."""
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"

@@ -132,7 +132,7 @@ def wkv4(k, v, w, u, state, present=None, reset=None, start=None, kernel="auto")
     Returns y (B, T, D) and the state after the last token, both float32 (float64 when k is float64).
     """
     forms = {"loop": wkv4_loop, "ops": wkv4_step if k.shape[1] == 1 else wkv4_loop}
-    form = chosen(kernel, k.dtype)
+    form = chosen(kernel, k.dtype, k.shape)
     if k.shape[1] == 0:
         return without_tokens(k, state)
     if form == "native":

@@ -108,7 +108,7 @@ def wkv6(r, w, k, v, u, state, present=None, reset=None, start=None, kernel="aut
     Returns y (B, T, H, N) and the state after the last token, both float32 (float64 when r is float64).
     """
     forms = {"loop": wkv6_loop, "ops": wkv6_step if r.shape[1] == 1 else wkv6_chunked}
-    form = chosen(kernel, r.dtype)
+    form = chosen(kernel, r.dtype, r.shape)
     if r.shape[1] == 0:
         return without_tokens(r, state)
     if form == "native":

@@ -200,7 +200,7 @@ def wkv7(r, w, k, v, a, b, state, present=None, reset=None, start=None, kernel="
     """
     fastest = partial(wkv7_fastest, bounded=bounded)
     forms = {"loop": wkv7_loop, "ops": wkv7_step if r.shape[1] == 1 else fastest}
-    form = chosen(kernel, r.dtype)
+    form = chosen(kernel, r.dtype, r.shape)
     if r.shape[1] == 0:
         return without_tokens(r, state)
     if form == "native":

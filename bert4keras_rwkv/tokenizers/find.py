@@ -6,6 +6,7 @@ from pathlib import Path
 from bert4keras_rwkv.tokenizers.pile import JSON_NAME, PileTokenizer
 from bert4keras_rwkv.tokenizers.vocabulary import VOCABULARY_NAME, is_listed, is_numbered, world_path
 from bert4keras_rwkv.tokenizers.world import RWKV_TOKENIZER
+from bert4keras_rwkv.untrusted import regular
 
 PILE_NAME = "20B_tokenizer.json"
 # Rows of an embedding for the World vocabulary: 65,529 tokens, the end of a document, and up to six unused ones.
@@ -23,12 +24,12 @@ def load_tokenizer(path):
         ValueError: it is neither, or damaged (with the line).
         ImportError: it needs `tokenizers`, which is not installed.
     """
-    with open(path, "rb") as file:
+    with open(regular(path, "Vocabularies"), "rb") as file:
         start = file.read(1)
     return PileTokenizer(path) if start == b"{" else RWKV_TOKENIZER(path)
 
 
-def find_tokenizer(near, vocab_size, held=None):
+def find_tokenizer(near, vocab_size, held=None, named=None):
     """The tokenizer of a model, or None if there is none to be found.
 
     Args:
@@ -37,13 +38,14 @@ def find_tokenizer(near, vocab_size, held=None):
             models. None: look nowhere.
         vocab_size: rows of the model's embedding. World sizes fall back to the vocabulary of the `rwkv` package.
         held: the World vocabulary inside the weights file itself, {id: bytes}: the first to be taken. None: none.
+        named: the vocabulary file that belongs to the weights, which comes before others beside them. None: not known.
 
     Raises:
         ValueError: a file that looks like a vocabulary is damaged (with the line).
     """
     if held:
         return RWKV_TOKENIZER.from_entries(held)
-    for path in vocabulary_files(near, vocab_size):
+    for path in [*([] if named is None else [named]), *vocabulary_files(near, vocab_size)]:
         tokenizer = _loaded(path)
         if tokenizer is not None and _fits(tokenizer, vocab_size, path):
             return tokenizer

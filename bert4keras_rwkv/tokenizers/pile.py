@@ -6,7 +6,7 @@ from itertools import chain
 
 from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.tokenizers.base import Tokenizer, utf8
-from bert4keras_rwkv.untrusted import parse_json, printable, shown
+from bert4keras_rwkv.untrusted import parse_json, printable, regular, shown
 
 END = "<|endoftext|>"
 JSON_NAME = "tokenizer.json"
@@ -169,7 +169,7 @@ def _tokens_of(bpe, where):
 
 def _text_of(path):
     """The content of a file that begins like JSON."""
-    with open(path, "rb") as file:
+    with open(regular(path, "Vocabularies"), "rb") as file:
         start = file.read(1)
         if start != b"{":
             raise ValueError(f"'{path}' is no JSON file: it begins with {start!r}. Give a 20B_tokenizer.json.")

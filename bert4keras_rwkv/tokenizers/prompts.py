@@ -7,7 +7,10 @@ import numpy as np
 
 def token_ids(ids, vocab_size):
     """`ids` as a NumPy int32 array, checked: whole numbers, each in the vocabulary."""
-    array = np.asarray(ids)
+    try:
+        array = np.asarray(ids)
+    except ValueError as error:
+        raise ValueError(f"Rows of token ids have one length. Received: {_shown(ids)}.") from error
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"Token ids are whole numbers. Received an array of {array.dtype}: {_shown(ids)}.")
     if array.size and (array.min() < 0 or array.max() >= vocab_size):

@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 
 from bert4keras_rwkv.atomic import atomic_file
-from bert4keras_rwkv.untrusted import printable, shown
+from bert4keras_rwkv.untrusted import printable, regular, shown
 
 WORLD_NAME = "rwkv_vocab_v20230424.txt"
 VOCABULARY_NAME = "vocab.txt"  # what a preset folder calls its vocabulary
@@ -25,6 +25,7 @@ NUMBERED = "`id literal length`, such as `98 'a' 1`"
 LISTED = "one Python literal each behind the first, b'<s>'"
 LARGEST_ID = (1 << 24) - 1  # hundreds of times the largest there is: a row for each id is made in several places
 LONGEST_LITERAL = 1 << 16
+LONGEST_NUMBER = 20  # digits
 ESCAPES = rb"""\\(?:[\\'"abfnrtv]|x[0-9a-fA-F]{2}|[0-3]?[0-7]{1,2}|%s)"""
 TEXT = rb"""(?:'(?:[^'\\]|%s)*'|"(?:[^"\\]|%s)*")"""
 UNICODE = ESCAPES % rb"u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}"
@@ -75,7 +76,7 @@ def read_vocabulary(path):
             an id or a token; or naming the single bytes that have no token.
     """
     tokens, first_lines, listed = {}, {}, is_listed(path)
-    with open(path, "rb") as file:
+    with open(regular(path, "Vocabularies"), "rb") as file:
         if listed:
             file.readline()
         for number, line in enumerate(file, 1 + listed):
@@ -102,7 +103,7 @@ def _parse(line):
     """One line -> (id, bytes). ValueError says what is wrong with it."""
     id_text, _, rest = line.partition(b" ")
     literal, _, length = rest.rpartition(b" ")
-    if not (id_text.isdigit() and length.isdigit() and literal):
+    if not (id_text.isdigit() and length.isdigit() and literal and max(len(id_text), len(length)) <= LONGEST_NUMBER):
         raise ValueError("not of this form")
     token = _token(literal)
     if len(token) != int(length):

@@ -14,6 +14,7 @@ github.com/JL-er/RWKV-PEFT, merge/; github.com/cryscan/web-rwkv.
 import math
 import re
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,12 @@ def own_adapter(tensors, path):
 def _is_model(name):
     """Whether a version goes by this name."""
     return isinstance(name, str) and name in versions()
+
+
+def check_alpha(alpha):
+    """A ValueError for what cannot be the alpha of a LoRA."""
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 < alpha < math.inf:
+        raise ValueError(f"`alpha` is a positive number, what the adapter was trained with. Received: alpha={alpha!r}.")
 
 
 def save_lora(path, pairs, alpha=None):

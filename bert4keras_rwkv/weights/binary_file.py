@@ -1,21 +1,18 @@
 """Plain reads from a file that nobody vouches for: nothing beyond its end is believed, nothing is mapped."""
 
 import os
-import stat
 
 import numpy as np
 
+from bert4keras_rwkv import untrusted
 from bert4keras_rwkv.weights.tensors import Tensor, WeightsError, count
 
 LONGEST_LINE = 4096
 
 
 def regular(path):
-    """`path`, if a regular file is there: opening a pipe waits for whoever writes, and a device may do anything."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise WeightsError(f"'{path}' is no regular file, but a pipe or a device. Weights are read from files.")
-    return path
+    """`path`, if no pipe or device is there."""
+    return untrusted.regular(path, "Weights", WeightsError)
 
 
 class BinaryFile:

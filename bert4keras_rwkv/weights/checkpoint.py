@@ -8,7 +8,7 @@ from pathlib import Path
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.tokenizers.find import find_tokenizer
 from bert4keras_rwkv.versions import version_of
-from bert4keras_rwkv.weights.folder import CONFIG, config_beside, foreign_keys, weights_path
+from bert4keras_rwkv.weights.folder import CONFIG, config_beside, foreign_keys, vocabulary_beside, weights_path
 from bert4keras_rwkv.weights.formats.registry import Format, beginning, format_named, format_of, formats
 from bert4keras_rwkv.weights.tensors import Tensors, WeightsError
 
@@ -45,7 +45,7 @@ class Checkpoint:
         """The tokenizer in the file, or beside it, or that of its vocabulary's size; None if there is none."""
         held = self.tensors.metadata.get("vocabulary")  # a text, if somebody put a note of that name into the file
         rows = self.tensors.shapes["emb.weight"][0]
-        return find_tokenizer(self.path, rows, held if isinstance(held, dict) else None)
+        return find_tokenizer(self.path, rows, held if isinstance(held, dict) else None, vocabulary_beside(self.path))
 
     def close(self):
         self.tensors.close()
@@ -117,12 +117,12 @@ def _wanted(name, known, file):
 def named(name):
     """The path of a model by its name: a file or folder as it is, else a model that ships with the package."""
     path = Path(name)
-    if path.exists():
+    if name != "" and path.exists():
         return path
     if str(name) in shipped():
         return PRESETS / str(name)
     try:
-        return weights_path(path)
+        return weights_path(name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error} Models that ship with the package: {', '.join(shipped())}.") from None
 

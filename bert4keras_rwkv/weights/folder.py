@@ -1,5 +1,6 @@
 """What lies in a folder of weights, and under which names."""
 
+import os
 from glob import escape
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from bert4keras_rwkv.untrusted import parse_json
 from bert4keras_rwkv.weights.tensors import WeightsError
 
 CONFIG = "config.json"
+VOCABULARY = "vocabulary"  # its key for the file that was written with it: an older one may lie in the same folder
 WEIGHTS = "model.weights.h5"
 SHARDED_WEIGHTS = "model.weights.json"  # the index of Keras' shards
 SAFETENSORS = "model.safetensors"
@@ -28,8 +30,10 @@ def weights_path(path):
 
     Raises:
         FileNotFoundError: nothing is there; it names what has the same name with an ending.
-        WeightsError: a folder without weights, or with several that none of the usual names has.
+        WeightsError: a folder without weights, or with several that none of the usual names has; an empty name.
     """
+    if os.fspath(path) == "":  # as of a variable that is not set; to `Path` it is the working directory
+        raise WeightsError("A model is the name of a file or folder. Received: ''. Use '.' for the working directory.")
     path = Path(path)
     if not path.exists():
         beside = sorted(path.parent.glob(f"{escape(path.name)}.*"))
@@ -58,15 +62,28 @@ def config_beside(path):
 
 def foreign_keys(path):
     """The keys of a `config.json` there that another project wrote, for `transformers`; None for ours or none."""
+    keys = _keys(path)
+    foreign = "model" not in keys and {"model_type", "architectures"} & set(keys)
+    return keys if foreign else None
+
+
+def vocabulary_beside(path):
+    """The vocabulary that a `config.json` there names, as those that are written here do; None if none is there."""
+    name = _keys(path).get(VOCABULARY)
+    file = _config_file(path).with_name(name) if isinstance(name, str) and name == Path(name).name != "" else None
+    return file if file is not None and file.is_file() else None
+
+
+def _keys(path):
+    """What a `config.json` there says, a dict; nothing if it cannot be read."""
     file = _config_file(path)
     if not file.is_file() or file.stat().st_size > LARGEST_FILE:
-        return None
+        return {}
     try:
         keys = parse_json(file.read_bytes(), f"'{file}'")
     except ValueError:
-        return None
-    foreign = isinstance(keys, dict) and "model" not in keys and {"model_type", "architectures"} & set(keys)
-    return keys if foreign else None
+        return {}
+    return keys if isinstance(keys, dict) else {}
 
 
 def _config_file(path):

@@ -1,11 +1,9 @@
 """Adapters merged into a model: lazily into its tensors, or into a model in memory. What each kind does: `adapters`."""
 
-import math
-
 import numpy as np
 
 from bert4keras_rwkv.versions.table import filled
-from bert4keras_rwkv.weights.adapters import ALPHA, TITLES
+from bert4keras_rwkv.weights.adapters import ALPHA, TITLES, check_alpha
 from bert4keras_rwkv.weights.loading import assign, export, refuse
 from bert4keras_rwkv.weights.tensors import Tensor, Tensors, WeightsError
 
@@ -33,8 +31,7 @@ def merged(tensors, adapter, alpha=ALPHA, base=None, unused=()):
     unused: names that a file may hold and the model does not use. Whatever does not fit, by names and shapes, is told
     in one `WeightsError` before anything is read.
     """
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
-        raise ValueError(f"`alpha` is a positive number, what the adapter was trained with. Received: alpha={alpha!r}.")
+    check_alpha(alpha)
     _check_kinds(adapter, base)
     copies = {name: entry for name, entry in adapter.copies.items() if name not in unused}
     first = {} if base is None else base.parts

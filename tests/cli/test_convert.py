@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,12 @@ def test_hugging_face_and_fla(tmp_path, rng, capsys):
 
 
 def test_the_vocabulary_goes_along(model, tmp_path, capsys):
+    """Past others that lie in the folder already."""
+    for folder in ("fla", "preset"):
+        (tmp_path / folder).mkdir()
+        RWKV_TOKENIZER.from_entries({byte + 1: bytes([byte]) for byte in range(256)}).save(
+            tmp_path / folder / "rwkv_vocab_old.txt"
+        )
     assert main(["convert", str(model), str(tmp_path / "fla"), "--to", "fla"]) == 0
     assert main(["convert", str(tmp_path / "fla"), str(tmp_path / "preset")]) == 0
     texts = [
@@ -164,7 +171,7 @@ def test_a_vocabulary_that_lies_in_dst_stays_and_is_named(model, tmp_path, capsy
 
 
 def test_a_vocabulary_that_does_not_go_along_is_missed(model, tmp_path, capsys):
-    """A single file holds none; a folder may hold another, which is read first."""
+    """A single file holds none, and is read with one that lies beside it; a folder names its own."""
     target = tmp_path / "a.pth"
     assert main(["convert", str(model), str(target)]) == 0
     told = f"{target} holds no vocabulary. Put that of {model} beside it, or convert to a folder.\n"
@@ -174,8 +181,12 @@ def test_a_vocabulary_that_does_not_go_along_is_missed(model, tmp_path, capsys):
     (tmp_path / "dst").mkdir()
     lines = (model.parent / "rwkv_vocab_tiny.txt").read_text().splitlines(keepends=True)
     (tmp_path / "dst/rwkv_vocab_old.txt").write_text("".join(lines[:-1]))
-    assert main(["convert", str(model), str(tmp_path / "dst")]) == 0
+    assert main(["convert", str(model), str(tmp_path / "dst/a.pth")]) == 0
     assert "is read with the rwkv_vocab_old.txt that lies there, which is not the voc" in capsys.readouterr().err
+    assert main(["convert", str(model), str(tmp_path / "folder")]) == 0
+    shutil.copy(tmp_path / "dst/rwkv_vocab_old.txt", tmp_path / "folder")
+    assert main(["convert", str(model), str(tmp_path / "folder")]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_what_is_refused_was_not_written(model, tmp_path, capsys):

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from bert4keras_rwkv.cli import info, main
+
 pytestmark = [
     pytest.mark.backend_free,
     pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell"),
@@ -56,3 +58,25 @@ def test_a_reader_that_went_away(tmp_path):
                 [sys.executable, "-m", "bert4keras_rwkv", *arguments], stdout=stdout, stderr=subprocess.PIPE, timeout=60
             )
         assert (ended.returncode, ended.stderr) == (code, b"")
+
+
+@pytest.mark.parametrize("raised, code, said", [(KeyboardInterrupt, 130, "\nStopped.\n"), (ValueError, 0, "")])
+def test_an_interrupt_where_no_exception_leaves(raised, code, said, monkeypatch, capsys):
+    """Ctrl-C stops a command there, too; any other exception is for the hook that there was, which is there again."""
+
+    class Last:
+        def __del__(self):
+            raise raised
+
+    def run(arguments):
+        Last()
+        for _ in range(10**9 if raised is KeyboardInterrupt else 0):  # what works until it is stopped
+            pass
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    monkeypatch.setattr(info, "run", run)
+    assert main(["info", "finch-jargon"]) == code
+    assert capsys.readouterr().err == said
+    assert [one.exc_type for one in told] == [ValueError] * (code == 0)
+    assert sys.unraisablehook == told.append

@@ -9,7 +9,7 @@ from keras import ops
 
 from bert4keras_rwkv.models import RWKV, build_transformer_model
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
-from bert4keras_rwkv.weights import write_pth
+from bert4keras_rwkv.weights import WeightsError, write_pth
 from tests.models.small import SIZES, VERSIONS, arrays, assert_close, small_model, texts
 
 pytestmark = pytest.mark.once
@@ -48,6 +48,17 @@ def test_preset_round_trip(rwkv, ids, tmp_path):
     assert again.tokenizer.encode("cat") == letters.encode("cat")
     model.model.save_weights(tmp_path / "w.weights.h5")
     again.model.load_weights(tmp_path / "w.weights.h5")
+
+
+def test_a_preset_has_the_vocabulary_that_was_saved(tmp_path):
+    """Whatever other vocabularies lie in its folder."""
+    one, other = (
+        RWKV_TOKENIZER.from_entries({1 + (b + shift) % 256: bytes([b]) for b in range(256)}) for shift in (0, 1)
+    )
+    (tmp_path / "preset").mkdir()
+    other.save(tmp_path / "preset/rwkv_vocab_old.txt")
+    small_model(vocab_size=257, tokenizer=one).save_to_preset(tmp_path / "preset")
+    assert RWKV.from_preset(tmp_path / "preset").tokenizer.encode("cat") == one.encode("cat") != other.encode("cat")
 
 
 def test_a_file_of_another_version_is_named(checkpoint):
@@ -229,3 +240,22 @@ def test_export(rwkv, ids, tmp_path):
     loaded = tf.saved_model.load(tmp_path / "exported")
     served = loaded.serve([tf.constant(ids)])
     np.testing.assert_allclose(served.numpy(), rwkv.model.predict(ids, verbose=0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "build, error, message",
+    [
+        (lambda: build_transformer_model(checkpoint_path=""), WeightsError, "name of a file or folder"),
+        (lambda: RWKV.from_preset(""), WeightsError, "name of a file or folder"),
+        (lambda: small_model(tokenizer=5), TypeError, "`tokenizer` is one of"),
+        (lambda: small_model(sequence_length=0), ValueError, "`sequence_length` is a number of tokens"),
+        (lambda: small_model().generate([1], state=5), TypeError, "`state` is an RWKVState"),
+        (lambda: small_model().forward([[1, 2], [3]]), ValueError, "Rows of token ids have one length"),
+    ],
+)
+def test_what_is_none_of_its_kind_is_told(build, error, message, tmp_path, monkeypatch):
+    """In one sentence, also in a folder that holds a model."""
+    small_model().save_to_preset(tmp_path / "preset")
+    monkeypatch.chdir(tmp_path / "preset")
+    with pytest.raises(error, match=message):
+        build()

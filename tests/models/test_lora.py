@@ -287,6 +287,8 @@ def test_files_of_other_projects(tmp_path, suffix, rng):
         (lambda r, path: (touched(r, 3), r.load_adapter(written(small_model(), path))), "another rank"),
         (lambda r, path: r.load_adapter([written(r, path)] * 2, [1]), "A scale for each"),
         (lambda r, path: r.load_adapter(pth(r, path)), "is no LoRA, PiSSA"),
+        (lambda r, path: (r.enable_lora(2), r.merge_adapter(float("nan"))), "`scale` is a finite"),
+        (lambda r, path: r.load_adapter([written(r, path)] * 2, [1, float("inf")]), "`scale` is a finite"),
     ],
 )
 def test_misuse_is_told(misuse, message, tmp_path):
@@ -324,3 +326,25 @@ def test_nothing_is_loaded_of_a_file_that_does_not_fit(tmp_path, rng):
     with pytest.raises(WeightsError, match=r"'blocks/1/time_mix/key' is \(16, 16\), its LoRA"):
         rwkv.load_adapter(tmp_path / "b.safetensors")
     assert len(rwkv.backbone.trainable_variables) == len(small_model().backbone.trainable_variables)
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": x} for x in (0, "a", None, np.nan)] + [{"scale": x} for x in ("a", None)])
+def test_nothing_is_loaded_with_wrong_numbers(wrong, tmp_path):
+    """They are told before anything of a good file is switched on."""
+    rwkv, path, (name,) = small_model(num_hidden_layers=1), tmp_path / "a.pth", wrong
+    rwkv.enable_lora(2, targets=PLAIN)
+    rwkv.save_adapter(path)
+    plain = small_model(num_hidden_layers=1)
+    with pytest.raises(ValueError, match=f"`{name}` is a .* number, .* Received: {name}="):
+        plain.load_adapter(path, **wrong)
+    assert not adapted(plain.backbone)
+
+
+@pytest.mark.on("torch")
+def test_another_rank_for_every_projection(tmp_path):
+    """A LoRA of zero gives way in each kind of projection."""
+    rwkv = small_model(num_hidden_layers=1)
+    path = written(small_model(num_hidden_layers=1), tmp_path / "a.safetensors")
+    rwkv.enable_lora(3)
+    rwkv.load_adapter(path)
+    assert {layer.lora_rank for layer in adapted(rwkv.backbone).values()} == {2}

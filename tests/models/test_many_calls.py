@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from bert4keras_rwkv.generation import loop
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
+from tests.generation import toy
 from tests.models.small import arrays, assert_close, small_model
 
 SAMPLINGS = [
@@ -21,6 +23,22 @@ TOKENIZER = RWKV_TOKENIZER.from_entries({byte + 1: bytes([byte]) for byte in ran
 
 def new_model():
     return small_model("6", num_hidden_layers=1, vocab_size=257, tokenizer=TOKENIZER)
+
+
+def test_other_end_ids_are_no_other_program(monkeypatch):
+    """What ends a row is an argument, one or none as well as up to four: all that are told write up to the first of
+    them, and only another width is traced.
+    """
+    rwkv, traces, seen = new_model(), [], []
+    monkeypatch.setattr(loop, "written", lambda *args, real=loop.written: traces.append(args) or real(*args))
+    text = rwkv.generate([5], max_new_tokens=12, sampling=SAMPLINGS[0], stop_token_ids=None)[1:]
+    for ends in ([], [text[2]], [text[5]], [text[5], text[3]], text[4:7], [*text[6:8], 1, 2]):
+        options = {"max_new_tokens": 12, "sampling": SAMPLINGS[0], "stop_token_ids": ends or None}
+        want = text[: min((text.index(end) for end in ends if end in text), default=11) + 1]
+        assert rwkv.generate([5], **options)[1:] == list(rwkv.stream([5], **options)) == want
+        seen.append(len(traces))
+    if toy.traced():
+        assert seen[0] == seen[1] == seen[2] < seen[3] == seen[4] == seen[5]
 
 
 def call(rwkv, random, tuned):

@@ -61,6 +61,7 @@ def test_last_line_may_lack_its_end(tmp_path):
         ("257 '\\N{DASH}' 3", "not Python"),
         ("257 b'\\u4e2d' 3", "not Python"),
         ("257 '" + "x" * 70_000 + "\\n' 70001", "not Python"),
+        ("9" * 5000 + " 'ab' 2", "not of this form"),
         ("2147483647 'ab' 2", "an id lies in 1"),
         ("257 '你好' 2", "the length says 2 bytes, the token has 6"),
         ("257 '' 0", "the token is empty"),

@@ -8,8 +8,9 @@ import numpy as np
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops.compile import compiled
 from bert4keras_rwkv.ops.gradients import gradients
+from bert4keras_rwkv.ops.kernels import cuda
 from bert4keras_rwkv.ops.kernels.library import library
-from bert4keras_rwkv.ops.kernels.native import RECURRENCES, native
+from bert4keras_rwkv.ops.kernels.native import RECURRENCES, device, native
 from bert4keras_rwkv.ops.wkv4 import wkv4_loop
 from bert4keras_rwkv.ops.wkv6 import wkv6_loop
 from bert4keras_rwkv.ops.wkv7 import wkv7_loop
@@ -26,7 +27,10 @@ LARGEST_ERROR = {"float32": 2e-5, "bfloat16": 2e-2}
 
 @dataclass(frozen=True)
 class Finding:
-    """What a kernel of an instruction set gave for one case. error: the largest, relative to the largest number."""
+    """What a kernel of an instruction set, or of a GPU, gave for one case.
+
+    error: the largest, relative to the largest number.
+    """
 
     kernel: str
     level: str
@@ -45,7 +49,7 @@ def check_kernels(levels=None, names=None, shapes=SHAPES, masks=MASKS):
 
     The last case is done with inputs in bfloat16, too. The best instruction set is chosen afterwards.
     """
-    here = library()
+    here = _Gpu() if device() == "cuda" else library()
     try:
         for name in RECURRENCES if names is None else names:
             cases = [(shape, mask, "float32") for shape in shapes for mask in masks]
@@ -55,9 +59,19 @@ def check_kernels(levels=None, names=None, shapes=SHAPES, masks=MASKS):
                 for level in here.levels() if levels is None else levels:
                     here.choose(level)
                     got = [_numpy(x) for x in forms["native"](*tensors)]
-                    yield Finding(name, level, *case, max(map(_error, got, want)))
+                    yield Finding(name, level, *case, float(np.max(list(map(_error, got, want)))))
     finally:
         here.choose(here.levels()[0])
+
+
+class _Gpu:
+    """What `library.Library` says of instruction sets: there is one."""
+
+    def levels(self):
+        return [f"sm_{cuda.device().architecture}"]
+
+    def choose(self, level):
+        pass
 
 
 def _forms(name, shape, mask, dtype):

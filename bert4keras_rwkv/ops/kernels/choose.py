@@ -3,6 +3,7 @@
 import logging
 import os
 
+from bert4keras_rwkv.ops.kernels import cuda, native
 from bert4keras_rwkv.ops.kernels.library import library
 from bert4keras_rwkv.ops.kernels.native import why_not
 
@@ -18,8 +19,8 @@ def check_kernel(kernel):
     return kernel
 
 
-def chosen(kernel="auto", dtype=None):
-    """'loop', 'ops' or 'native' for an argument that may also be 'auto', and inputs of a dtype.
+def chosen(kernel="auto", dtype=None, shape=()):
+    """'loop', 'ops' or 'native' for an argument that may also be 'auto', and inputs of a dtype and shape.
 
     'auto' asks the environment variable OPS_KERNEL when it is called: 1 is pure Keras ops; 0, the default, the native
     kernel where one serves, else pure ops. Which of them is said once in the log.
@@ -27,7 +28,7 @@ def chosen(kernel="auto", dtype=None):
     if kernel not in ("auto", "native"):
         return check_kernel(kernel)
     if kernel == "native":
-        _insist(dtype)
+        _insist(dtype, shape)
         return kernel
     wanted = os.environ.get("OPS_KERNEL", "0")
     if wanted not in ("0", "1"):
@@ -36,7 +37,7 @@ def chosen(kernel="auto", dtype=None):
         )
     if wanted == "1":
         return "ops"
-    reason = why_not(dtype)
+    reason = why_not(dtype, shape)
     if reason not in _said:
         _said.add(reason)
         _say(reason)
@@ -50,8 +51,8 @@ def native_code():
     return library().path.name
 
 
-def _insist(dtype=None):
-    reason = why_not(dtype)
+def _insist(dtype=None, shape=()):
+    reason = why_not(dtype, shape)
     if reason is not None:
         raise ValueError(f"kernel='native' was asked for, and cannot be: {reason} kernel='auto' takes pure ops then.")
 
@@ -65,4 +66,5 @@ def _say(reason):
     if reason is not None:
         logger.info("The recurrences run as pure Keras ops. %s", reason)
         return
-    logger.info("The recurrences run on native kernels (%s, %s).", library().levels()[0], library().path)
+    where = cuda.device().name if native.device() == "cuda" else library().levels()[0]
+    logger.info("The recurrences run on native kernels (%s, %s).", where, library().path)

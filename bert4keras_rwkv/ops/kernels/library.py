@@ -1,12 +1,12 @@
 """The kernels of a CPU as a shared library: found in the installed package or the user's cache, or built there.
 
 One library has the kernels of all instruction sets of this kind of processor, each compiled at its own vector width;
-it chooses by itself. It is found by its sources, compiler and options, and never touches Python or a framework.
+it chooses by itself. It is found by its sources, compiler and options, and never touches Python or a framework. It
+also starts the kernels of a GPU, which `cuda` makes.
 """
 
 import ctypes
 import functools
-import hashlib
 import importlib.util
 import os
 import platform
@@ -16,16 +16,17 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from bert4keras_rwkv.atomic import atomic_file, atomic_files, locked
-from bert4keras_rwkv.ops.cache import UnusableError, own_folder
+from bert4keras_rwkv.atomic import atomic_file
+from bert4keras_rwkv.ops.kernels.kept import NoLibraryError, digest, folder, kept
 
 SOURCES = Path(__file__).parent / "src"
 PREBUILT = Path(__file__).parent / "built" / "kernels.so"  # in a wheel for one platform
 COMPILERS = ("g++", "clang++", "c++")
 OPTIONS = ("-std=c++17", "-O3", "-fPIC", "-pthread")
-KERNELS = ("matrix_state", "wkv4")
+HOSTS, KERNELS = ("host", "cuda_host"), ("matrix_state", "wkv4")
 # Instruction sets: the floats of a vector, and options.
 X86 = {
     "avx512": (16, ("-march=x86-64-v4", "-mprefer-vector-width=512")),
@@ -36,10 +37,6 @@ LEVELS = {"x86_64": X86, "AMD64": X86, "x86": X86}
 SUFFIX = ".so"
 
 
-class NoLibraryError(Exception):
-    """Why there are no native kernels here: one sentence."""
-
-
 class Library:
     """A loaded library. path: its file."""
 
@@ -47,7 +44,7 @@ class Library:
         self.path = Path(path)
         try:
             self.handle = ctypes.CDLL(str(path))
-            self._run, self._levels = self.handle.rwkv_run, self.handle.rwkv_levels
+            self._levels = self.handle.rwkv_levels
         except (OSError, AttributeError) as error:
             raise NoLibraryError(f"The library '{path}' cannot be loaded: {error}.") from error
         self._levels.restype = ctypes.c_char_p
@@ -63,10 +60,13 @@ class Library:
 
     def run(self, kernel, arguments, results, threads):
         """Run a kernel. arguments, results: lists of (address, dtype as in tensors.h, shape), row-major."""
-        given, made = packed(arguments), packed(results)
-        message = ctypes.create_string_buffer(256)
-        if self._run(kernel.encode(), given, len(arguments), made, len(results), threads, message, len(message)):
-            raise ValueError(f"A native kernel failed: {message.value.decode()}.")
+        self.call("rwkv_run", kernel.encode(), *packed(arguments), *packed(results), threads)
+
+    def call(self, name, *arguments):
+        """Call a function that leaves a message, and raise a ValueError with it."""
+        message = ctypes.create_string_buffer(512)
+        if getattr(self.handle, name)(*arguments, message, len(message)):
+            raise ValueError(f"A native kernel failed: {message.value.decode(errors='replace')}.")
 
 
 class Tensor(ctypes.Structure):
@@ -81,7 +81,9 @@ class Tensor(ctypes.Structure):
 
 
 def packed(tensors):
-    return (Tensor * len(tensors))(*[(address, dtype, len(shape), tuple(shape)) for address, dtype, shape in tensors])
+    """An array for C, and its length."""
+    all_of_them = [(address, dtype, len(shape), tuple(shape)) for address, dtype, shape in tensors]
+    return (Tensor * len(tensors))(*all_of_them), len(tensors)
 
 
 def library():
@@ -108,16 +110,6 @@ def _find():
         return error
 
 
-def folder():
-    """Where libraries are kept: `kernels` in the user's cache folder."""
-    try:
-        return own_folder("kernels")
-    except UnusableError as error:
-        raise NoLibraryError(
-            f"Native kernels cannot be kept in the cache folder: {error}. XDG_CACHE_HOME names another on Linux."
-        ) from error
-
-
 @dataclass(frozen=True)
 class Plan:
     """What would be built, and where. compiler: its path; version: what it says of itself; headers: those of XLA."""
@@ -128,24 +120,13 @@ class Plan:
     levels: dict
     headers: Path | None
 
-    @property
-    def proof(self):
-        """The file that says which bytes the library has when it is whole."""
-        return self.path.with_suffix(".sha256")
-
-    def is_built(self):
-        try:
-            return hashlib.sha256(self.path.read_bytes()).hexdigest() == self.proof.read_text()
-        except (FileNotFoundError, UnicodeDecodeError):
-            return False
-
 
 def plan():
     """The `Plan` of this machine. Raises NoLibraryError."""
     where, (compiler, levels, headers) = folder(), _tools()
     version = "".join(_said([compiler, "--version"], "does not run").splitlines()[:1])
-    files = {**_source_files(), "ffi": b"" if headers is None else (headers / "xla/ffi/api/c_api.h").read_bytes()}
-    key = _digest([*files.items(), (repr((compiler, version, OPTIONS, sorted(levels.items()))), b"")])
+    files = {**source_files(), "ffi": b"" if headers is None else (headers / "xla/ffi/api/c_api.h").read_bytes()}
+    key = digest([*files.items(), (repr((compiler, version, OPTIONS, sorted(levels.items()))), b"")])
     return Plan(where / f"cpu-{key[:20]}{SUFFIX}", compiler, version, levels, headers)
 
 
@@ -159,16 +140,7 @@ def _tools():
 def build(again=False):
     """The path of the library in the cache, built if it is not there, not whole, or `again`. Raises NoLibraryError."""
     wanted = plan()
-    try:
-        with locked(wanted.path.with_suffix(".lock")):
-            if again or not wanted.is_built():
-                with atomic_files(wanted.path, wanted.proof) as (made, proof):
-                    _compile(wanted.compiler, wanted.levels, wanted.headers, made)
-                    Path(proof).write_text(hashlib.sha256(Path(made).read_bytes()).hexdigest())
-    except OSError as error:
-        folder = wanted.path.parent
-        raise NoLibraryError(f"Native kernels cannot be written to '{folder}': {error.strerror or error}.") from error
-    return wanted.path
+    return kept(wanted.path, partial(_compile, wanted.compiler, wanted.levels, wanted.headers), again)
 
 
 def build_to(path):
@@ -178,19 +150,11 @@ def build_to(path):
         _compile(compiler, levels, headers, made)
 
 
-def clear():
-    """Remove what was built, here and by other versions. Returns the paths of the libraries that are gone."""
-    gone = sorted(folder().glob(f"cpu-*{SUFFIX}"))
-    for path in gone:
-        for suffix in (SUFFIX, ".sha256", ".lock"):
-            path.with_suffix(suffix).unlink(missing_ok=True)
-    return gone
-
-
 def _compile(compiler, levels, headers, target):
     """All kernels for all levels into one library."""
-    tasks = {"host": [] if headers is None else ["-isystem", str(headers)]}
-    tasks["host"] += ["-DONLY_PLAIN"] if list(levels) == ["plain"] else []
+    xla = [] if headers is None else ["-isystem", str(headers)]
+    only = ["-DONLY_PLAIN"] if list(levels) == ["plain"] else []
+    tasks = {"host": [*xla, *only], "cuda_host": xla}
     for level, (width, options) in levels.items():
         for name in KERNELS:
             tasks[f"{name}_{level}"] = [f"-DWIDTH={width}", f"-DTABLE={name}_{level}", *options]
@@ -199,7 +163,7 @@ def _compile(compiler, levels, headers, target):
 
         def run(task):
             name, options = task
-            source = next(file for file in ("host", *KERNELS) if name.startswith(file))
+            source = next(file for file in (*HOSTS, *KERNELS) if name.startswith(file))
             compiled = str(Path(room) / f"{name}.o")
             command = [compiler, *OPTIONS, *options, "-c", str(SOURCES / f"{source}.cc"), "-o", compiled]
             _said(command, f"cannot compile {source}.cc")
@@ -207,7 +171,7 @@ def _compile(compiler, levels, headers, target):
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(run, tasks.items()))
-        _said([compiler, "-shared", "-pthread", *objects, "-o", str(target)], "cannot link the kernels")
+        _said([compiler, "-shared", "-pthread", *objects, "-o", str(target), "-ldl"], "cannot link the kernels")
 
 
 def _compiler():
@@ -238,10 +202,10 @@ def _said(command, failing):
 @functools.cache
 def key_of_sources():
     """What tells programs that call kernels of these sources from those that call others."""
-    return _digest(_source_files().items())[:16]
+    return digest(source_files().items())[:16]
 
 
-def _source_files():
+def source_files():
     return {path.name: path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]*"))}
 
 
@@ -250,10 +214,3 @@ def _ffi_headers():
     spec = importlib.util.find_spec("jaxlib")
     found = [Path(place) / "include" for place in spec.submodule_search_locations] if spec else []
     return next((place for place in found if (place / "xla/ffi/api/ffi.h").is_file()), None)
-
-
-def _digest(items):
-    digest = hashlib.sha256()
-    for name, content in items:
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()

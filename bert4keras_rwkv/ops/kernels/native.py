@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.chunks import real_resets
-from bert4keras_rwkv.ops.kernels import on_jax, on_torch
-from bert4keras_rwkv.ops.kernels.library import NoLibraryError, library
+from bert4keras_rwkv.ops.kernels import cuda, on_jax, on_torch
+from bert4keras_rwkv.ops.kernels.kept import NoLibraryError
+from bert4keras_rwkv.ops.kernels.library import library
 
 CHUNK = 32  # as in src/: tokens between two states that are kept
 ABSENT, RESET = 1, 2
@@ -34,6 +35,11 @@ class Recurrence:
     @property
     def y(self):
         return self.inputs[0]
+
+    @property
+    def decay(self):
+        """The number of the input that may have another dtype than those beside it, on a GPU; None: there is none."""
+        return 1 if "N" in self.state else None
 
     def sizes(self, x):
         """The size of each letter, for the first input x."""
@@ -64,29 +70,36 @@ RECURRENCES = {
 }
 
 
-def why_not(dtype=None):
-    """Why no native kernel runs here for inputs of a dtype (None: any), one sentence; None if one does."""
+def why_not(dtype=None, shape=()):
+    """Why no native kernel runs here for inputs of a dtype (None: any) and shape, one sentence; None if one does."""
     if backend.name() not in ON:
         return f"Native kernels run on JAX and PyTorch, and Keras runs on {backend.name()}."
-    if _accelerated():
-        return "The native kernels are for CPUs, and arrays live on an accelerator here."
+    where = device()
+    if where not in ("cpu", "cuda"):
+        return f"Native kernels are for CPUs and GPUs of NVIDIA, and arrays live on another device ({where}) here."
     if dtype is not None and backend.accumulation_dtype(dtype) == "float64":
         return "Native kernels compute in float32, and the inputs are float64."
+    if not all(isinstance(size, int) for size in shape):
+        return "This program is made for sizes that are not known yet, for another process: an export."
+    if where == "cuda" and len(shape) == 4 and shape[-1] > cuda.LARGEST_HEAD:
+        return f"The kernels of a GPU are for heads of up to {cuda.LARGEST_HEAD} numbers, and these have {shape[-1]}."
     try:
         library()
+        if where == "cuda":
+            cuda.compiler()
     except NoLibraryError as error:
         return str(error)
     return None
 
 
-def _accelerated():
-    """`backend.has_accelerator`, asked once."""
-    if "here" not in _accelerator:
-        _accelerator["here"] = backend.has_accelerator()
-    return _accelerator["here"]
+def device():
+    """`backend.device_kind`, asked once."""
+    if "here" not in _device:
+        _device["here"] = backend.device_kind()
+    return _device["here"]
 
 
-_accelerator = {}
+_device = {}
 
 
 def native(name, xs, state, present=None, reset=None, start=None):
@@ -98,6 +111,8 @@ def native(name, xs, state, present=None, reset=None, start=None):
     recurrence = RECURRENCES[name]
     batch = ops.shape(xs[0])[0]
     xs = [_with_batch(_of(x, TAKEN), letters, batch) for x, letters in zip(xs, recurrence.inputs, strict=True)]
+    if device() == "cuda":
+        xs = _alike(recurrence, xs)
     state, begin = _of(state), ops.zeros((0,), "float32")
     if reset is not None and start is not None:
         begin = _with_batch(_of(start), recurrence.state, batch)
@@ -117,7 +132,11 @@ _differentiable = {}  # plain dicts here and in library.py: `torch.compile` does
 def _of(x, dtypes=TAKEN[:1]):
     """x as a tensor of one of these dtypes: its own, or else the first. In a decoding loop this is half of the cost."""
     x = x if ops.is_tensor(x) else ops.convert_to_tensor(x)
-    return x if str(x.dtype).removeprefix("torch.") in dtypes else ops.cast(x, dtypes[0])
+    return x if _dtype(x) in dtypes else ops.cast(x, dtypes[0])
+
+
+def _dtype(x):
+    return str(x.dtype).removeprefix("torch.")
 
 
 def _with_batch(x, letters, batch):
@@ -126,6 +145,20 @@ def _with_batch(x, letters, batch):
         return x
     x = ops.expand_dims(x, 0) if len(x.shape) < len(letters) else x
     return ops.broadcast_to(x, (batch, *x.shape[1:]))
+
+
+def _alike(recurrence, xs):
+    """xs in the dtypes that a kernel of a GPU is compiled for: one for what there is of each token, which the decay may
+    replace by float32, and float32 for the rest.
+    """
+    each = [letters[:2] == "BT" for letters in recurrence.inputs]
+    dtypes = [_dtype(x) for x in xs]
+    others = {dtypes[i] for i, of_tokens in enumerate(each) if of_tokens and i != recurrence.decay}
+    common = others.pop() if len(others) == 1 else "float32"
+    wanted = [common if of_tokens else "float32" for of_tokens in each]
+    if recurrence.decay is not None and dtypes[recurrence.decay] == "float32":
+        wanted[recurrence.decay] = "float32"
+    return [_of(x, (to,)) for x, to in zip(xs, wanted, strict=True)]
 
 
 def _flags(present, reset):

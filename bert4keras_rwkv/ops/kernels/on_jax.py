@@ -4,7 +4,12 @@ from functools import cache
 
 import numpy as np
 
+from bert4keras_rwkv.ops import backend
+from bert4keras_rwkv.ops.kernels import cuda
 from bert4keras_rwkv.ops.kernels.library import key_of_sources, library
+
+HANDLERS = {"cpu": "rwkv_xla", "CUDA": "rwkv_cuda_xla"}  # of src/, for the platforms of XLA
+DTYPES = {"float32": 0, "bfloat16": 1, "uint8": 2}  # as in src/tensors.h
 
 
 def differentiable(recurrence):
@@ -83,6 +88,8 @@ def _call(recurrence, kind):
         else:
             made = [(shape, np.float32) for shape in recurrence.results(sizes, kind == "kept")]
         results = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in made)
+        if backend.device_kind() == "cuda":
+            _prepare(name, tensors, results)
         return tuple(jax.ffi.ffi_call(target(), results)(*tensors, kernel=name))
 
     return call
@@ -98,7 +105,18 @@ def register():
     """Make the kernels known to XLA in this process, which a program that was exported with them needs too."""
     import jax
 
-    jax.ffi.register_ffi_target(target(), jax.ffi.pycapsule(library().handle.rwkv_xla), platform="cpu")
+    for platform, handler in HANDLERS.items():
+        capsule = jax.ffi.pycapsule(getattr(library().handle, handler))
+        jax.ffi.register_ffi_target(target(), capsule, platform=platform)
+    if backend.device_kind() == "cuda":
+        cuda.compiler()
+
+
+def _prepare(name, tensors, results):
+    """Compile for a GPU what the program that is being traced will start, unless its shapes are not known yet."""
+    described = [[(0, DTYPES[str(x.dtype)], x.shape) for x in group] for group in (tensors, results)]
+    if all(isinstance(size, int) for group in described for _, _, shape in group for size in shape):
+        cuda.prepare(name, *described)
 
 
 def _rule(recurrence, kind, arguments, results):

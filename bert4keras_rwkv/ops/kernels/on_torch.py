@@ -1,5 +1,6 @@
-"""Native kernels as operators of PyTorch: `torch.ops.bert4keras_rwkv.wkv6` and others, differentiable, for CPUs."""
+"""Native kernels as operators of PyTorch: `torch.ops.bert4keras_rwkv.wkv6` and others, differentiable."""
 
+from bert4keras_rwkv.ops.kernels import cuda
 from bert4keras_rwkv.ops.kernels.library import library
 
 NAMESPACE = "bert4keras_rwkv"
@@ -70,7 +71,8 @@ def _defined(recurrence):
     definitions.define(signature(name, [*inputs, "flags"], ["", "", *kept], ", bool keep"))
     definitions.define(signature(backward_name, [*inputs, "flags", *kept, "dy", "dlast"], ["" for _ in inputs]))
     for operator, run, shapes in ((name, forward, made), (backward_name, gradient, slopes_made)):
-        definitions.impl(operator, run, "CPU")
+        for device in RUN_ON:
+            definitions.impl(operator, run, device.upper())
         torch.library.register_fake(f"{NAMESPACE}::{operator}", shapes, lib=definitions)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=remember, lib=definitions)
     return getattr(torch.ops.bert4keras_rwkv, name).default
@@ -80,8 +82,23 @@ LIBRARIES = []  # operators last as long as these
 
 
 def _run(name, tensors, results):
-    import torch
-
     given = [x.contiguous() for x in tensors]
     described = [[(x.data_ptr(), DTYPES[str(x.dtype)], x.shape) for x in group] for group in (given, results)]
+    RUN_ON[tensors[0].device.type](name, described, tensors[0].device)
+
+
+def _on_cpu(name, described, _):
+    import torch
+
     library().run(name, *described, torch.get_num_threads())
+
+
+def _on_gpu(name, described, device):
+    """In the order of the work that PyTorch has given the device."""
+    import torch
+
+    with torch.cuda.device(device):
+        cuda.run(name, *described, torch.cuda.current_stream().cuda_stream)
+
+
+RUN_ON = {"cpu": _on_cpu, "cuda": _on_gpu}

@@ -11,7 +11,7 @@ from bert4keras_rwkv.atomic import atomic_folder
 from bert4keras_rwkv.tokenizers import VOCABULARY_NAME
 from bert4keras_rwkv.versions.table import Transform
 from bert4keras_rwkv.weights.casting import is_floating
-from bert4keras_rwkv.weights.folder import CONFIG, SAFETENSORS
+from bert4keras_rwkv.weights.folder import CONFIG, SAFETENSORS, VOCABULARY
 from bert4keras_rwkv.weights.formats.safetensors_file import write_safetensors
 from bert4keras_rwkv.weights.tensors import derived
 
@@ -84,14 +84,15 @@ def write_folder(folder, tensors, config, dtype=None, tokenizer=None, progress=N
     The end of a document, id 0, ends what they generate.
     """
     said = {**config, "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": str(dtype or _dtype(tensors))}
+    if tokenizer is not None and tokenizer.file_name is not None:
+        said[VOCABULARY] = WORLD_NAME if tokenizer.file_name == VOCABULARY_NAME else tokenizer.file_name
     files = {CONFIG: _json(said), GENERATION: _json({"bos_token_id": 0, "eos_token_id": 0}), **(texts or {})}
     with atomic_folder(folder) as unfinished:
         write_safetensors(unfinished / SAFETENSORS, tensors, dtype, progress=progress)
         for name, text in files.items():
             (unfinished / name).write_text(text, encoding="utf-8")
-        if tokenizer is not None and tokenizer.file_name is not None:
-            name = WORLD_NAME if tokenizer.file_name == VOCABULARY_NAME else tokenizer.file_name
-            tokenizer.save(unfinished / name)
+        if VOCABULARY in said:
+            tokenizer.save(unfinished / said[VOCABULARY])
 
 
 def _dtype(tensors):

@@ -15,7 +15,7 @@ import numpy as np
 from bert4keras_rwkv.atomic import atomic_file, atomic_folder
 from bert4keras_rwkv.versions.table import filled
 from bert4keras_rwkv.weights.casting import cast, report
-from bert4keras_rwkv.weights.folder import CONFIG, WEIGHTS, config_beside
+from bert4keras_rwkv.weights.folder import CONFIG, VOCABULARY, WEIGHTS, config_beside
 from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, holds, open_hdf5, weights_only
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.loading import export, to_variables
@@ -152,9 +152,10 @@ def write_preset(folder, tensors, config, dtype=None, tokenizer=None, progress=N
     with atomic_folder(folder) as unfinished:
         write_keras_h5(unfinished / WEIGHTS, tensors, config, dtype, progress)
         keys = {**config.to_dict(), "dtype": str(dtype or tensors.dtypes["head.weight"])}
-        (unfinished / CONFIG).write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None and tokenizer.file_name is not None:
+            keys[VOCABULARY] = tokenizer.file_name
             tokenizer.save(unfinished / tokenizer.file_name)
+        (unfinished / CONFIG).write_text(json.dumps(keys, indent=2) + "\n", encoding="utf-8")
 
 
 VERSIONS = ("4", "5", "6", "7")

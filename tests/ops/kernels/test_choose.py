@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from bert4keras_rwkv import build_transformer_model
-from bert4keras_rwkv.ops.kernels import choose, library, native
+from bert4keras_rwkv.ops.kernels import choose, cuda, library, native
 from bert4keras_rwkv.ops.kernels.choose import chosen
 
 HERE = keras.backend.backend()
@@ -16,7 +16,7 @@ def test_native_where_it_serves_and_pure_ops_elsewhere(monkeypatch):
     expected = "native" if HERE in native.ON else "ops"
     monkeypatch.delenv("OPS_KERNEL", raising=False)
     assert chosen() == chosen("auto", "float32") == chosen("auto", "bfloat16") == chosen("auto", "float16") == expected
-    assert chosen("auto", "float64") == "ops"
+    assert chosen("auto", "float64") == chosen("auto", "float32", (None, 3)) == "ops"
     monkeypatch.setenv("OPS_KERNEL", "1")
     assert chosen() == "ops" and chosen("loop") == "loop" and chosen("ops") == "ops"
 
@@ -36,6 +36,21 @@ def test_asked_for_it_says_why_not(monkeypatch):
 def test_a_backend_without_any():
     with pytest.raises(ValueError, match=rf"Keras runs on {HERE}"):
         chosen("native")
+
+
+@pytest.mark.skipif(HERE not in native.ON, reason="nothing native runs there")
+def test_what_each_device_has(monkeypatch):
+    """A GPU without a driver, another accelerator, and heads too large for the gradient on a GPU."""
+    monkeypatch.setattr(cuda, "_found", {})
+    monkeypatch.setattr(cuda, "DRIVER", "/nowhere/libcuda.so.1")
+    for kind, reason in (("tpu", r"another device \(tpu\)"), ("cuda", r"no CUDA driver \(/nowhere")):
+        monkeypatch.setattr(native, "_device", {"here": kind})
+        assert chosen() == "ops"
+        with pytest.raises(ValueError, match=reason):
+            chosen("native")
+    monkeypatch.setattr(cuda, "_found", {"compiler": "an NVRTC"})
+    assert native.why_not("float32", (1, 2, 3, 128)) is None
+    assert "up to 128 numbers, and these have 160" in native.why_not("float32", (1, 2, 3, 160))
 
 
 def test_what_runs_is_said_once(monkeypatch, caplog):

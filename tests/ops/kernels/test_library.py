@@ -41,6 +41,7 @@ def test_a_damaged_one_is_built_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", str(quick.compiler(tmp_path)))
     monkeypatch.setattr(library, "LEVELS", {})
+    monkeypatch.setattr(library, "_ffi_headers", lambda: None)
     path = library.build()
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], whole[:-1] + b"\xff"):
@@ -70,6 +71,7 @@ def test_why_there_is_none(variables, reason, tmp_path, monkeypatch):
 def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(library, "LEVELS", {})
+    monkeypatch.setattr(library, "_ffi_headers", lambda: None)
     monkeypatch.setattr(
         library, "SOURCES", quick.changed_sources(tmp_path / "src", "wkv4.cc", "struct State {", "struct State (")
     )

@@ -95,6 +95,24 @@ def test_batch_and_heads_stay_on_their_devices(name):
     assert run(SHARDED, name, XLA_FLAGS=flags) == "the same\n"
 
 
+def test_lowered_for_a_gpu(rng):
+    """Here, where there is none: the program names the kernels by their sources and names alone."""
+    import jax
+
+    from bert4keras_rwkv.ops.kernels.on_jax import target
+
+    xs, state, _ = inputs(rng, "wkv6", (1, 5, 2, 8))
+
+    def total(xs, state):
+        y, last = native("wkv6", xs, state)
+        return y.sum() + last.sum()
+
+    allowed = [jax.export.DisabledSafetyCheck.custom_call(target())]
+    exported = jax.export.export(jax.jit(jax.grad(total)), platforms=["cuda"], disabled_checks=allowed)(xs, state)
+    text = exported.mlir_module()
+    assert text.count(f"@{target()}(") == 2 and 'kernel = "wkv6_gradient"' in text
+
+
 EXPORT = """
 import sys
 import jax, numpy as np

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 import h5py
 import pytest
 
+from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.state import RWKVState
+from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER, PileTokenizer, load_tokenizer
 from bert4keras_rwkv.weights import WeightsError
 from bert4keras_rwkv.weights.checkpoint import open_weights
 from bert4keras_rwkv.weights.formats.hdf5 import data_sets, holds, open_hdf5
@@ -60,3 +63,9 @@ def test_a_file_is_told_by_what_lies_in_it(tmp_path, pipe, where, kind):
 def test_a_pipe_is_no_weight_file(pipe):
     with alarm(), pytest.raises(WeightsError, match="no regular file"):
         open_weights(pipe)
+
+
+@pytest.mark.parametrize("read", [load_tokenizer, RWKV_TOKENIZER, PileTokenizer, RWKVConfig.from_json, RWKVState.load])
+def test_nor_is_it_what_belongs_to_weights(pipe, read):
+    with alarm(), pytest.raises(ValueError, match="no regular file"):
+        read(pipe)

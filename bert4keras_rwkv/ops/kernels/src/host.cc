@@ -13,7 +13,7 @@
 #include <thread>
 #include <vector>
 
-#include "tensors.h"
+#include "shapes.h"
 
 #if defined(__x86_64__) && !defined(ONLY_PLAIN)
 #define HAS_LEVELS
@@ -63,42 +63,7 @@ const Kernel* find(const std::string& name) {
   return nullptr;
 }
 
-constexpr int MOST_TENSORS = 24;
-constexpr int64_t STRIP = 64, CHUNK = 32;         // as in the kernels
-constexpr int64_t WORTHWHILE = 200 * 1000;        // multiplications that take longer than calling a helper
-
-// Binds the letters of `pattern` to the sizes of the tensors; empty, or what is wrong.
-std::string bind(const char* pattern, const Tensor* in, int inputs, const Tensor* out, int outputs, int64_t* sizes) {
-  for (int i = 0; i < 26; i++) sizes[i] = -1;
-  const Tensor* x = in;
-  int at = 0, most = inputs;
-  for (const char* p = pattern; *p;) {
-    if (*p == ' ') { p++; continue; }
-    if (*p == '>') {
-      if (at != inputs) return "takes " + std::to_string(at) + " arguments, not " + std::to_string(inputs);
-      x = out, at = 0, most = outputs, p++;
-      continue;
-    }
-    if (at == most) return std::string(x == in ? "takes more arguments than " : "gives more results than ") + std::to_string(most);
-    const bool optional = *p == '*';
-    p += optional;
-    int rank = 0;
-    while (p[rank] && p[rank] != ' ') rank++;
-    if (!(optional && x[at].size() == 0)) {
-      if (x[at].rank != rank) return "tensor " + std::to_string(at) + " has another number of dimensions";
-      for (int i = 0; i < rank; i++) {
-        const int64_t given = x[at].dims[i];
-        int64_t digit = p[i] - '0', *size = p[i] <= '9' ? &digit : sizes + (p[i] - 'A');
-        if (*size < 0) *size = given;
-        if (*size != given) return "tensor " + std::to_string(at) + ", dimension " + std::to_string(i) + ": " + std::to_string(given) + ", not " + std::to_string(*size);
-        if (p[i] == 'T') sizes['C' - 'A'] = (given + CHUNK - 1) / CHUNK;
-        if (p[i] == 'D') sizes['S' - 'A'] = (given + STRIP - 1) / STRIP;
-      }
-    }
-    p += rank, at++;
-  }
-  return at == outputs ? "" : "gives " + std::to_string(at) + " results, not " + std::to_string(outputs);
-}
+constexpr int64_t WORTHWHILE = 200 * 1000;  // multiplications that take longer than calling a helper
 
 // Items in turn to whoever is free. The caller works too, and never waits for a helper that has not begun.
 struct Shared {
@@ -232,38 +197,13 @@ int rwkv_run(const char* kernel, const Tensor* in, int inputs, const Tensor* out
 }
 
 #if __has_include("xla/ffi/api/ffi.h")
-#include "xla/ffi/api/ffi.h"
-namespace ffi = xla::ffi;
-
-static bool describe(const ffi::AnyBuffer& x, Tensor& to) {
-  const auto dims = x.dimensions();
-  if (dims.size() > MOST_DIMS) return false;
-  switch (x.element_type()) {
-    case ffi::F32: to.dtype = FLOAT32; break;
-    case ffi::BF16: to.dtype = BFLOAT16; break;
-    case ffi::U8: to.dtype = UINT8; break;
-    default: return false;
-  }
-  to.data = x.untyped_data();
-  to.rank = (int32_t)dims.size();
-  for (size_t i = 0; i < dims.size(); i++) to.dims[i] = dims[i];
-  return true;
-}
+#include "xla.h"
 
 static ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, std::string_view kernel) {
-  Tensor in[MOST_TENSORS], out[MOST_TENSORS];
-  if (args.size() > MOST_TENSORS || rets.size() > MOST_TENSORS) return ffi::Error::InvalidArgument("too many tensors");
-  for (size_t i = 0; i < args.size(); i++) {
-    auto x = args.get<ffi::AnyBuffer>(i);
-    if (!x || !describe(*x, in[i])) return ffi::Error::InvalidArgument("an argument of unknown kind");
-  }
-  for (size_t i = 0; i < rets.size(); i++) {
-    auto x = rets.get<ffi::AnyBuffer>(i);
-    if (!x || !describe(**x, out[i])) return ffi::Error::InvalidArgument("a result of unknown kind");
-  }
-  const std::string wrong = run(std::string(kernel).c_str(), in, (int)args.size(), out, (int)rets.size(), pool.num_threads() - 1,
-                                [&](const std::function<void()>& task) { pool.Schedule(std::function<void()>(task)); });
-  return wrong.empty() ? ffi::Error::Success() : ffi::Error::InvalidArgument(wrong);
+  return with_tensors(args, rets, [&](const Tensor* in, const Tensor* out) {
+    return run(std::string(kernel).c_str(), in, (int)args.size(), out, (int)rets.size(), pool.num_threads() - 1,
+               [&](const std::function<void()>& task) { pool.Schedule(std::function<void()>(task)); });
+  });
 }
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rwkv_xla, call, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attr<std::string_view>("kernel"));
 #endif

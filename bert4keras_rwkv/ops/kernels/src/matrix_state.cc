@@ -5,6 +5,7 @@
 //
 // S (N, N) is [key, value]; S is what token t finds, S' what it leaves. An absent token has w = k = b = 0; where a
 // document begins, S becomes `start` first. Sums are float32. One item is one head of one row of the batch.
+#include "shapes.h"
 #include "vectors.h"
 
 #define INLINE inline __attribute__((always_inline))
@@ -366,12 +367,11 @@ int64_t once(const int64_t* n) { return 4 * n['T' - 'A'] * n['N' - 'A'] * n['N' 
 int64_t there_and_back(const int64_t* n) { return 4 * once(n); }
 }  // namespace
 
-#define MATRIX "BTHN BTHN BTHN BTHN "
 extern const Kernel TABLE[];
 const Kernel TABLE[] = {
-    {"wkv6", MATRIX "BHN BHNN *BHNN *BT > BTHN BHNN *BHCNN", "BH", once, any_forward<false>},
-    {"wkv6_gradient", MATRIX "BHN BHNN *BHNN *BT BHCNN BTHN BHNN > " MATRIX "BHN BHNN *BHNN", "BH", there_and_back, any_backward<false>},
-    {"wkv7", MATRIX "BTHN BTHN BHNN *BHNN *BT > BTHN BHNN *BHCNN *BTHN", "BH", once, any_forward<true>},
-    {"wkv7_gradient", MATRIX "BTHN BTHN BHNN *BHNN *BT BHCNN BTHN BTHN BHNN > " MATRIX "BTHN BTHN BHNN *BHNN", "BH", there_and_back, any_backward<true>},
+    {"wkv6", WKV6, "BH", once, any_forward<false>},
+    {"wkv6_gradient", WKV6_GRADIENT, "BH", there_and_back, any_backward<false>},
+    {"wkv7", WKV7, "BH", once, any_forward<true>},
+    {"wkv7_gradient", WKV7_GRADIENT, "BH", there_and_back, any_backward<true>},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };

@@ -21,11 +21,10 @@ struct Tensor {
   float* to() const { return static_cast<float*>(data); }
 };
 
-// One kernel for one instruction set. Shapes: a letter for each dimension of each argument and result, as in "BTHN";
-// "*" before a group: it may also be empty. Of `split` the product is the number of items that may run side by side.
+// One kernel for one instruction set. Of `split` the product is the number of items that may run side by side.
 struct Kernel {
   const char* name;
-  const char* arguments;  // "BTHN BTHN ... > BTHN ...": separated by blanks, results after ">"
+  const char* arguments;  // as in shapes.h
   const char* split;
   int64_t (*work)(const int64_t* sizes);  // of one item, in multiplications, about
   void (*run)(const Tensor* arguments, const Tensor* results, int64_t from, int64_t to);

@@ -3,6 +3,7 @@
 //   y_t = (a + e^{u + k_t} v_t) / (b + e^{u + k_t}),  a' = e^w a + e^{k_t} v_t,  b' = e^w b + e^{k_t}
 //
 // Channels stand alone: a vector holds some, and one item is a strip of STRIP of them, of one row of the batch.
+#include "shapes.h"
 #include "vectors.h"
 
 namespace {
@@ -269,7 +270,7 @@ int64_t there_and_back(const int64_t* n) { return 3 * once(n); }
 
 extern const Kernel TABLE[];
 const Kernel TABLE[] = {
-    {"wkv4", "BTD BTD BD BD B3D *B3D *BT > BTD B3D *BC3D", "BS", once, forward},
-    {"wkv4_gradient", "BTD BTD BD BD B3D *B3D *BT BC3D BTD B3D > BTD BTD BD BD B3D *B3D", "BS", there_and_back, backward},
+    {"wkv4", WKV4, "BS", once, forward},
+    {"wkv4_gradient", WKV4_GRADIENT, "BS", there_and_back, backward},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };

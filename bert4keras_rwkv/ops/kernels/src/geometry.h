@@ -1,0 +1,24 @@
+// How the kernels of a GPU are laid out, for them and for the host that starts them.
+#pragma once
+
+constexpr int divided(int x, int by) { return (x + by - 1) / by; }  // rounded up
+constexpr int whole(int x, int of) { return divided(x, of) * of; }
+
+// Forward: each column of a state belongs to PARTS neighbouring threads, and a block has some of the columns.
+constexpr int PARTS = 4;
+constexpr int forward_columns(int n) { return n < 32 ? whole(n, 8) : 32; }
+constexpr int forward_threads(int n) { return PARTS * forward_columns(n); }
+constexpr int forward_slices(int n) { return divided(n, forward_columns(n)); }
+
+// One token: STEP_COLUMNS columns a block, whose keys are shared out among STEP_PARTS threads.
+constexpr int STEP_COLUMNS = 16, STEP_PARTS = 16;
+constexpr int step_threads(int) { return STEP_COLUMNS * STEP_PARTS; }
+constexpr int step_slices(int n) { return divided(n, STEP_COLUMNS); }
+
+// Gradient: a thread has ROWS rows of a state, and of each what falls to one of `gradient_lanes` threads.
+constexpr int ROWS = 4, MOST_GRADIENT = 128;  // the largest head size
+constexpr int gradient_lanes(int n) { return n <= 16 ? 4 : n <= 32 ? 8 : 16; }
+constexpr int gradient_threads(int n) { return whole(gradient_lanes(n) * divided(n, ROWS), 32); }
+
+// RWKV-4: a thread a channel.
+constexpr int STRIP_THREADS = 64;

@@ -1,0 +1,39 @@
+// A stand-in for libcuda.so.1 with one device, whose cubins are the paths of libraries made of emulated.cc.
+#include <dlfcn.h>
+
+#include <cstring>
+#include <mutex>
+
+typedef void (*Kernel)(unsigned seed, unsigned blocks, unsigned threads, void** arguments);
+static std::mutex one;
+static unsigned seed_ = 0, launches_ = 0;
+enum { INVALID_IMAGE = 200, NOT_FOUND = 500, INVALID_CONTEXT = 201 };
+
+extern "C" {
+void stand_in_seed(unsigned seed) { seed_ = seed; }
+unsigned stand_in_launches() { return launches_; }
+
+int cuInit(unsigned) { return 0; }
+int cuDriverGetVersion(int* version) { return *version = 13000, 0; }
+int cuDeviceGetCount(int* count) { return *count = 1, 0; }
+int cuCtxGetDevice(int*) { return INVALID_CONTEXT; }
+int cuDeviceGetAttribute(int* value, int attribute, int) { return *value = attribute == 75 ? 9 : 0, 0; }
+int cuDeviceGetName(char* name, int room, int) { return std::strncpy(name, "Stand-in", room), 0; }
+int cuLibraryLoadData(void** library, const void* image, void*, void*, unsigned, void*, void*, unsigned) {
+  *library = dlopen((const char*)image, RTLD_NOW | RTLD_LOCAL);
+  return *library ? 0 : INVALID_IMAGE;
+}
+int cuLibraryGetKernel(void** kernel, void* library, const char*) {
+  *kernel = dlsym(library, "emulated_launch");
+  return *kernel ? 0 : NOT_FOUND;
+}
+int cuLaunchKernel(void* kernel, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned, unsigned, unsigned, void*, void** arguments, void**) {
+  std::lock_guard<std::mutex> lock(one);
+  launches_++;
+  ((Kernel)kernel)(seed_, blocks, threads, arguments);
+  return 0;
+}
+int cuGetErrorString(int code, const char** text) {
+  return *text = code == INVALID_IMAGE ? "device kernel image is invalid" : "an error", 0;
+}
+}
