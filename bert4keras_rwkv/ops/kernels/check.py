@@ -47,7 +47,8 @@ class Finding:
 def check_kernels(levels=None, names=None, shapes=SHAPES, masks=MASKS):
     """A `Finding` for each recurrence, shape, way of masking and instruction set (None: all that there are here).
 
-    Of the last way of masking each shape is done with inputs in bfloat16, too. The best instruction set is chosen afterwards.
+    Of the last way of masking each shape is done with inputs in bfloat16, too. The best instruction set is chosen
+    afterwards.
     """
     here = _Gpu() if device() == "cuda" else library()
     try:

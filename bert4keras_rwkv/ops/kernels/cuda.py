@@ -22,7 +22,7 @@ SOURCES = {
     "wkv7_chunked": "wkv7_chunked.cu",
 }
 WITHOUT_STEP = "wkv4", "wkv6_chunked", "wkv7_chunked"  # there is no kernel for one token among these
-CHUNKED_HEADS = 16, 32, 48, 64  # of which there are kernels by chunks: `is_chunked` in geometry.h
+CHUNKED_HEADS, CHUNKED_FROM = (16, 32, 48, 64), 80  # what goes by chunks, and from which architecture: geometry.h
 MISSING = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_char), ctypes.c_int)
 
 
@@ -37,7 +37,10 @@ class Device:
 
 @dataclass(frozen=True)
 class Key:
-    """What the host asks for. name: one of `SOURCES`; part: 'forward', 'step' or 'gradient'; N: the head size; dtypes: of the inputs, of w."""
+    """What the host asks for.
+
+    name: one of `SOURCES`; part: 'forward', 'step' or 'gradient'; N: the head size; dtypes: of the inputs, of w.
+    """
 
     name: str
     part: str

@@ -1,39 +1,27 @@
 """Kernels by chunks, compiled for a CPU by the emulator and run on NumPy arrays."""
 
 import ctypes
-import subprocess
-from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
-from bert4keras_rwkv.ops.kernels import library
+from bert4keras_rwkv.ops.kernels import cuda
 from bert4keras_rwkv.ops.kernels.native import CHUNK
+from tests.ops.kernels import guards
+from tests.ops.kernels.stand_in import SHARED, emulated
 
-HERE = Path(__file__).parent
-SOURCES = library.SOURCES
-GUARD = 64  # numbers before and after each result
-STRICT = ("-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror")
-UNLIKE_CUDA = ("-Wno-unknown-pragmas", "-Wno-clobbered", "-Wno-unused-parameter", "-Wno-unused-function")
+DTYPES = {"float": np.dtype("float32"), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
 class Kernel:
-    """One kernel of wkv6_chunked.cu or wkv7_chunked.cu. text: instead of the source as it is."""
+    """One kernel of wkv6_chunked.cu or wkv7_chunked.cu. sources: instead of the package's."""
 
-    def __init__(self, folder, name, part, N, columns, inputs="bf16", decay="float", text=None):
+    def __init__(self, folder, name, part, N, columns, inputs="bf16", decay="float", sources=None):
         self.name, self.part, self.N, self.columns, self.inputs, self.decay = name, part, N, columns, inputs, decay
-        source = SOURCES / f"{name}_chunked.cu"
-        made = folder / f"{name}-{part}-{N}-{columns}-{inputs}-{decay}{'' if text is None else f'-{hash(text)}'}.so"
-        if text is not None:
-            source = made.with_suffix(".cu")
-            source.write_text(text)
+        made = (sources or folder) / f"{name}-{part}-{N}-{columns}-{inputs}-{decay}.so"
         if not made.exists():
-            macros = [f"-D{part.upper()}", f"-DN={N}", f"-DCOLUMNS={columns}", f"-DINPUT={inputs}", f"-DDECAY={decay}"]
-            macros += [f'-DSOURCE="{source}"', f"-DKERNEL={part}"]
-            emulator = ["-include", HERE / "emulator.h", f"-I{SOURCES}", HERE / "emulated.cc"]
-            shared = ["-shared", "-fPIC", "-fno-gnu-unique", "-fvisibility=hidden"]
-            command = [library._compiler(), *STRICT, *UNLIKE_CUDA, *macros, *shared, *emulator, "-o", made]
-            done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
+            options = [f"-D{part.upper()}", f"-DN={N}", f"-DCOLUMNS={columns}", f"-DINPUT={inputs}", f"-DDECAY={decay}"]
+            emulated(cuda.SOURCES[f"{name}_chunked"], part, options, made, *SHARED, sources=sources)
         self.handle = ctypes.CDLL(str(made))
 
     def launch(self, seed, blocks, threads, arguments):
@@ -47,52 +35,34 @@ class Kernel:
     def stored(self, xs):
         """The inputs as the kernel takes them."""
         kinds = [self.inputs, self.decay, self.inputs, self.inputs, *([self.inputs] * 2 if len(xs) == 6 else ["float"])]
-        return [to_bf16(x) if kind == "bf16" else x for x, kind in zip(xs, kinds, strict=True)]
+        return [x.astype(DTYPES[kind]) for x, kind in zip(xs, kinds, strict=True)]
 
     def forward(self, seed, xs, state, start, flags, keep=True):
         """y, the last state, and if they are to be kept the checkpoints (, of RWKV-7 what was read)."""
         B, T, H, N = xs[0].shape
-        results = [Result((B, T, H, N)), Result((B, H, N, N))]
-        results += [Result((B, H, -(-T // CHUNK), N, N))] if keep else [None]
+        results = [guards.guarded((B, T, H, N)), guards.guarded((B, H, N, N))]
+        results += [guards.guarded((B, H, -(-T // CHUNK), N, N))] if keep else [None]
         if self.name == "wkv7":
-            results += [Result((B, T, H, N))] if keep else [None]
-        given = [*self.stored(xs), state, start, flags, *(x and x.inside for x in results), T, H]
+            results += [guards.guarded((B, T, H, N))] if keep else [None]
+        given = [*self.stored(xs), state, start, flags, *(x and x[1] for x in results), T, H]
         self.launch(seed, B * H * (N // self.columns), 2 * self.columns, given)
-        return [x.read() for x in results if x]
+        return [guards.read(*x) for x in results if x]
 
     def gradient(self, seed, xs, state, start, flags, kept, dy, dlast):
         """The gradients of xs, of the state and of the start, if there is one. kept: what `forward` gave beside."""
         B, T, H, N = xs[0].shape
         stored = self.stored(xs)
-        results = [Result(x.shape, x.dtype) for x in (*stored, state, state)]
+        results = [guards.guarded(x.shape, x.dtype) for x in (*stored, state, state)]
         if start is None:
             results[-1] = None
-        given = [*stored, state, start, flags, *kept, dy, dlast, *(x and x.inside for x in results), T, H]
+        given = [*stored, state, start, flags, *kept, dy, dlast, *(x and x[1] for x in results), T, H]
         self.launch(seed, B * H, 2 * N, given)
-        return [x.read() for x in results if x]
+        return [guards.read(*x) for x in results if x]
 
 
-class Result:
-    """An array amid others that a kernel must leave alone."""
-
-    def __init__(self, shape, dtype="float32"):
-        self.whole = np.zeros(int(np.prod(shape)) + 2 * GUARD, dtype)
-        self.whole.view("uint8")[:] = 0xFF  # NaN
-        self.inside = self.whole[GUARD : len(self.whole) - GUARD].reshape(shape)
-
-    def read(self):
-        for part in (self.whole[:GUARD], self.whole[-GUARD:]):
-            assert (part.view("uint8") == 0xFF).all()
-        return from_bf16(self.inside) if self.inside.dtype == np.uint16 else self.inside
-
-
-def to_bf16(x):
-    bits = np.ascontiguousarray(x, "float32").view("uint32").astype("uint64")
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("uint16")
-
-
-def from_bf16(bits):
-    return (bits.astype("uint32") << 16).view("float32")
+def rounded(x):
+    """As bfloat16 has it."""
+    return x.astype(DTYPES["bf16"]).astype("float32")
 
 
 def inputs(rng, name, T, N, decay="any", masks=True, B=2, H=2):
@@ -102,17 +72,17 @@ def inputs(rng, name, T, N, decay="any", masks=True, B=2, H=2):
     """
 
     def normal(*shape):
-        return from_bf16(to_bf16(rng.standard_normal(shape)))
+        return rounded(rng.standard_normal(shape))
 
     r, k, v = (normal(B, T, H, N) for _ in range(3))
     some = -np.exp(rng.uniform(np.log(1e-6), np.log(60), (B, T, H, N)))
-    xs = [r, from_bf16(to_bf16(some if decay == "any" else np.full_like(some, decay))), k, v]
+    xs = [r, rounded(some if decay == "any" else np.full_like(some, decay)), k, v]
     if name == "wkv6":
         xs.append(normal(B, H, N))
     else:
         kk = normal(B, T, H, N)
         kk /= np.linalg.norm(kk, axis=-1, keepdims=True)
-        xs += [from_bf16(to_bf16(x)) for x in (-kk, kk * rng.random((B, T, H, N)))]
+        xs += [rounded(x) for x in (-kk, kk * rng.random((B, T, H, N)))]
     state, start = normal(B, H, N, N), normal(B, H, N, N)
     flags = rng.choice(np.arange(4, dtype="uint8"), (B, T), p=(0.7, 0.14, 0.14, 0.02))
     return xs, state, *((start, flags) if masks else (None, None))

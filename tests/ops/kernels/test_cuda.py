@@ -63,7 +63,7 @@ def test_bfloat16_goes_by_chunks(name, N, gpu):
 
 
 def test_what_chunks_do_not_serve_goes_token_by_token(gpu):
-    """Other head sizes and dtypes, short texts, one token, memory that does not begin at 8 bytes, cards before sm_80."""
+    """Other head sizes and dtypes, short texts, one token, memory that begins beside 8 bytes, cards before sm_80."""
 
     def asked(T, N, dtype, off=0, keep=True):
         recurrence, of = RECURRENCES["wkv7"], guards.sizes(T, N)
