@@ -11,8 +11,14 @@ import time
 from bert4keras_rwkv.ops.kernels import cuda, library, nvrtc
 
 KERNELS = [(name, part) for name in cuda.SOURCES for part in ("forward", "step", "gradient")]
-KERNELS.remove(("wkv4", "step"))
-SIZES = 64, 128
+KERNELS = [(name, part) for name, part in KERNELS if part != "step" or name not in cuda.WITHOUT_STEP]
+
+
+def sizes(name, all_of_them=False):
+    """The head sizes that a kernel is compiled for."""
+    if name.endswith("_chunked"):
+        return cuda.CHUNKED_HEADS if all_of_them else cuda.CHUNKED_HEADS[1::2]
+    return (0,) if name == "wkv4" else range(16, 129) if all_of_them else (64, 128)
 
 
 def measure(compiler, name, part, N, architecture):
@@ -33,16 +39,16 @@ def table(compilers):
     yield f"| kernel | {names} |"
     yield "|---" * (1 + 4 * len(compilers)) + "|"
     for name, part in KERNELS:
-        for N in SIZES if name != "wkv4" else (0,):
+        for N in sizes(name):
             found = [measure(one, name, part, N, 90) for one in compilers]
             cells = " | ".join(f"{a} | {b} | {c} | {s:.2f}" for a, b, c, s in found)
-            yield f"| {name} {part}{f', {N}' if N else ''} | {cells} |"
+            yield f"| {name.replace('_', ' ')} {part}{f', {N}' if N else ''} | {cells} |"
 
 
 def every_size(compiler, architectures=(90, 120)):
     longest, spilled = 0.0, []
     for name, part in KERNELS[2:]:
-        for N in range(16, 129):
+        for N in sizes(name, True):
             for architecture in architectures:
                 _, spill, _, took = measure(compiler, name, part, N, architecture)
                 longest = max(longest, took)

@@ -67,6 +67,11 @@ def of_gpu():
             device = cuda.device()
             yield f"GPU         {device.name}, sm_{device.architecture}, a driver for CUDA {device.driver // 1000}"
             yield f"            Its kernels are compiled by NVRTC {cuda.compiler()}."
+            heads = ", ".join(map(str, cuda.CHUNKED_HEADS))
+            if device.architecture >= cuda.CHUNKED_FROM:
+                yield f"            By chunks on tensor cores go wkv6 and wkv7 of bfloat16, for heads of {heads}."
+            else:
+                yield f"            None goes by chunks on tensor cores: that wants sm_{cuda.CHUNKED_FROM}."
     except NoLibraryError as error:
         yield f"GPU         None: {error}"
 

@@ -91,6 +91,7 @@ def test_with_a_gpu(capsys, monkeypatch, tmp_path):
         "GPU         Stand-in, sm_90, a driver for CUDA 13\n            Its kernels are compiled by NVRTC emulator."
         in text
     )
+    assert "            By chunks on tensor cores go wkv6 and wkv7 of bfloat16, for heads of 16, 32, 48, 64.\n" in text
     assert f"Cubins      1, in {kept.folder()}" in text
     assert listed(capsys, "--clear").count("Removed ") == 2
     assert not list(kept.folder().iterdir())

@@ -47,13 +47,14 @@ class Finding:
 def check_kernels(levels=None, names=None, shapes=SHAPES, masks=MASKS):
     """A `Finding` for each recurrence, shape, way of masking and instruction set (None: all that there are here).
 
-    The last case is done with inputs in bfloat16, too. The best instruction set is chosen afterwards.
+    Of the last way of masking each shape is done with inputs in bfloat16, too. The best instruction set is chosen
+    afterwards.
     """
     here = _Gpu() if device() == "cuda" else library()
     try:
         for name in RECURRENCES if names is None else names:
             cases = [(shape, mask, "float32") for shape in shapes for mask in masks]
-            for case in [*cases, (shapes[-1], masks[-1], "bfloat16")]:
+            for case in [*cases, *((shape, masks[-1], "bfloat16") for shape in shapes)]:
                 tensors, forms = _forms(name, *case)
                 want = [_numpy(x) for x in forms["loop"](*tensors)]
                 for level in here.levels() if levels is None else levels:

@@ -14,7 +14,15 @@ from bert4keras_rwkv.ops.kernels.kept import NoLibraryError, digest, folder, kep
 DRIVER = "libcuda.so.1"
 LARGEST_HEAD = 128  # of which there is a gradient: MOST_GRADIENT in geometry.h
 SUFFIX = ".cubin"
-SOURCES = {"wkv4": "wkv4.cu", "wkv6": "matrix_state.cu", "wkv7": "matrix_state.cu"}
+SOURCES = {
+    "wkv4": "wkv4.cu",
+    "wkv6": "matrix_state.cu",
+    "wkv7": "matrix_state.cu",
+    "wkv6_chunked": "wkv6_chunked.cu",
+    "wkv7_chunked": "wkv7_chunked.cu",
+}
+WITHOUT_STEP = "wkv4", "wkv6_chunked", "wkv7_chunked"  # there is no kernel for one token among these
+CHUNKED_HEADS, CHUNKED_FROM = (16, 32, 48, 64), 80  # what goes by chunks, and from which architecture: geometry.h
 MISSING = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_char), ctypes.c_int)
 
 
@@ -29,7 +37,10 @@ class Device:
 
 @dataclass(frozen=True)
 class Key:
-    """What the host asks for. part: 'forward', 'step' or 'gradient'; N: the head size; dtypes: of the inputs, of w."""
+    """What the host asks for.
+
+    name: one of `SOURCES`; part: 'forward', 'step' or 'gradient'; N: the head size; dtypes: of the inputs, of w.
+    """
 
     name: str
     part: str
@@ -45,7 +56,9 @@ class Key:
     def options(self):
         options = [f"-D{self.part.upper()}", f"-DINPUT={self.dtypes[0]}"]
         if self.name != "wkv4":
-            options += [f"-DDECAY={self.dtypes[1]}", f"-DN={self.N}", f"-DDELTA={int(self.name == 'wkv7')}"]
+            options += [f"-DDECAY={self.dtypes[1]}", f"-DN={self.N}"]
+            is_chunked = self.name.endswith("_chunked")
+            options += [f"-DCOLUMNS={self.N}" if is_chunked else f"-DDELTA={int(self.name == 'wkv7')}"]
         return options
 
 

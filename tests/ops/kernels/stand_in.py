@@ -11,7 +11,8 @@ from bert4keras_rwkv.ops.kernels import cuda, kept, library, native, on_jax, on_
 
 HERE = Path(__file__).parent
 STRICT = ("-std=c++20", "-Wall", "-Wextra", "-Werror")
-UNLIKE_CUDA = ("-Wno-unknown-pragmas", "-Wno-clobbered", "-Wno-unused-parameter")
+UNLIKE_CUDA = ("-Wno-unknown-pragmas", "-Wno-clobbered", "-Wno-unused-parameter", "-Wno-unused-function")
+SHARED = ("-O1", "-shared", "-fPIC", "-fno-gnu-unique", "-fvisibility=hidden")  # libc has a `step`, too
 TARGET = "bert4keras_rwkv_stand_in"
 
 
@@ -20,9 +21,11 @@ def compile_with(*arguments):
     library._said([library._compiler(), *map(str, arguments)], "cannot compile")
 
 
-def emulated(part, options, made, *more, sources=None):
-    """The kernel of a part ('forward' and others) as a library or, with a file that has `main` in `more`, a program."""
-    name = "matrix_state.cu" if any("DELTA" in option for option in options) else "wkv4.cu"
+def emulated(name, part, options, made, *more, sources=None):
+    """The kernel of a file and a part ('forward' and others), as a library with `SHARED` in `more`.
+
+    With a file that has `main` it is a program.
+    """
     sources = sources or library.SOURCES
     asked = [option for option in options if option.startswith("-D")]
     source = f'-DSOURCE="{sources / name}"', f"-DKERNEL={part}"
@@ -33,7 +36,7 @@ def emulated(part, options, made, *more, sources=None):
 class Emulator:
     """What `nvrtc.Nvrtc` is for a GPU. sources: of the kernels; a change there gives other libraries."""
 
-    architectures = (90,)
+    architectures = (70, 90)
 
     def __init__(self, folder, sources=None):
         self.folder, self.sources, self.parts = folder, sources or library.SOURCES, []
@@ -47,8 +50,7 @@ class Emulator:
         self.parts.append(part)
         made = self.folder / f"{kept.digest([(name, source), *headers.items(), (repr(options), b'')])[:20]}.so"
         if not made.exists():
-            shared = "-O1", "-shared", "-fPIC", "-fno-gnu-unique", "-fvisibility=hidden"  # libc has a `step`, too
-            emulated(part, options, made, *shared, sources=self.sources)
+            emulated(name, part, options, made, *SHARED, sources=self.sources)
         return str(made).encode()
 
     def __str__(self):
@@ -56,17 +58,21 @@ class Emulator:
 
 
 class StandIn:
-    """The driver's stand-in. folder: of what is built for it."""
+    """The driver's stand-in. folder: of what is built for it; keys: what was asked for since it was installed."""
 
     def __init__(self, folder):
         self.folder, self.path = folder, folder / "driver.so"
         if not self.path.exists():
             compile_with(*STRICT, "-O1", "-shared", "-fPIC", HERE / "stand_in_driver.cc", "-ldl", "-o", self.path)
-        self.handle = ctypes.CDLL(str(self.path))
+        self.handle, self.keys = ctypes.CDLL(str(self.path)), []
 
     def seed(self, number):
         """The order in which threads run from now on."""
         self.handle.stand_in_seed(number)
+
+    def major(self, number):
+        """What the device is from now on: 9 is sm_90."""
+        self.handle.stand_in_major(number)
 
     def launches(self):
         return self.handle.stand_in_launches()
@@ -80,6 +86,9 @@ class StandIn:
         emulator = Emulator(self.folder, sources)
         monkeypatch.setattr(cuda, "DRIVER", str(self.path))
         monkeypatch.setattr(cuda, "_found", {"compiler": emulator})
+        monkeypatch.setattr(cuda, "cubin", functools.partial(self._cubin, cuda.cubin))
+        self.keys.clear()
+        self.major(9)
         monkeypatch.setattr(backend, "device_kind", lambda: "cuda")
         monkeypatch.setattr(native, "_device", {})
         monkeypatch.setitem(on_torch.RUN_ON, "cpu", lambda name, described, _: cuda.run(name, *described, None))
@@ -91,3 +100,7 @@ class StandIn:
                 monkeypatch.setattr(on_jax, name, functools.cache(getattr(on_jax, name).__wrapped__))
         cuda.device()
         return emulator
+
+    def _cubin(self, make, key):
+        self.keys.append(key)
+        return make(key)

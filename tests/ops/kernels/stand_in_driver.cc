@@ -7,17 +7,19 @@
 typedef void (*Kernel)(unsigned seed, unsigned blocks, unsigned threads, void** arguments);
 static std::mutex one;
 static unsigned seed_ = 0, launches_ = 0;
+static int major_ = 9;
 enum { INVALID_IMAGE = 200, NOT_FOUND = 500, INVALID_CONTEXT = 201 };
 
 extern "C" {
 void stand_in_seed(unsigned seed) { seed_ = seed; }
+void stand_in_major(int major) { major_ = major; }
 unsigned stand_in_launches() { return launches_; }
 
 int cuInit(unsigned) { return 0; }
 int cuDriverGetVersion(int* version) { return *version = 13000, 0; }
 int cuDeviceGetCount(int* count) { return *count = 1, 0; }
 int cuCtxGetDevice(int*) { return INVALID_CONTEXT; }
-int cuDeviceGetAttribute(int* value, int attribute, int) { return *value = attribute == 75 ? 9 : 0, 0; }
+int cuDeviceGetAttribute(int* value, int attribute, int) { return *value = attribute == 75 ? major_ : 0, 0; }
 int cuDeviceGetName(char* name, int room, int) { return std::strncpy(name, "Stand-in", room), 0; }
 int cuLibraryLoadData(void** library, const void* image, void*, void*, unsigned, void*, void*, unsigned) {
   *library = dlopen((const char*)image, RTLD_NOW | RTLD_LOCAL);

@@ -10,7 +10,7 @@ import pytest
 
 from bert4keras_rwkv.ops.kernels import cuda, library
 from bert4keras_rwkv.ops.kernels.check import check_kernels, inputs
-from bert4keras_rwkv.ops.kernels.native import CHUNK, native
+from bert4keras_rwkv.ops.kernels.native import CHUNK, RECURRENCES, native
 from tests.ops.kernels import guards, quick
 from tests.ops.kernels.stand_in import HERE, StandIn, emulated
 
@@ -44,9 +44,54 @@ def test_every_kernel_is_the_loop(name, gpu):
     assert not [finding for finding in findings if not finding.right], findings
 
 
+def names(stand_in):
+    """Of the kernels that were asked for: with their part and the dtype of their inputs."""
+    return {(key.name, key.part, key.dtypes[0]) for key in stand_in.keys}
+
+
+@pytest.mark.parametrize("N", [32, 64])
+@pytest.mark.parametrize("name", ["wkv6", "wkv7"])
+def test_bfloat16_goes_by_chunks(name, N, gpu):
+    """On tensor cores, forward and backward, and is the loop; float32 does not. 2e-2 of the largest: the kernel rounds
+    each operand of a product to 8 binary digits, as test_chunked.py says, and of the loop each gradient's term is.
+    """
+    findings = list(check_kernels(names=[name], shapes=[(2, 37, 2, N)], masks=["both"]))
+    assert [finding.dtype for finding in findings] == ["float32", "bfloat16"]
+    assert not [finding for finding in findings if not finding.right], findings
+    by_chunks = {(f"{name}_chunked", part, "bf16") for part in ("forward", "gradient")}
+    assert names(gpu) == {(name, part, "float") for part in ("forward", "gradient")} | by_chunks
+
+
+def test_what_chunks_do_not_serve_goes_token_by_token(gpu):
+    """Other head sizes and dtypes, short texts, one token, memory that begins beside 8 bytes, cards before sm_80."""
+
+    def asked(T, N, dtype, off=0, keep=True):
+        recurrence, of = RECURRENCES["wkv7"], guards.sizes(T, N)
+        dtypes = [dtype, "float32", *[dtype] * 4]
+        inputs = [np.zeros([of[x] for x in shape], kind) for shape, kind in zip(recurrence.inputs, dtypes, strict=True)]
+        state, *results = [np.zeros(x, "float32") for x in ((2, 3, N, N), *recurrence.results(of, keep))]
+        empty = np.zeros(0, "float32")
+        first, *others = guards.described([*inputs, state, empty, empty.astype("uint8")])
+        gpu.keys.clear()
+        moved = np.zeros(inputs[0].nbytes + 8, "uint8")
+        first = (moved.ctypes.data + off, *first[1:])
+        cuda._call("rwkv_cuda_open", cuda.DRIVER.encode(), cuda._missing)  # nothing is known
+        cuda.run("wkv7", [first, *others], guards.described(results), None)
+        (key,) = gpu.keys
+        return key.name, key.part
+
+    half, by_token = ml_dtypes.bfloat16, ("wkv7", "forward")
+    assert asked(16, 16, half) == asked(17, 64, half, keep=False) == ("wkv7_chunked", "forward")
+    assert asked(15, 16, half) == asked(16, 24, half) == asked(16, 80, half) == asked(16, 16, "float32") == by_token
+    assert asked(16, 16, half, off=4) == by_token
+    assert asked(1, 16, half, keep=False) == ("wkv7", "step")
+    gpu.major(7)
+    assert asked(16, 16, half) == by_token
+
+
 @pytest.mark.on("torch")
 @pytest.mark.parametrize(
-    ("T", "N", "keep"), [(1, 16, False), (1, 40, False), (33, 24, True), (18, 7, True), (5, 64, True)]
+    ("T", "N", "keep"), [(1, 16, False), (1, 40, False), (33, 24, True), (18, 7, True), (18, 16, True), (5, 64, True)]
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_results_are_whole_and_the_same_in_every_order(name, T, N, keep, gpu):
@@ -234,7 +279,7 @@ def test_sanitizers_see_nothing(sanitizer, part, delta, tmp_path):
 
     def run(sources):
         program = tmp_path / "program"
-        emulated(part, options, program, *more, sources=sources)
+        emulated(MATRIX, part, options, program, *more, sources=sources)
         # Without the random places of memory, for which this sanitizer was not made.
         return subprocess.run([shutil.which("setarch"), "-R", program, *given], capture_output=True, text=True)
 

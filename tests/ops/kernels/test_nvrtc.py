@@ -14,7 +14,7 @@ KERNELS = [
     (name, part)
     for name in cuda.SOURCES
     for part in ("forward", "step", "gradient")
-    if (name, part) != ("wkv4", "step")
+    if part != "step" or name not in cuda.WITHOUT_STEP
 ]
 installed = nvrtc.installed()
 with_nvrtc = pytest.mark.skipif(not installed, reason="no NVRTC")
@@ -39,8 +39,15 @@ def test_every_kernel_compiles(name, part, architecture):
 
 @with_nvrtc
 @pytest.mark.parametrize("N", [16, 17, 40, 100, 128])
-@pytest.mark.parametrize(("name", "part"), [one for one in KERNELS if one[0] != "wkv4"])
+@pytest.mark.parametrize(("name", "part"), [one for one in KERNELS if "wkv4" not in one and "chunked" not in one[0]])
 def test_every_head_size_compiles(name, part, N):
+    assert compiled(installed[0], name, part, N, ("bf16", "float"), 90)
+
+
+@with_nvrtc
+@pytest.mark.parametrize("N", cuda.CHUNKED_HEADS)
+@pytest.mark.parametrize(("name", "part"), [one for one in KERNELS if "chunked" in one[0]])
+def test_every_head_size_by_chunks_compiles(name, part, N):
     assert compiled(installed[0], name, part, N, ("bf16", "float"), 90)
 
 

@@ -1,6 +1,7 @@
 // From a name to a kernel of a GPU, for XLA (FFI) and for ctypes. No CUDA headers: the driver is looked up when it is needed.
 //
-// A kernel is known by a key: its name, part, head size, dtypes and architecture. One that is not there yet is asked for:
+// A kernel is known by a key: its name (and whether it goes by chunks), part, head size, dtypes and architecture. One that is not
+// there yet is asked for:
 // `missing` compiles it (ops/kernels/cuda.py). So a program that XLA kept says only "wkv7", and runs in another process.
 #include <dlfcn.h>
 
@@ -123,6 +124,13 @@ std::string check_dtypes(const Entry& entry, const Tensor* in, const Tensor* out
   return in[0].dtype == UINT8 || in[1].dtype == UINT8 ? "takes numbers" : "";
 }
 
+// Those by chunks read and write eight bytes at once.
+bool is_aligned(const Tensor* x, int count) {
+  for (int i = 0; i < count; i++)
+    if (x[i] && x[i].dtype != UINT8 && (uintptr_t)x[i].data % 8) return false;
+  return true;
+}
+
 struct Launch {
   void* kernel = nullptr;
   int64_t blocks = 0;
@@ -141,13 +149,16 @@ std::string prepare(const std::string& name, const Tensor* in, int inputs, const
   if (wrong.empty()) wrong = check_dtypes(*entry, in, out);
   if (!wrong.empty()) return name + " " + wrong;
   const auto size = [&](char letter) { return sizes[letter - 'A']; };
+  const int arch = architecture(here());
   std::string part = entry->part, key = name.substr(0, name.find('_'));
   if (entry->is_matrix) {
     const int N = (int)size('N');
     const bool is_forward = part == "forward";
+    const bool chunked = in[0].dtype == BFLOAT16 && is_chunked(N, size('T'), arch) && is_aligned(in, inputs) && is_aligned(out, outputs);
+    if (chunked) key += "_chunked";
     if (is_forward && size('T') == 1 && !out[2]) part = "step";
-    const int slices = part == "step" ? step_slices(N) : is_forward ? forward_slices(N) : 1;
-    launch.threads = part == "step" ? step_threads(N) : is_forward ? forward_threads(N) : gradient_threads(N);
+    const int slices = chunked ? 1 : part == "step" ? step_slices(N) : is_forward ? forward_slices(N) : 1;
+    launch.threads = chunked ? chunked_threads(N) : part == "step" ? step_threads(N) : is_forward ? forward_threads(N) : gradient_threads(N);
     launch.blocks = size('B') * size('H') * slices;
     launch.sizes[1] = (int)size('H');
     key += " " + part + " " + std::to_string(N) + " " + dtype_name(in[0]) + " " + dtype_name(in[1]);
@@ -159,7 +170,7 @@ std::string prepare(const std::string& name, const Tensor* in, int inputs, const
   }
   launch.sizes[0] = (int)size('T');
   if (launch.blocks > 0x7fffffff) return name + ": too many rows at once";
-  wrong = find(key + " " + std::to_string(architecture(here())), launch.kernel);
+  wrong = find(key + " " + std::to_string(arch), launch.kernel);
   return wrong.empty() ? "" : name + ": " + wrong;
 }
 

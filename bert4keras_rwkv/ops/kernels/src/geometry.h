@@ -20,5 +20,10 @@ constexpr int ROWS = 4, MOST_GRADIENT = 128;  // the largest head size
 constexpr int gradient_lanes(int n) { return n <= 16 ? 4 : n <= 32 ? 8 : 16; }
 constexpr int gradient_threads(int n) { return whole(gradient_lanes(n) * divided(n, ROWS), 32); }
 
+// By chunks on tensor cores (wkv6_chunked.cu, wkv7_chunked.cu): a block has a head, and a warp 16 columns of its state.
+constexpr int TILE = 16, MOST_CHUNKED = 64, CHUNKED_FROM = 80;  // the largest head size, the first architecture
+constexpr bool is_chunked(int n, long long tokens, int arch) { return n % TILE == 0 && n <= MOST_CHUNKED && tokens >= TILE && arch >= CHUNKED_FROM; }
+constexpr int chunked_threads(int n) { return 32 * (n / TILE); }
+
 // RWKV-4: a thread a channel.
 constexpr int STRIP_THREADS = 64;
