@@ -26,8 +26,8 @@ def check_kernel(kernel):
 def chosen(kernel="auto", dtype=None, shape=()):
     """'loop', 'ops' or 'native' for an argument that may also be 'auto', and inputs of a dtype and shape.
 
-    'auto' asks the environment variable OPS_KERNEL when it is called: 1 is pure Keras ops; 0 the native kernel where one
-    serves, else pure ops; where it is not set the same on a CPU, and pure ops on a GPU. What runs is said in the log.
+    'auto' asks the environment variable OPS_KERNEL when it is called: 1 is pure Keras ops; 0 the native kernel where
+    one serves, else pure ops; not set is the same on a CPU, and pure ops on a GPU. What runs is said in the log.
     """
     if kernel not in ("auto", "native"):
         return check_kernel(kernel)
