@@ -36,9 +36,7 @@ def chosen(kernel="auto", dtype=None, shape=()):
         return kernel
     told = os.environ.get("OPS_KERNEL")
     if told not in (None, "0", "1"):
-        raise ValueError(
-            f"OPS_KERNEL is 0 (native kernels where there are some) or 1 (pure ops). Received: {told!r}."
-        )
+        raise ValueError(f"OPS_KERNEL is 0 (native kernels where there are some) or 1 (pure ops). Received: {told!r}.")
     if told == "1":
         return "ops"
     reason = UNTRIED if told is None and native.device() == "cuda" else why_not(dtype, shape)
