@@ -43,6 +43,11 @@ def device_kind():
     return "accelerator"
 
 
+def dtype_name(x):
+    """The name of a tensor's dtype. Keras' `standardize_dtype` is slow enough to tell where one token is decoded."""
+    return str(x.dtype).removeprefix("torch.")
+
+
 def accumulation_dtype(dtype):
     """The dtype of the recurrence for a compute dtype: float64 stays, everything else is float32."""
     return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"

@@ -4,7 +4,7 @@ import logging
 import os
 
 from bert4keras_rwkv.ops.kernels import cuda, native
-from bert4keras_rwkv.ops.kernels.library import library
+from bert4keras_rwkv.ops.kernels.library import is_loaded, library
 from bert4keras_rwkv.ops.kernels.native import why_not
 
 KERNELS = ("auto", "ops", "native", "loop")
@@ -47,10 +47,11 @@ def chosen(kernel="auto", dtype=None, shape=()):
 
 
 def native_code():
-    """What names the machine code that 'auto' would run here, None for none: of programs that are kept a part."""
-    if os.environ.get("OPS_KERNEL", "0") == "1" or why_not() is not None:
-        return None
-    return library().path.name
+    """What names the native kernels that programs of this process may call, a part of those that are kept; None: none.
+
+    'auto' takes them, or a model that insists has loaded them.
+    """
+    return library().path.name if chosen() == "native" or is_loaded() else None
 
 
 def _insist(dtype=None, shape=()):

@@ -35,6 +35,7 @@ X86 = {
 }
 LEVELS = {"x86_64": X86, "AMD64": X86, "x86": X86}
 SUFFIX = ".so"
+DTYPES = {"float32": 0, "bfloat16": 1, "uint8": 2}  # as in src/tensors.h
 
 
 class Library:
@@ -98,6 +99,11 @@ def library():
     if isinstance(found, NoLibraryError):
         raise found
     return found
+
+
+def is_loaded():
+    """Whether `library` has found one in this process."""
+    return isinstance(_found.get("here"), Library)
 
 
 _found = {}

@@ -132,11 +132,7 @@ _differentiable = {}  # plain dicts here and in library.py: `torch.compile` does
 def _of(x, dtypes=TAKEN[:1]):
     """x as a tensor of one of these dtypes: its own, or else the first. In a decoding loop this is half of the cost."""
     x = x if ops.is_tensor(x) else ops.convert_to_tensor(x)
-    return x if _dtype(x) in dtypes else ops.cast(x, dtypes[0])
-
-
-def _dtype(x):
-    return str(x.dtype).removeprefix("torch.")
+    return x if backend.dtype_name(x) in dtypes else ops.cast(x, dtypes[0])
 
 
 def _with_batch(x, letters, batch):
@@ -152,7 +148,7 @@ def _alike(recurrence, xs):
     replace by float32, and float32 for the rest.
     """
     each = [letters[:2] == "BT" for letters in recurrence.inputs]
-    dtypes = [_dtype(x) for x in xs]
+    dtypes = [backend.dtype_name(x) for x in xs]
     others = {dtypes[i] for i, of_tokens in enumerate(each) if of_tokens and i != recurrence.decay}
     common = others.pop() if len(others) == 1 else "float32"
     wanted = [common if of_tokens else "float32" for of_tokens in each]

@@ -6,10 +6,9 @@ import numpy as np
 
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.kernels import cuda
-from bert4keras_rwkv.ops.kernels.library import key_of_sources, library
+from bert4keras_rwkv.ops.kernels.library import DTYPES, key_of_sources, library
 
 HANDLERS = {"cpu": "rwkv_xla", "CUDA": "rwkv_cuda_xla"}  # of src/, for the platforms of XLA
-DTYPES = {"float32": 0, "bfloat16": 1, "uint8": 2}  # as in src/tensors.h
 
 
 def differentiable(recurrence):

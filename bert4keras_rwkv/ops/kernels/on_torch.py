@@ -1,10 +1,10 @@
 """Native kernels as operators of PyTorch: `torch.ops.bert4keras_rwkv.wkv6` and others, differentiable."""
 
+from bert4keras_rwkv.ops.backend import dtype_name
 from bert4keras_rwkv.ops.kernels import cuda
-from bert4keras_rwkv.ops.kernels.library import library
+from bert4keras_rwkv.ops.kernels.library import DTYPES, library
 
 NAMESPACE = "bert4keras_rwkv"
-DTYPES = {"torch.float32": 0, "torch.bfloat16": 1, "torch.uint8": 2}  # as in src/tensors.h
 
 
 def differentiable(recurrence):
@@ -83,7 +83,7 @@ LIBRARIES = []  # operators last as long as these
 
 def _run(name, tensors, results):
     given = [x.contiguous() for x in tensors]
-    described = [[(x.data_ptr(), DTYPES[str(x.dtype)], x.shape) for x in group] for group in (given, results)]
+    described = [[(x.data_ptr(), DTYPES[dtype_name(x)], x.shape) for x in group] for group in (given, results)]
     RUN_ON[tensors[0].device.type](name, described, tensors[0].device)
 
 

@@ -65,3 +65,12 @@ def test_what_runs_is_said_once(monkeypatch, caplog):
         chosen()
     (record,) = caplog.records
     assert ("native kernels" if HERE in native.ON else "pure Keras ops") in record.getMessage()
+
+
+@pytest.mark.skipif(HERE not in native.ON, reason="nothing native runs there")
+def test_kept_programs_are_told_by_the_kernels_that_they_may_call(monkeypatch):
+    """A model that insists has loaded them whatever OPS_KERNEL says; where nothing has, none is opened for it."""
+    monkeypatch.setenv("OPS_KERNEL", "1")
+    assert chosen("native") == "native" and choose.native_code() == library.library().path.name
+    monkeypatch.setattr(library, "_found", {})
+    assert choose.native_code() is None and not library._found

@@ -11,7 +11,6 @@
 #define INLINE inline __attribute__((always_inline))
 
 namespace {
-constexpr int CHUNK = 32;  // tokens between two states that are kept for the backward pass
 constexpr int AHEAD = 4;  // tokens that are fetched before they are read
 constexpr int BLOCK = W == 16 ? 2 : 1;  // vectors side by side in the backward pass: as many as there are registers for
 

@@ -15,7 +15,6 @@ constexpr char WKV7_GRADIENT[] = MATRIX "BTHN BTHN BHNN *BHNN *BT BHCNN BTHN BTH
 #undef MATRIX
 
 constexpr int MOST_TENSORS = 24;
-constexpr int64_t STRIP_SIZE = 64, CHUNK_SIZE = 32;  // as in the kernels
 
 // Binds the letters of `pattern` to the sizes of the tensors; empty, or what is wrong.
 inline std::string bind(const char* pattern, const Tensor* in, int inputs, const Tensor* out, int outputs, int64_t* sizes) {
@@ -44,8 +43,8 @@ inline std::string bind(const char* pattern, const Tensor* in, int inputs, const
           const std::string where = "tensor " + std::to_string(at) + ", dimension " + std::to_string(i);
           return where + ": " + std::to_string(given) + ", not " + std::to_string(*size);
         }
-        if (p[i] == 'T') sizes['C' - 'A'] = (given + CHUNK_SIZE - 1) / CHUNK_SIZE;
-        if (p[i] == 'D') sizes['S' - 'A'] = (given + STRIP_SIZE - 1) / STRIP_SIZE;
+        if (p[i] == 'T') sizes['C' - 'A'] = (given + CHUNK - 1) / CHUNK;
+        if (p[i] == 'D') sizes['S' - 'A'] = (given + STRIP - 1) / STRIP;
       }
     }
     p += rank, at++;

@@ -8,7 +8,7 @@
 
 namespace {
 constexpr int AHEAD = 8;  // tokens that are fetched before they are read
-constexpr int CHUNK = 32, STRIP = 64, VECTORS = STRIP / W;
+constexpr int VECTORS = STRIP / W;
 constexpr float MOST = 1e29f, STEEPEST = 60.f, SMALLEST = 1e-30f;
 
 struct State { vec a, b, p; };
