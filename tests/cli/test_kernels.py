@@ -57,6 +57,15 @@ def test_a_wrong_kernel_is_a_failure(capsys, monkeypatch):
 
 
 @pytest.mark.on("torch")
+def test_a_kernel_that_gives_no_numbers_is_shown_so(capsys, monkeypatch):
+    errors = (1e-7, float("nan"), 2e-7)
+    findings = [check.Finding("wkv6", "plain", (1, 3, 1, 4), "none", "float32", error) for error in errors]
+    monkeypatch.setattr(check, "check_kernels", lambda: findings)
+    assert main(["kernels", "--check", "--backend", "torch"]) == 1
+    assert "wkv6  plain   float32   nan" in capsys.readouterr().out
+
+
+@pytest.mark.on("torch")
 def test_a_backend_without_kernels(capsys, monkeypatch):
     monkeypatch.setattr("bert4keras_rwkv.ops.kernels.native.ON", ())
     assert main(["kernels", "--check", "--backend", "torch"]) == 1
