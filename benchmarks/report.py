@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from . import start, training
+from . import gpu_page, start, training
 from .tables import Group, milliseconds, spread, table
 
 FLOAT_BYTES = 4
@@ -223,6 +223,8 @@ def targets(groups):
             yield from start.targets(group)
         if name.startswith("train"):
             yield from training.targets(name, group)
+        if name.startswith("gpu "):
+            yield from gpu_page.targets(name, group)
         if name == "sampling":
             for kind in ("peaked", "flat"):
                 drawn = group.seconds("jax", f"top_p_{kind}")
@@ -251,7 +253,8 @@ def page(results):
     models = {name: group for name, group in groups.items() if name.startswith("model")}
     machine = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    timed = {name: group for name, group in groups.items() if group.series}
+    on_gpu = {name: group for name, group in groups.items() if name.startswith("gpu")}
+    timed = {name: group for name, group in groups.items() if group.series and name not in on_gpu}
     busy = ", ".join(f"{group.foreign():.0%} ({name})" for name, group in timed.items())
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(group.command for group in groups.values()))
     rounds = " or ".join(str(number) for number in sorted({group.rounds() for group in timed.values()}))
@@ -292,6 +295,8 @@ programs used this share of the processors meanwhile (median; 100% is one proces
         parts.append(start.page(groups["start"]))
     if "convert" in groups:
         parts.append(conversion_page(groups["convert"]))
+    if on_gpu:
+        parts += gpu_page.page(on_gpu)
     return "\n".join(parts)
 
 
