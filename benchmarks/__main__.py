@@ -42,13 +42,19 @@ def arguments(argv=None):
     return options
 
 
+INSTRUCTIONS = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}
+
+
 def machine(threads):
     """The circumstances that a reader needs to compare with his own."""
     with open("/proc/cpuinfo") as info:
-        model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), "unknown")
+        said = dict(line.split(":", 1) for line in info if ":" in line)
+    said = {name.strip(): value.strip() for name, value in said.items()}
+    flags = said.get("flags", "").split()
+    widest = next((f" with {name}" for flag, name in INSTRUCTIONS.items() if flag in flags), "")
     packages = [name for name in ("rwkv", "keras", "jax", "tensorflow-cpu", "torch", "numpy") if installed(name)]
     return {
-        "processor": model,
+        "processor": said.get("model name", "unknown") + widest,
         "threads": threads,
         "system": platform.system(),
         "python": platform.python_version(),

@@ -107,7 +107,7 @@ def ways_page(models):
     rows = []
     for name, group in models.items():
         for label, command in group.series:
-            if label.startswith("ours") and command.split()[0] in WAYS:
+            if label.startswith("ours") and not label.endswith("pure ops") and command.split()[0] in WAYS:
                 rows.append(
                     [
                         f"{name.split()[1]}, {label.split()[1]}: {WAYS[command.split()[0]]}",
@@ -247,6 +247,15 @@ def native_targets(group):
                     yield f"{label}, {means}, native", f"{goal} x pure ops", f"{faster:.1f} x", faster >= goal
 
 
+def processors(groups):
+    """Which processor measured which groups."""
+    found = {}
+    for name, group in groups.items():
+        if "processor" in group:
+            found.setdefault(group["processor"], []).append(name)
+    return "; ".join(f"{processor}: {', '.join(names)}" for processor, names in found.items())
+
+
 def page(results):
     """The whole page as text."""
     groups = {name: Group(group) for name, group in results["groups"].items()}
@@ -264,7 +273,8 @@ def page(results):
 Made by `make bench`; this page, its plot and [benchmarks.json](benchmarks.json) are written by the program in
 `benchmarks/`. Measured by {commands}.
 
-{machine["processor"]}, {machine["threads"]} threads for every program, {machine["system"]}, Python {machine["python"]}.
+{machine["threads"]} threads for every program, {machine["system"]}, Python {machine["python"]}.
+{processors(results["groups"])}.
 {versions}.
 
 How it is measured: every program runs in a process of its own and is asked in turn, one command at a time, for
