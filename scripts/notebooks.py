@@ -9,6 +9,7 @@ cell raises, or says anything on stderr. Needs `pip install 'bert4keras_rwkv[not
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from bert4keras_rwkv.atomic import atomic_file
+from bert4keras_rwkv.ops.kernels.kept import NoLibraryError
+from bert4keras_rwkv.ops.kernels.library import library
 
 SOURCES = Path(__file__).resolve().parent.parent / "notebooks"
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -123,6 +126,8 @@ def main(arguments=None):
     parser.add_argument("--check", action="store_true", help="execute and write nothing")
     parser.add_argument("--folder", type=Path, default=SOURCES, help="where the sources are")
     options = parser.parse_args(arguments)
+    with contextlib.suppress(NoLibraryError):  # none that cannot be built: then pure ops run
+        library()  # else the first notebook says that it builds them
     start = time.perf_counter()
     worked = [run(source, write=not options.check) for source in chosen(options.names, options.folder)]
     print(f"{sum(worked)} of {len(worked)} notebooks in {time.perf_counter() - start:.0f} s")

@@ -371,7 +371,7 @@ def _kernels(commands):
         "kernels",
         help="show the native kernels of this machine, build or check them",
         description="Show which native kernels run the recurrences on this machine, or why none does. They are built "
-        "when they are first used, which takes some seconds, and kept.",
+        "when they are first used, which takes up to half a minute, and kept.",
     )
     command.add_argument("--build", action="store_true", help="build them again now")
     command.add_argument(

@@ -72,17 +72,23 @@ def unless_differentiated(forward, trained):
     return chosen
 
 
-def gradients(function):
+def gradients(function, jit=False):
     """A function of the same tensors that returns the gradient of each, for a `function(*tensors)` that gives a scalar.
 
-    On JAX it is compiled when it is first called. JAX and PyTorch only.
+    On JAX and TensorFlow it is compiled when it is first called. jit: on TensorFlow through XLA, as JAX always does.
     """
-    if backend.name() == "jax":
-        import jax
+    makers = {"jax": _gradients_on_jax, "torch": _gradients_on_torch, "tensorflow": _gradients_on_tensorflow}
+    return makers[backend.name()](function, jit)
 
-        differentiated = jax.jit(jax.grad(lambda tensors: function(*tensors)))
-        return lambda *tensors: differentiated(tensors)
 
+def _gradients_on_jax(function, _):
+    import jax
+
+    differentiated = jax.jit(jax.grad(lambda tensors: function(*tensors)))
+    return lambda *tensors: differentiated(tensors)
+
+
+def _gradients_on_torch(function, _):
     import torch
 
     def differentiated(*tensors):
@@ -90,3 +96,16 @@ def gradients(function):
         return torch.autograd.grad(function(*tensors), tensors)
 
     return differentiated
+
+
+def _gradients_on_tensorflow(function, jit):
+    import tensorflow as tf
+
+    @tf.function(jit_compile=jit, autograph=False)
+    def differentiated(*tensors):
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            value = function(*tensors)
+        return tape.gradient(value, tensors)
+
+    return lambda *tensors: differentiated(*map(ops.convert_to_tensor, tensors))

@@ -8,6 +8,7 @@ also starts the kernels of a GPU, which `cuda` makes.
 import ctypes
 import functools
 import importlib.util
+import logging
 import os
 import platform
 import shutil
@@ -16,7 +17,6 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from bert4keras_rwkv.atomic import atomic_file
@@ -35,6 +35,7 @@ X86 = {
 }
 LEVELS = {"x86_64": X86, "AMD64": X86, "x86": X86}
 SUFFIX = ".so"
+BUILDING = "Building the native kernels with %s: once, for about 20 seconds on two cores. They are kept in '%s'."
 DTYPES = {"float32": 0, "bfloat16": 1, "uint8": 2}  # as in src/tensors.h
 
 
@@ -146,7 +147,12 @@ def _tools():
 def build(again=False):
     """The path of the library in the cache, built if it is not there, not whole, or `again`. Raises NoLibraryError."""
     wanted = plan()
-    return kept(wanted.path, partial(_compile, wanted.compiler, wanted.levels, wanted.headers), again)
+
+    def compile_and_say(made):
+        logging.getLogger("bert4keras_rwkv").warning(BUILDING, wanted.compiler, wanted.path.parent)
+        _compile(wanted.compiler, wanted.levels, wanted.headers, made)
+
+    return kept(wanted.path, compile_and_say, again)
 
 
 def build_to(path):

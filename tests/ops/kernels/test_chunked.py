@@ -119,15 +119,15 @@ def test_gradient_of_the_loop_is_its_slope(name, rng):
 
 def without_barriers(name, part, folder):
     """Sources without one of the barriers of a part, each in turn."""
-    file = cuda.SOURCES[f"{name}_chunked"]
-    text = (library.SOURCES / file).read_text()
-    begin = text.index(f"#ifdef {part.upper()}")
-    end = text.index("#endif", begin)
-    for i, found in enumerate(re.finditer(r"__syncthreads\(\);", text[begin:end])):
-        sources = folder / f"{name}-{part}-{i}"
-        shutil.copytree(library.SOURCES, sources)
-        (sources / file).write_text(text[: begin + found.start()] + text[begin + found.end() :])
-        yield sources
+    for file in (cuda.SOURCES[f"{name}_chunked"], "chunked.h"):
+        text = (library.SOURCES / file).read_text()
+        begin = text.index(f"#ifdef {part.upper()}")
+        end = text.index("#endif", begin)
+        for found in re.finditer(r"__syncthreads\(\);", text[begin:end]):
+            sources = folder / f"{name}-{part}-{file}-{found.start()}"
+            shutil.copytree(library.SOURCES, sources)
+            (sources / file).write_text(text[: begin + found.start()] + text[begin + found.end() :])
+            yield sources
 
 
 def is_caught(kernel, run):

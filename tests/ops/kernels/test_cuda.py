@@ -283,25 +283,29 @@ def words(part, delta, T, N, B=1, H=2):
     return [*given, f"i{T}", f"i{H}"]
 
 
-# Blocks and threads for two heads of 24: geometry.h.
-LAYOUTS = {"forward": (2, 96), "step": (4, 256), "gradient": (2, 64)}
+# The head size and, for two heads, blocks and threads of each part: geometry.h.
+LAYOUTS = {
+    "": (24, {"forward": (2, 96), "step": (4, 256), "gradient": (2, 64)}),
+    "_chunked": (32, {"forward": (2, 64), "gradient": (2, 64)}),
+}
 
 
 @pytest.mark.cpu
 @pytest.mark.slow
 @pytest.mark.on("torch")
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-@pytest.mark.parametrize("part", LAYOUTS)
-@pytest.mark.parametrize("delta", [0, 1])
-def test_sanitizers_see_nothing(sanitizer, part, delta, tmp_path):
-    """Each thread of a block is one of the system; and one barrier less is seen as a race."""
-    options = [f"-D{part.upper()}", "-DN=24", f"-DDELTA={delta}", "-DINPUT=bf16", "-DDECAY=float"]
+@pytest.mark.parametrize(("form", "part"), [(form, part) for form, (_, parts) in LAYOUTS.items() for part in parts])
+@pytest.mark.parametrize("name", ["wkv6", "wkv7"])
+def test_sanitizers_see_nothing(sanitizer, name, form, part, tmp_path):
+    """Each thread of a block is one of the system; and without barriers a race is seen."""
+    N, layouts = LAYOUTS[form]
+    file, options = cuda.SOURCES[name + form], cuda.Key(name + form, part, N, ("bf16", "float"), 90).options()
     more = "-O1", "-g", "-DEMU_THREADS", f"-fsanitize={sanitizer}", "-pthread", HERE / "emulated_main.cc"
-    given = ["0", *map(str, LAYOUTS[part]), *words(part, delta, 1 if part == "step" else 18, 24)]
+    given = ["0", *map(str, layouts[part]), *words(part, name == "wkv7", 1 if part == "step" else 18, N)]
 
     def run(sources):
         program = tmp_path / "program"
-        emulated(MATRIX, part, options, program, *more, sources=sources)
+        emulated(file, part, options, program, *more, sources=sources)
         # Without the random places of memory, for which this sanitizer was not made.
         return subprocess.run([shutil.which("setarch"), "-R", program, *given], capture_output=True, text=True)
 
@@ -310,6 +314,6 @@ def test_sanitizers_see_nothing(sanitizer, part, delta, tmp_path):
     if sanitizer == "thread":
         sources = tmp_path / "src"
         shutil.copytree(library.SOURCES, sources)
-        text = (sources / MATRIX).read_text()
-        (sources / MATRIX).write_text(text.replace(BARRIER, ""))
+        for path in (sources / file, sources / "chunked.h"):
+            path.write_text(path.read_text().replace(BARRIER, ""))
         assert "data race" in run(sources).stderr

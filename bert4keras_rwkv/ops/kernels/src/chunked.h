@@ -1,32 +1,45 @@
 // What the recurrences by chunks on tensor cores share. A chunk has at most 16 tokens of one document and none beyond a multiple
 // of 16: one document has begun before its first token, or begins with it. Rows of its tiles are tokens, of the state's values.
+//
+// -DN= the head size, 16, 32, 48 or 64; -DCOLUMNS= the values of a block, a multiple of 16 and a divisor of N, for the gradient N;
+// -DINPUT= and -DDECAY= float or bf16: the inputs, and w of them. One of -DFORWARD and -DGRADIENT. It wants B * H * N / COLUMNS blocks
+// of 2 * COLUMNS threads, tensors that begin at a multiple of 8 bytes, and sm_80. A tensor that is not given is null.
 #pragma once
-#include "mma.h"
+#include "exchange.h"
 
 static_assert(N % 16 == 0 && COLUMNS % 16 == 0 && N % COLUMNS == 0, "not whole tiles");
 static_assert(N <= 64, "too large for what shared memory a block has");
 static_assert(CHUNK == 16 || CHUNK == 32, "a chunk without a checkpoint follows one with it");
 
 typedef long long wide;
-// Of how many bfloat16 an operand is the sum. What is written stays in the state: no digit of it may be lost. What is read is
-// rounded as y will be, or not at all for inputs of float32.
-constexpr int READ = sizeof(INPUT) == 2 ? 1 : 2, WRITTEN = 2;
 constexpr int TILES = N / 16, SQUARE = N * N, SLICES = N / COLUMNS, WARPS = COLUMNS / 16, THREADS = 32 * WARPS;
 
-__device__ inline float of_columns(float x) {  // of the four lanes of a row
-  x += __shfl_xor_sync(ALL_LANES, x, 1);
-  return x + __shfl_xor_sync(ALL_LANES, x, 2);
-}
+// What a kernel is given first; INPUTS are those of the recurrence.
+#define GIVEN INPUTS, const float *state, const float *start, const unsigned char *flags
+
+// A head of a row of the batch. A block has one, or a slice of its values.
+struct Item {
+  int number, batch, head, T, H;
+  const float* start;          // what its documents begin with
+  const unsigned char* flags;  // of its row
+
+  __device__ Item(const float* start_, const unsigned char* flags_, int T_, int H_)
+      : number(blockIdx.x / SLICES), batch(blockIdx.x / SLICES / H_), head(blockIdx.x / SLICES % H_), T(T_), H(H_), start(start_ ? start_ + state() : nullptr),
+        flags(flags_ ? flags_ + (wide)batch * T_ : nullptr) {}
+  __device__ wide state() const { return (wide)number * SQUARE; }
+  __device__ wide checkpoint(int t) const { return ((wide)number * chunks_of(T) + t / CHUNK) * SQUARE; }
+  __device__ wide token(int t) const { return (((wide)batch * T + t) * H + head) * N; }
+};
 
 // The flags of 64 tokens, from a multiple of 16 on.
 struct Marks {
   unsigned long long absent = 0, reset = 0;
   int base, T;
 
-  __device__ Marks(const unsigned char* flags, int t, int T_) : base(t / 16 * 16), T(T_) {
-    if (!flags) return;
+  __device__ Marks(const Item& item, int t) : base(t / 16 * 16), T(item.T) {
+    if (!item.flags) return;
     const int at = base + threadIdx.x % 32;
-    const int one = at < T ? flags[at] : 0, two = at + 32 < T ? flags[at + 32] : 0;
+    const int one = at < T ? item.flags[at] : 0, two = at + 32 < T ? item.flags[at + 32] : 0;
     absent = votes(one & ABSENT) | (unsigned long long)votes(two & ABSENT) << 32;
     reset = votes(one & RESET) | (unsigned long long)votes(two & RESET) << 32;
   }
@@ -49,11 +62,11 @@ struct Origin {
   Marks marks;
   int begin, end;
 
-  __device__ Origin(const Marks& here, const unsigned char* flags, int t0, int T, const float* start, const float* checkpoints)
-      : marks(flags, here.is_reset(t0) || t0 % CHUNK == 0 ? t0 : t0 - 1, T), begin(t0), end(t0) {
+  __device__ Origin(const Item& item, const Marks& here, int t0, const float* checkpoints)
+      : marks(item, here.is_reset(t0) || t0 % CHUNK == 0 ? t0 : t0 - 1), begin(t0), end(t0) {
     const bool is_kept = here.is_reset(t0) || t0 % CHUNK == 0;
     if (!is_kept) begin = marks.begin(t0);
-    from = marks.is_reset(begin) ? start : checkpoints + (wide)(begin / CHUNK) * SQUARE;
+    from = marks.is_reset(begin) ? item.start : checkpoints + item.checkpoint(begin);
   }
   __device__ bool is_kept() const { return begin == end; }
 };
@@ -77,12 +90,12 @@ struct Tokens {
   wide at[2];
   bool here[2], there[2];
 
-  __device__ Tokens(const Marks& marks, int begin, int end, int batch, int T, int head, int H) {
+  __device__ Tokens(const Item& item, const Marks& marks, int begin, int end) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const int t = begin + tile_row(h);
       here[h] = t < end, there[h] = here[h] && !marks.is_absent(t);
-      at[h] = (((wide)batch * T + (here[h] ? t : begin)) * H + head) * N;
+      at[h] = item.token(here[h] ? t : begin);
     }
   }
   template <class X> __device__ Tile get(const X* x, int column, const bool (&which)[2]) const {
@@ -107,27 +120,6 @@ struct Tokens {
     }
   }
 };
-
-__device__ inline void add(Tile& to, const Tile& x) {
-#pragma unroll
-  for (int i = 0; i < 8; i++) to.x[i / 4][i % 4] += x.x[i / 4][i % 4];
-}
-__device__ inline void add_product(Tile& to, const Tile& x, const Tile& y) {  // element by element
-#pragma unroll
-  for (int i = 0; i < 8; i++) to.x[i / 4][i % 4] += x.x[i / 4][i % 4] * y.x[i / 4][i % 4];
-}
-__device__ inline Tile product(const Tile& x, const Tile& y) {
-  Tile to;
-#pragma unroll
-  for (int i = 0; i < 8; i++) to.x[i / 4][i % 4] = x.x[i / 4][i % 4] * y.x[i / 4][i % 4];
-  return to;
-}
-__device__ inline Tile exponentials(const Tile& x) {
-  Tile to;
-#pragma unroll
-  for (int i = 0; i < 8; i++) to.x[i / 4][i % 4] = expf(x.x[i / 4][i % 4]);
-  return to;
-}
 
 // A tile of a state: keys from i0, values from j0. The rows of memory are keys, those of a tile values.
 __device__ inline Tile get_state(const float* from, int i0, int j0) {
@@ -155,206 +147,12 @@ __device__ inline void keep_state(const Tile (&S)[TILES], float* to, int j0, boo
 }
 
 // Of tokens [begin, end), columns from j0; the columns of a tile are tokens.
-template <class X> __device__ inline void put_tokens(const Tile& x, X* to, int begin, int end, int j0, int batch, int T, int head, int H) {
+template <class X> __device__ inline void put_tokens(const Item& item, const Tile& x, X* to, int begin, int end, int j0) {
 #pragma unroll
   for (int e = 0; e < 4; e++)
     if (begin + tile_column(e) < end)
 #pragma unroll
-      for (int h = 0; h < 2; h++) put(to + (((wide)batch * T + begin + tile_column(e)) * H + head) * N + j0 + tile_row(h), x.x[h][e]);
-}
-
-// Of the rows of a tile: in all of them their sum.
-__device__ inline Tile of_rows(const Tile& x) {
-  Tile to;
-#pragma unroll
-  for (int e = 0; e < 4; e++) {
-    float total = x.x[0][e] + x.x[1][e];
-#pragma unroll
-    for (int step = 4; step < 32; step *= 2) total += __shfl_xor_sync(ALL_LANES, total, step);
-    to.x[0][e] = to.x[1][e] = total;
-  }
-  return to;
-}
-
-// In all columns of a row the element on the diagonal.
-__device__ inline Tile diagonal(const Tile& x) {
-  Tile to;
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    float own = 0.f;
-#pragma unroll
-    for (int e = 0; e < 4; e++) own += tile_row(h) == tile_column(e) ? x.x[h][e] : 0.f;
-    own = of_columns(own);
-#pragma unroll
-    for (int e = 0; e < 4; e++) to.x[h][e] = own;
-  }
-  return to;
-}
-
-// To the diagonal the totals of what the four lanes of a row have.
-__device__ inline void set_diagonal(Tile& x, const float (&shares)[2]) {
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const float total = of_columns(shares[h]);
-#pragma unroll
-    for (int e = 0; e < 4; e++)
-      if (tile_row(h) == tile_column(e)) x.x[h][e] = total;
-  }
-}
-
-// Two neighbouring blocks of M tokens join. A reader has decayed since its block's first token, a writer to its block's last, so
-// readers of the later one and writers of the earlier one make the scores between the two; no factor exceeds 1. `total`: the
-// decay of a block, the same in all of its rows.
-template <int M> __device__ inline bool is_later(int row) { return row / M % 2; }
-// Whether a reader's row and a writer's column are of such blocks; which elements of a tile may be is known beforehand.
-template <int M> __device__ inline bool are_between(int h, int e) {
-  const int t = tile_row(h), s = tile_column(e);
-  return (M == 8 ? h == 1 && e < 2 : h == e / 2) && is_later<M>(t) && t / M == s / M + 1;
-}
-template <int M> __device__ inline void add_between(Tile& to, const Tile& scores) {
-#pragma unroll
-  for (int h = 0; h < 2; h++)
-#pragma unroll
-    for (int e = 0; e < 4; e++)
-      if (are_between<M>(h, e)) to.x[h][e] += scores.x[h][e];
-}
-template <int M> __device__ inline Tile between(const Tile& scores) {
-  Tile to = {};
-#pragma unroll
-  for (int h = 0; h < 2; h++)
-#pragma unroll
-    for (int e = 0; e < 4; e++)
-      if (are_between<M>(h, e)) to.x[h][e] = scores.x[h][e];
-  return to;
-}
-template <int M> __device__ inline Tile of_other_block(const Tile& x) {
-  Tile to;
-#pragma unroll
-  for (int h = 0; h < 2; h++)
-#pragma unroll
-    for (int e = 0; e < 4; e++) to.x[h][e] = M == 8 ? x.x[1 - h][e] : __shfl_xor_sync(ALL_LANES, x.x[h][e], 4 * (M % 8));
-  return to;
-}
-template <int M, int R, int W> __device__ inline void join(Tile (&readers)[R], Tile (&writers)[W], Tile& total) {
-  const Tile other = of_other_block<M>(total);
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const bool later = is_later<M>(tile_row(h));
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const float factor = other.x[h][e], of_reader = later ? factor : 1.f, of_writer = later ? 1.f : factor;
-#pragma unroll
-      for (int r = 0; r < R; r++) readers[r].x[h][e] *= of_reader;
-#pragma unroll
-      for (int w = 0; w < W; w++) writers[w].x[h][e] *= of_writer;
-      total.x[h][e] *= factor;
-    }
-  }
-}
-template <int M, int R, int W>
-__device__ inline void score_and_join(Tile (&readers)[R], Tile (&writers)[W], Tile& total, Tile (&scores)[R][W]) {
-  Operand<READ> of_writer[W];
-#pragma unroll
-  for (int w = 0; w < W; w++) of_writer[w] = operand<READ>(writers[w]);
-#pragma unroll
-  for (int r = 0; r < R; r++) {
-    const Operand<READ> of_reader = operand<READ>(readers[r]);
-#pragma unroll
-    for (int w = 0; w < W; w++) {
-      Tile all = {};
-      add_product<0, M == 8 ? 1 : 2>(all, of_reader, of_writer[w]);
-      add_between<M>(scores[r][w], all);
-    }
-  }
-  join<M>(readers, writers, total);
-}
-
-// Adds to the scores of each token's readers with the writers of earlier ones, for 16 keys. Afterwards readers have decayed
-// since the chunk's first token and writers to its last, and `total` is the decay of the chunk.
-template <int R, int W> __device__ inline void exchange(Tile (&readers)[R], Tile (&writers)[W], Tile& total, Tile (&scores)[R][W]) {
-  score_and_join<1>(readers, writers, total, scores);
-  score_and_join<2>(readers, writers, total, scores);
-  score_and_join<4>(readers, writers, total, scores);
-  score_and_join<8>(readers, writers, total, scores);
-}
-
-// How far tokens have decayed since the first one of their block of M, and to the last one; and the decay of the block.
-struct Fades { Tile reader, writer, total; };
-
-template <int M> __device__ inline Fades fades(const Tile& decay) {
-  if constexpr (M == 1) {
-    Fades to;
-#pragma unroll
-    for (int i = 0; i < 8; i++) to.reader.x[i / 4][i % 4] = to.writer.x[i / 4][i % 4] = 1.f;
-    to.total = decay;
-    return to;
-  } else {
-    const Fades half = fades<M / 2>(decay);
-    Tile readers[1] = {half.reader}, writers[1] = {half.writer}, total = half.total;
-    join<M / 2>(readers, writers, total);
-    return {readers[0], writers[0], total};
-  }
-}
-
-// `join` backwards. of_readers and of_writers: the gradients of readers and writers as far as they come from larger blocks; to
-// them those of the scores between blocks of M are added. of_decay: of the logarithm of a block's decay, which wherever it
-// acts multiplies the readers of the later block or the writers of the earlier one.
-template <int M, int R, int W>
-__device__ inline void part(const Tile (&readers)[R], const Tile (&writers)[W], const Tile& decay, const Tile (&of_scores)[R][W], Tile (&of_readers)[R],
-                            Tile (&of_writers)[W], Tile& of_decay) {
-  Tile used;
-#pragma unroll
-  for (int h = 0; h < 2; h++)
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      float read = 0.f, written = 0.f;
-#pragma unroll
-      for (int r = 0; r < R; r++) read += of_readers[r].x[h][e] * readers[r].x[h][e];
-#pragma unroll
-      for (int w = 0; w < W; w++) written += of_writers[w].x[h][e] * writers[w].x[h][e];
-      float sum = is_later<M>(tile_row(h)) ? read : written;
-#pragma unroll
-      for (int step = 4; step < 4 * M; step *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, step);
-      used.x[h][e] = sum;
-    }
-  add(of_decay, of_other_block<M>(used));
-
-  const Fades fade = fades<M>(decay);
-  Operand<READ> by_reader[R], by_writer[W];
-  Tile to_writers[W] = {};
-#pragma unroll
-  for (int r = 0; r < R; r++) by_reader[r] = transposed(operand<READ>(product(readers[r], fade.reader)));
-#pragma unroll
-  for (int w = 0; w < W; w++) by_writer[w] = transposed(operand<READ>(product(writers[w], fade.writer)));
-#pragma unroll
-  for (int r = 0; r < R; r++) {
-    Tile to_reader = {};
-#pragma unroll
-    for (int w = 0; w < W; w++) {
-      const Operand<READ> here = operand<READ>(between<M>(of_scores[r][w]));
-      add_product(to_reader, here, by_writer[w]);
-      add_product(to_writers[w], transposed(here), by_reader[r]);
-    }
-    add_product(of_readers[r], to_reader, fade.reader);
-  }
-#pragma unroll
-  for (int w = 0; w < W; w++) add_product(of_writers[w], to_writers[w], fade.writer);
-}
-
-// `exchange` backwards. readers, writers, decay: before it. of_readers, of_writers, of_decay: the gradients of what it gave, that of
-// the chunk's decay in all rows and by its logarithm; they become those of each token's.
-template <int R, int W>
-__device__ inline void exchange_gradient(const Tile (&readers)[R], const Tile (&writers)[W], const Tile& decay, const Tile (&of_scores)[R][W],
-                                         Tile (&of_readers)[R], Tile (&of_writers)[W], Tile& of_decay) {
-  const Fades fade = fades<16>(decay);
-#pragma unroll
-  for (int r = 0; r < R; r++) of_readers[r] = product(of_readers[r], fade.reader);
-#pragma unroll
-  for (int w = 0; w < W; w++) of_writers[w] = product(of_writers[w], fade.writer);
-  part<8>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
-  part<4>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
-  part<2>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
-  part<1>(readers, writers, decay, of_scores, of_readers, of_writers, of_decay);
+      for (int h = 0; h < 2; h++) put(to + item.token(begin + tile_column(e)) + j0 + tile_row(h), x.x[h][e]);
 }
 
 // Decays of 16 keys by tile_column, the same for all rows of a tile.
@@ -384,3 +182,129 @@ template <int COUNT> struct Shares {
     return to;
   }
 };
+
+#ifdef FORWARD
+// The forward pass of a block. A group of chunks is prepared at a time: prepare(chunk, tokens) makes, by one warp, what all of
+// them need of a chunk. Then each warp has 16 values of the state S: read_and_write(chunk, S, values, put) takes it through a
+// chunk, and put(x, to) writes what it gives for the chunk's tokens.
+template <class Chunk, int GROUP, class Prepare, class ReadAndWrite>
+__device__ inline void pass_forward(const Item item, Chunk (&ready)[GROUP], const INPUT* v, const float* state, float* last, float* checkpoints,
+                                    const Prepare& prepare, const ReadAndWrite& read_and_write) {
+  const int warp = threadIdx.x / 32, j0 = blockIdx.x % SLICES * COLUMNS + 16 * warp, T = item.T;
+  Tile S[TILES];
+  get_state(S, state + item.state(), j0);
+#pragma unroll 1
+  for (int t0 = 0; t0 < T;) {
+    const Marks marks(item, t0);
+    __syncthreads();  // all have read what was there
+    int t = t0;
+#pragma unroll 1
+    for (int c = 0; c < GROUP && t < T; c++) {
+      const int end = marks.end(t);
+      if (c % WARPS == warp) {
+        const Tokens tokens(item, marks, t, end);
+        prepare(ready[c], tokens);
+      }
+      t = end;
+    }
+    Tile next;  // values, fetched before they are needed
+    const auto fetch = [&](int t) {
+      const Tokens tokens(item, marks, t, marks.end(t));
+      next = tokens.get(v, j0, tokens.here);
+    };
+    fetch(t0);
+    __syncthreads();
+#pragma unroll 1
+    for (int c = 0; c < GROUP && t0 < T; c++) {
+      const int end = marks.end(t0);
+      if (checkpoints && t0 % CHUNK == 0) keep_state(S, checkpoints + item.checkpoint(t0), j0);
+      if (marks.is_reset(t0)) get_state(S, item.start, j0);
+      const Operand<READ> values = transposed(operand<READ>(next));
+      if (c + 1 < GROUP && end < T) fetch(end);
+      read_and_write(ready[c], S, values, [&](const Tile& x, float* to) { put_tokens(item, x, to, t0, end, j0); });
+      t0 = end;
+    }
+  }
+  keep_state(S, last + item.state(), j0);
+}
+#endif
+
+#ifdef GRADIENT
+static_assert(COLUMNS == N, "a block has the whole state");
+
+// The state that a chunk finds, for keys from i0, a tile at a time: one that was kept, with what a chunk left since.
+template <int W> struct Found {
+  Origin origin;
+  Tokens earlier;
+  Operand<WRITTEN> writers[W];
+  Tile fade;
+  int i0;
+
+  __device__ Found(const Item& item, const Marks& marks, int t0, const float* checkpoints, const DECAY* w, const INPUT* const (&written)[W], int i0_)
+      : origin(item, marks, t0, checkpoints), earlier(item, origin.marks, origin.begin, origin.end), i0(i0_) {
+    if (origin.is_kept()) return;
+    const Fades all = fades<16>(exponentials(earlier.get(w, i0, earlier.there)));
+#pragma unroll
+    for (int y = 0; y < W; y++) writers[y] = transposed(operand<WRITTEN>(product(earlier.get(written[y], i0, earlier.there), all.writer)));
+    fade = all.total;
+  }
+  // Values from j0; `values`: what each of the writers wrote.
+  template <class... X> __device__ Tile get(int j0, const X*... values) const {
+    Tile S = get_state(origin.from, i0, j0);
+    if (!origin.is_kept()) {
+      S = product(S, fade);
+      int y = 0;
+      (add_product(S, transposed(operand<READ>(earlier.get(values, j0, earlier.here))), writers[y++]), ...);
+    }
+    return S;
+  }
+};
+
+// The gradients of a chunk's readers, writers and decays, for 16 keys.
+template <int R, int W> struct Slopes {
+  Tile readers[R] = {}, writers[W] = {}, scores[R][W] = {}, decay = {};
+
+  // For 16 values: S, the state that the chunk finds, and G, the gradient of the one it leaves; what readers gave is worth
+  // by_reader, and what writers wrote is by_writer.
+  __device__ void of_values(const Tile& S, const Operand<READ>& G, const Operand<READ> (&by_reader)[R], const Operand<READ> (&by_writer)[W]) {
+    const Operand<READ> by_G = transposed(G), by_S = transposed(operand<READ>(S));
+    add_product(decay, S, number(G));
+#pragma unroll
+    for (int r = 0; r < R; r++) add_product(readers[r], by_reader[r], by_S);
+#pragma unroll
+    for (int w = 0; w < W; w++) add_product(writers[w], by_writer[w], by_G);
+#pragma unroll
+    for (int r = 0; r < R; r++)
+#pragma unroll
+      for (int w = 0; w < W; w++) add_product(scores[r][w], by_reader[r], by_writer[w]);
+  }
+  // After all values: from those of the whole chunk to those of each token.
+  __device__ void of_tokens(const Tile (&read)[R], const Tile (&written)[W], const Tile& decays) {
+    decay = product(of_rows(decay), fades<16>(decays).total);
+    exchange_gradient(read, written, decays, scores, readers, writers, decay);
+  }
+};
+
+// The backward pass of a block, from the last chunk to the first. Warp i has the gradient G of values 16i and on, and then whatever
+// is summed over values for keys 16i and on. back(G, marks, tokens, t0, end) takes G to before the chunk of tokens [t0, end).
+template <class Back>
+__device__ inline void pass_backward(const Item& item, const float* dlast, float* dstate, float* dstart, const Back& back) {
+  const int i0 = threadIdx.x / 32 * 16;
+  Tile G[TILES];
+  get_state(G, nullptr, i0);
+  if (dstart) keep_state(G, dstart + item.state(), i0);
+  get_state(G, dlast + item.state(), i0);
+#pragma unroll 1
+  for (int end = item.T; end > 0;) {
+    const Marks marks(item, end - 1);
+    const int t0 = marks.begin(end);
+    back(G, marks, Tokens(item, marks, t0, end), t0, end);
+    if (marks.is_reset(t0)) {
+      if (dstart) keep_state(G, dstart + item.state(), i0, true);
+      get_state(G, nullptr, i0);
+    }
+    end = t0;
+  }
+  keep_state(G, dstate + item.state(), i0);
+}
+#endif

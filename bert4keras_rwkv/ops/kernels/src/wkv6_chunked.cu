@@ -1,12 +1,6 @@
 // RWKV-6 by chunks on tensor cores; matrix_state.cc has the equations, and the meaning of the tensors.
-//
-// -DN= the head size, 16, 32, 48 or 64; -DCOLUMNS= the values of a block, a multiple of 16 and a divisor of N, for the gradient N;
-// -DINPUT= and -DDECAY= float or bf16: the inputs, and w of them. One of -DFORWARD and -DGRADIENT. It wants B * H * N / COLUMNS blocks
-// of 2 * COLUMNS threads, tensors that begin at a multiple of 8 bytes, and sm_80. A tensor that is not given is null.
-#include "chunked.h"
-
 #define INPUTS const INPUT *r, const DECAY *w, const INPUT *k, const INPUT *v, const float *u
-#define GIVEN INPUTS, const float *state, const float *start, const unsigned char *flags
+#include "chunked.h"
 
 #ifdef FORWARD
 namespace {
@@ -42,80 +36,36 @@ __device__ inline void prepare(Chunk& chunk, const Tokens& tokens, const INPUT* 
 
 extern "C" __global__ void __launch_bounds__(THREADS) forward(GIVEN, float* y, float* last, float* checkpoints, int T, int H) {
   __shared__ Chunk ready[GROUP];
-  const int item = blockIdx.x / SLICES, batch = item / H, head = item % H, warp = threadIdx.x / 32;
-  const int j0 = blockIdx.x % SLICES * COLUMNS + 16 * warp;
-  const float* begin = start ? start + (wide)item * SQUARE : nullptr;
-  if (flags) flags += (wide)batch * T;
-  Tile S[TILES];
-  get_state(S, state + (wide)item * SQUARE, j0);
-#pragma unroll 1
-  for (int t0 = 0; t0 < T;) {
-    const Marks marks(flags, t0, T);
-    __syncthreads();  // all have read what was there
-    int t = t0;
-#pragma unroll 1
-    for (int c = 0; c < GROUP && t < T; c++) {
-      const int end = marks.end(t);
-      if (c % WARPS == warp) prepare(ready[c], Tokens(marks, t, end, batch, T, head, H), r, w, k, u + item * N);
-      t = end;
-    }
-    Tile next;  // values, fetched before they are needed
-    const auto fetch = [&](int t) {
-      const Tokens tokens(marks, t, marks.end(t), batch, T, head, H);
-      next = tokens.get(v, j0, tokens.here);
-    };
-    fetch(t0);
-    __syncthreads();
-#pragma unroll 1
-    for (int c = 0; c < GROUP && t0 < T; c++) {
-      const Chunk& chunk = ready[c];
-      const int end = marks.end(t0);
-      if (checkpoints && t0 % CHUNK == 0) keep_state(S, checkpoints + ((wide)item * chunks_of(T) + t0 / CHUNK) * SQUARE, j0);
-      if (marks.is_reset(t0)) get_state(S, begin, j0);
-      const Operand<READ> values = transposed(operand<READ>(next));
-      if (c + 1 < GROUP && end < T) fetch(end);
-      Tile out = {};
+  const Item item(start, flags, T, H);
+  const auto prepare_chunk = [&](Chunk& chunk, const Tokens& tokens) { prepare(chunk, tokens, r, w, k, u + item.number * N); };
+  const auto read_and_write = [&](const Chunk& chunk, Tile (&S)[TILES], const Operand<READ>& values, const auto& put) {
+    Tile out = {};
 #pragma unroll
-      for (int i = 0; i < TILES; i++) {
-        add_product(out, operand<READ>(S[i]), chunk.readers[i].get());
-        chunk.decays[i].apply(S[i]);
-        add_product(S[i], values, chunk.writers[i].get());
-      }
-      add_product(out, values, chunk.scores.get());
-      put_tokens(out, y, t0, end, j0, batch, T, head, H);
-      t0 = end;
+    for (int i = 0; i < TILES; i++) {
+      add_product(out, operand<READ>(S[i]), chunk.readers[i].get());
+      chunk.decays[i].apply(S[i]);
+      add_product(S[i], values, chunk.writers[i].get());
     }
-  }
-  keep_state(S, last + (wide)item * SQUARE, j0);
+    add_product(out, values, chunk.scores.get());
+    put(out, y);
+  };
+  pass_forward(item, ready, v, state, last, checkpoints, prepare_chunk, read_and_write);
 }
 #endif
 
 #ifdef GRADIENT
-static_assert(COLUMNS == N, "a block has the whole state");
-
-// Warp i has the gradient G of values 16i and on, and then whatever is summed over values for keys 16i and on.
 extern "C" __global__ void __launch_bounds__(THREADS) gradient(
     GIVEN, const float* checkpoints, const float* dy, const float* dlast, INPUT* dr, DECAY* dw, INPUT* dk, INPUT* dv, float* du, float* dstate,
     float* dstart, int T, int H) {
   __shared__ Shared<READ> readers_[TILES], writers_[TILES], G_[TILES][TILES];  // readers turned
   __shared__ Decays decays_[TILES];
   __shared__ Shares<WARPS> scores_;
-  const int item = blockIdx.x, batch = item / H, head = item % H, warp = threadIdx.x / 32, i0 = 16 * warp;
-  const wide matrix = (wide)item * SQUARE;
-  const float* begin = start ? start + matrix : nullptr;
-  checkpoints += matrix * chunks_of(T);
-  if (flags) flags += (wide)batch * T;
-  Tile G[TILES], bonus, of_bonus = {};
-  get_state(G, nullptr, i0);
-  if (dstart) keep_state(G, dstart + matrix, i0);
-  get_state(G, dlast + matrix, i0);
+  const Item item(start, flags, T, H);
+  const int warp = threadIdx.x / 32, i0 = 16 * warp;
+  Tile bonus, of_bonus = {};
 #pragma unroll
-  for (int i = 0; i < 8; i++) bonus.x[i / 4][i % 4] = u[item * N + i0 + tile_column(i % 4)];
-#pragma unroll 1
-  for (int end = T; end > 0;) {
-    const Marks marks(flags, end - 1, T);
-    const int t0 = marks.begin(end);
-    const Tokens tokens(marks, t0, end, batch, T, head, H);
+  for (int i = 0; i < 8; i++) bonus.x[i / 4][i % 4] = u[item.number * N + i0 + tile_column(i % 4)];
+  pass_backward(item, dlast, dstate, dstart, [&](Tile (&G)[TILES], const Marks& marks, const Tokens& tokens, int t0, int end) {
     const Tile read[1] = {tokens.get(r, i0, tokens.here)}, written[1] = {tokens.get(k, i0, tokens.there)};
     const Tile decay = exponentials(tokens.get(w, i0, tokens.there));
     {
@@ -143,54 +93,29 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient(
         add_product(G[i], slopes, readers_[i].get());
       }
       add_product(of_v, slopes, transposed(operand<READ>(scores_.sum())));
-      put_tokens(of_v, dv, t0, end, i0, batch, T, head, H);
-      if (marks.is_reset(t0)) {
-        if (dstart) keep_state(G, dstart + matrix, i0, true);
-        get_state(G, nullptr, i0);
-      }
+      put_tokens(item, of_v, dv, t0, end, i0);
     }
     __syncthreads();
-    {
-      const Origin origin(marks, flags, t0, T, begin, checkpoints);
-      const Tokens earlier(origin.marks, origin.begin, origin.end, batch, T, head, H);
-      Operand<WRITTEN> keys;
-      Tile fade;
-      if (!origin.is_kept()) {
-        const Fades all = fades<16>(exponentials(earlier.get(w, i0, earlier.there)));
-        keys = transposed(operand<WRITTEN>(product(earlier.get(k, i0, earlier.there), all.writer)));
-        fade = all.total;
-      }
-      Tile of_readers[1] = {}, of_writers[1] = {}, of_scores[1][1] = {}, of_decay = {};
+    const Found<1> found(item, marks, t0, checkpoints, w, {k}, i0);
+    Slopes<1, 1> of;
 #pragma unroll 1
-      for (int j = 0; j < TILES; j++) {
-        Tile S = get_state(origin.from, i0, 16 * j);
-        if (!origin.is_kept()) {
-          S = product(S, fade);
-          add_product(S, transposed(operand<READ>(earlier.get(v, 16 * j, earlier.here))), keys);
-        }
-        const Operand<READ> of_G = G_[j][warp].get();
-        const Operand<READ> slopes = operand<READ>(tokens.get(dy, 16 * j, tokens.here)), values = operand<READ>(tokens.get(v, 16 * j, tokens.here));
-        add_product(of_decay, S, number(of_G));
-        add_product(of_readers[0], slopes, transposed(operand<READ>(S)));
-        add_product(of_writers[0], values, transposed(of_G));
-        add_product(of_scores[0][0], slopes, values);
-      }
-      of_decay = product(of_rows(of_decay), fades<16>(decay).total);
-      exchange_gradient(read, written, decay, of_scores, of_readers, of_writers, of_decay);
-      const Tile own = diagonal(of_scores[0][0]);
-      add_product(of_readers[0], own, product(bonus, written[0]));
-      add_product(of_writers[0], own, product(bonus, read[0]));
-      add_product(of_bonus, own, product(read[0], written[0]));
-      tokens.put(of_readers[0], dr, i0, false);
-      tokens.put(of_writers[0], dk, i0, true);
-      tokens.put(of_decay, dw, i0, true);
+    for (int j = 0; j < TILES; j++) {
+      const Operand<READ> slopes[1] = {operand<READ>(tokens.get(dy, 16 * j, tokens.here))};
+      const Operand<READ> values[1] = {operand<READ>(tokens.get(v, 16 * j, tokens.here))};
+      of.of_values(found.get(16 * j, v), G_[j][warp].get(), slopes, values);
     }
-    end = t0;
-  }
-  keep_state(G, dstate + matrix, i0);
+    of.of_tokens(read, written, decay);
+    const Tile own = diagonal(of.scores[0][0]);
+    add_product(of.readers[0], own, product(bonus, written[0]));
+    add_product(of.writers[0], own, product(bonus, read[0]));
+    add_product(of_bonus, own, product(read[0], written[0]));
+    tokens.put(of.readers[0], dr, i0, false);
+    tokens.put(of.writers[0], dk, i0, true);
+    tokens.put(of.decay, dw, i0, true);
+  });
   of_bonus = of_rows(of_bonus);
   if (tile_row(0) == 0)
 #pragma unroll
-    for (int e = 0; e < 4; e++) du[item * N + i0 + tile_column(e)] = of_bonus.x[0][e];
+    for (int e = 0; e < 4; e++) du[item.number * N + i0 + tile_column(e)] = of_bonus.x[0][e];
 }
 #endif

@@ -1,11 +1,9 @@
-// RWKV-7 by chunks on tensor cores; matrix_state.cc has the equations, and the meaning of the tensors. Options: as in wkv6_chunked.cu.
+// RWKV-7 by chunks on tensor cores; matrix_state.cc has the equations, and the meaning of the tensors.
 //
 // What token t reads from the state is p_t = a_t S; what it leaves is k_t^T v_t + b_t^T p_t. So with the strictly lower triangle of
 // scores between a and b called L, the p of a chunk solve (I - L) P = (what a reads of S and of k^T v).
-#include "chunked.h"
-
 #define INPUTS const INPUT *r, const DECAY *w, const INPUT *k, const INPUT *v, const INPUT *a, const INPUT *b
-#define GIVEN INPUTS, const float *state, const float *start, const unsigned char *flags
+#include "chunked.h"
 
 namespace {
 enum { A, R };  // readers
@@ -83,69 +81,35 @@ __device__ inline void prepare(Chunk& chunk, const Tokens& tokens, INPUTS) {
 
 extern "C" __global__ void __launch_bounds__(THREADS) forward(GIVEN, float* y, float* last, float* checkpoints, float* reads, int T, int H) {
   __shared__ Chunk ready[GROUP];
-  const int item = blockIdx.x / SLICES, batch = item / H, head = item % H, warp = threadIdx.x / 32;
-  const int j0 = blockIdx.x % SLICES * COLUMNS + 16 * warp;
-  const float* begin = start ? start + (wide)item * SQUARE : nullptr;
-  if (flags) flags += (wide)batch * T;
-  Tile S[TILES];
-  get_state(S, state + (wide)item * SQUARE, j0);
-#pragma unroll 1
-  for (int t0 = 0; t0 < T;) {
-    const Marks marks(flags, t0, T);
-    __syncthreads();  // all have read what was there
-    int t = t0;
-#pragma unroll 1
-    for (int c = 0; c < GROUP && t < T; c++) {
-      const int end = marks.end(t);
-      if (c % WARPS == warp) prepare(ready[c], Tokens(marks, t, end, batch, T, head, H), r, w, k, v, a, b);
-      t = end;
-    }
-    Tile next;  // values, fetched before they are needed
-    const auto fetch = [&](int t) {
-      const Tokens tokens(marks, t, marks.end(t), batch, T, head, H);
-      next = tokens.get(v, j0, tokens.here);
-    };
-    fetch(t0);
-    __syncthreads();
-#pragma unroll 1
-    for (int c = 0; c < GROUP && t0 < T; c++) {
-      const Chunk& chunk = ready[c];
-      const int end = marks.end(t0);
-      if (checkpoints && t0 % CHUNK == 0) keep_state(S, checkpoints + ((wide)item * chunks_of(T) + t0 / CHUNK) * SQUARE, j0);
-      if (marks.is_reset(t0)) get_state(S, begin, j0);
-      const Operand<READ> values = transposed(operand<READ>(next));
-      if (c + 1 < GROUP && end < T) fetch(end);
-      Tile p = {}, out = {}, solved = {};
+  const Item item(start, flags, T, H);
+  const auto prepare_chunk = [&](Chunk& chunk, const Tokens& tokens) { prepare(chunk, tokens, r, w, k, v, a, b); };
+  const auto read_and_write = [&](const Chunk& chunk, Tile (&S)[TILES], const Operand<READ>& values, const auto& put) {
+    Tile p = {}, out = {}, solved = {};
 #pragma unroll
-      for (int i = 0; i < TILES; i++) {
-        const Operand<READ> of_state = operand<READ>(S[i]);
-        add_product(p, of_state, chunk.a[i].get());
-        add_product(out, of_state, chunk.r[i].get());
-      }
-      add_product(p, values, chunk.a_of_k.get());
-      add_product(solved, operand<READ>(p), chunk.inverse.get());
-      const Operand<READ> written = operand<READ>(solved);
-#pragma unroll
-      for (int i = 0; i < TILES; i++) {
-        chunk.decays[i].apply(S[i]);
-        add_product(S[i], values, chunk.writers[K][i].get());
-        add_product(S[i], written, chunk.writers[B][i].get());
-      }
-      add_product(out, values, chunk.r_of[K].get());
-      add_product(out, written, chunk.r_of[B].get());
-      put_tokens(out, y, t0, end, j0, batch, T, head, H);
-      if (reads) put_tokens(solved, reads, t0, end, j0, batch, T, head, H);
-      t0 = end;
+    for (int i = 0; i < TILES; i++) {
+      const Operand<READ> of_state = operand<READ>(S[i]);
+      add_product(p, of_state, chunk.a[i].get());
+      add_product(out, of_state, chunk.r[i].get());
     }
-  }
-  keep_state(S, last + (wide)item * SQUARE, j0);
+    add_product(p, values, chunk.a_of_k.get());
+    add_product(solved, operand<READ>(p), chunk.inverse.get());
+    const Operand<READ> written = operand<READ>(solved);
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
+      chunk.decays[i].apply(S[i]);
+      add_product(S[i], values, chunk.writers[K][i].get());
+      add_product(S[i], written, chunk.writers[B][i].get());
+    }
+    add_product(out, values, chunk.r_of[K].get());
+    add_product(out, written, chunk.r_of[B].get());
+    put(out, y);
+    if (reads) put(solved, reads);
+  };
+  pass_forward(item, ready, v, state, last, checkpoints, prepare_chunk, read_and_write);
 }
 #endif
 
 #ifdef GRADIENT
-static_assert(COLUMNS == N, "a block has the whole state");
-
-// Warp i has the gradient G of values 16i and on, and then whatever is summed over values for keys 16i and on.
 extern "C" __global__ void __launch_bounds__(THREADS) gradient(
     GIVEN, const float* checkpoints, const float* reads, const float* dy, const float* dlast, INPUT* dr, DECAY* dw, INPUT* dk, INPUT* dv, INPUT* da,
     INPUT* db, float* dstate, float* dstart, int T, int H) {
@@ -157,20 +121,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient(
       Shared<READ> G[TILES][TILES], q[TILES];
     } of;
   } x;
-  const int item = blockIdx.x, batch = item / H, head = item % H, warp = threadIdx.x / 32, i0 = 16 * warp;
-  const wide matrix = (wide)item * SQUARE;
-  const float* begin = start ? start + matrix : nullptr;
-  checkpoints += matrix * chunks_of(T);
-  if (flags) flags += (wide)batch * T;
-  Tile G[TILES];
-  get_state(G, nullptr, i0);
-  if (dstart) keep_state(G, dstart + matrix, i0);
-  get_state(G, dlast + matrix, i0);
-#pragma unroll 1
-  for (int end = T; end > 0;) {
-    const Marks marks(flags, end - 1, T);
-    const int t0 = marks.begin(end);
-    const Tokens tokens(marks, t0, end, batch, T, head, H);
+  const Item item(start, flags, T, H);
+  const int warp = threadIdx.x / 32, i0 = 16 * warp;
+  pass_backward(item, dlast, dstate, dstart, [&](Tile (&G)[TILES], const Marks& marks, const Tokens& tokens, int t0, int end) {
     __syncthreads();  // all have read what is here of the chunk after this
     {
       const Tile receptance = tokens.get(r, i0, tokens.here), decay = exponentials(tokens.get(w, i0, tokens.there));
@@ -212,73 +165,41 @@ extern "C" __global__ void __launch_bounds__(THREADS) gradient(
       x.of.q[warp].set(transposed(solved));
       add_product(of_v, slopes, r_of_k);
       add_product(of_v, solved, a_of_k);
-      put_tokens(of_v, dv, t0, end, i0, batch, T, head, H);
+      put_tokens(item, of_v, dv, t0, end, i0);
 #pragma unroll
       for (int i = 0; i < TILES; i++) {
         decays_[i].apply(G[i]);
         add_product(G[i], slopes, readers_[R][i].get());
         add_product(G[i], solved, readers_[A][i].get());
       }
-      if (marks.is_reset(t0)) {
-        if (dstart) keep_state(G, dstart + matrix, i0, true);
-        get_state(G, nullptr, i0);
-      }
     }
     __syncthreads();
-    {
-      const Origin origin(marks, flags, t0, T, begin, checkpoints);
-      const Tokens earlier(origin.marks, origin.begin, origin.end, batch, T, head, H);
-      Operand<WRITTEN> writers[2];
-      Tile fade;
-      if (!origin.is_kept()) {
-        const Fades all = fades<16>(exponentials(earlier.get(w, i0, earlier.there)));
-        writers[B] = transposed(operand<WRITTEN>(product(earlier.get(b, i0, earlier.there), all.writer)));
-        writers[K] = transposed(operand<WRITTEN>(product(earlier.get(k, i0, earlier.there), all.writer)));
-        fade = all.total;
-      }
-      Tile of_readers[2] = {}, of_writers[2] = {}, of_scores[2][2] = {}, of_decay = {};
+    const Found<2> found(item, marks, t0, checkpoints, w, {b, k}, i0);
+    Slopes<2, 2> of;
 #pragma unroll 1
-      for (int j = 0; j < TILES; j++) {
-        Tile S = get_state(origin.from, i0, 16 * j);
-        if (!origin.is_kept()) {
-          S = product(S, fade);
-          add_product(S, transposed(operand<READ>(earlier.get(reads, 16 * j, earlier.here))), writers[B]);
-          add_product(S, transposed(operand<READ>(earlier.get(v, 16 * j, earlier.here))), writers[K]);
-        }
-        const Operand<READ> of_G = x.of.G[j][warp].get(), by_G = transposed(of_G), by_S = transposed(operand<READ>(S));
-        const Operand<READ> by_reader[2] = {x.of.q[j].get(), operand<READ>(tokens.get(dy, 16 * j, tokens.here))};
-        const Operand<READ> by_writer[2] = {operand<READ>(tokens.get(reads, 16 * j, tokens.here)), operand<READ>(tokens.get(v, 16 * j, tokens.here))};
-        add_product(of_decay, S, number(of_G));
-#pragma unroll
-        for (int y = 0; y < 2; y++) {
-          add_product(of_readers[y], by_reader[y], by_S);
-          add_product(of_writers[y], by_writer[y], by_G);
-          add_product(of_scores[y][B], by_reader[y], by_writer[B]);
-          add_product(of_scores[y][K], by_reader[y], by_writer[K]);
-        }
-      }
-      // Fetched again: to keep them costs more.
-      const Tile receptance = tokens.get(r, i0, tokens.here), decay = exponentials(tokens.get(w, i0, tokens.there));
-      const Tile read[2] = {tokens.get(a, i0, tokens.here), product(receptance, decay)};
-      const Tile written[2] = {tokens.get(b, i0, tokens.there), tokens.get(k, i0, tokens.there)};
-      of_decay = product(of_rows(of_decay), fades<16>(decay).total);
-      exchange_gradient(read, written, decay, of_scores, of_readers, of_writers, of_decay);
-      add_product(of_decay, of_readers[R], read[R]);
-      Tile of_r = product(of_readers[R], decay);
-#pragma unroll
-      for (int y = 0; y < 2; y++) {
-        const Tile own = diagonal(of_scores[R][y]);
-        add_product(of_r, own, written[y]);
-        add_product(of_writers[y], own, receptance);
-      }
-      tokens.put(of_r, dr, i0, false);
-      tokens.put(of_decay, dw, i0, true);
-      tokens.put(of_writers[K], dk, i0, true);
-      tokens.put(of_readers[A], da, i0, false);
-      tokens.put(of_writers[B], db, i0, true);
+    for (int j = 0; j < TILES; j++) {
+      const Operand<READ> by_reader[2] = {x.of.q[j].get(), operand<READ>(tokens.get(dy, 16 * j, tokens.here))};
+      const Operand<READ> by_writer[2] = {operand<READ>(tokens.get(reads, 16 * j, tokens.here)), operand<READ>(tokens.get(v, 16 * j, tokens.here))};
+      of.of_values(found.get(16 * j, reads, v), x.of.G[j][warp].get(), by_reader, by_writer);
     }
-    end = t0;
-  }
-  keep_state(G, dstate + matrix, i0);
+    // Fetched again: to keep them costs more.
+    const Tile receptance = tokens.get(r, i0, tokens.here), decay = exponentials(tokens.get(w, i0, tokens.there));
+    const Tile read[2] = {tokens.get(a, i0, tokens.here), product(receptance, decay)};
+    const Tile written[2] = {tokens.get(b, i0, tokens.there), tokens.get(k, i0, tokens.there)};
+    of.of_tokens(read, written, decay);
+    add_product(of.decay, of.readers[R], read[R]);
+    Tile of_r = product(of.readers[R], decay);
+#pragma unroll
+    for (int y = 0; y < 2; y++) {
+      const Tile own = diagonal(of.scores[R][y]);
+      add_product(of_r, own, written[y]);
+      add_product(of.writers[y], own, receptance);
+    }
+    tokens.put(of_r, dr, i0, false);
+    tokens.put(of.decay, dw, i0, true);
+    tokens.put(of.writers[K], dk, i0, true);
+    tokens.put(of.readers[A], da, i0, false);
+    tokens.put(of.writers[B], db, i0, true);
+  });
 }
 #endif
