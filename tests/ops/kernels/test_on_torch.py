@@ -75,3 +75,19 @@ def test_inputs_on_two_devices(rng):
     *xs, state = (x.detach() for x in tensors(rng, "wkv6")[:-2])
     with pytest.raises(ValueError, match=r"one device\. Received: (cpu|cuda:0), meta"):
         native("wkv6", xs, state.to("meta"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_has_none(name, rng):
+    """One sentence, and no wrong number; with create_graph a gradient is as without."""
+    import torch
+
+    *given, state, _, _ = tensors(rng, name)
+
+    def slopes(**options):
+        return torch.autograd.grad(sum((x * x).sum() for x in native(name, given, state)), given, **options)
+
+    first = slopes(create_graph=True)
+    assert all(torch.equal(x, y) for x, y in zip(first, slopes(), strict=True))
+    with pytest.raises(NotImplementedError, match="Build the model with kernel='ops'"):
+        torch.autograd.grad(sum((x * x).sum() for x in first), given)
