@@ -3,11 +3,13 @@
 What Keras' layers say of both is asked for here only. The functions take any layer: the embedding is quantised too.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import keras, ops
+from bert4keras_rwkv.layers.packed import Packable, PackedKernel
+from bert4keras_rwkv.ops.matmul import Scheme
 
 
 class Changeable:
@@ -73,7 +75,7 @@ class Changeable:
 
 
 @keras.saving.register_keras_serializable("bert4keras_rwkv")
-class Projection(Changeable, keras.layers.Dense):
+class Projection(Packable, Changeable, keras.layers.Dense):
     """Keras' Dense, multiplying rows: x (..., inputs) -> (..., units).
 
     With batch and time apart XLA transposes what it computes the kernel's gradient of, which takes a CPU as long as
@@ -140,24 +142,38 @@ def fold_lora(layer, scale=1.0):
     lora.b.assign(np.zeros(lora.b.shape, "float32"))
 
 
+def scheme_of(layer):
+    """The `Scheme` in which a layer's kernel is packed, else None."""
+    return getattr(layer, "scheme", None)
+
+
 def quantised_as(layer):
-    """'int8', 'int4', ... of a layer that Keras quantised, else None."""
-    return getattr(layer, "quantization_mode", None)
+    """'int8', 'int4', 'bfloat16', ... of a layer that is packed or that Keras quantised, else None."""
+    scheme = scheme_of(layer)
+    return getattr(layer, "quantization_mode", None) if scheme is None else scheme.name
 
 
 def quantisation_of(layer):
-    """How a layer that Keras quantised is made so again, for a config: what `quantise` takes."""
+    """How a quantised layer is made so again, for a config: what `quantise` takes."""
+    if scheme_of(layer) is not None:
+        return [PACKED, asdict(layer.scheme)]
     return [quantised_as(layer), keras.saving.serialize_keras_object(layer.quantization_config)]
 
 
 def quantise(layer, mode, config):
     """Quantise a layer as another one is, see `quantisation_of`."""
-    layer.quantize(mode, config=keras.saving.deserialize_keras_object(config))
+    if mode == PACKED:
+        layer.pack_as(Scheme(**config))
+    else:
+        layer.quantize(mode, config=keras.saving.deserialize_keras_object(config))
+
+
+PACKED = "packed"
 
 
 def kernel_variable(layer):
-    """The variable of a layer's kernel, without what its LoRA adds."""
-    return layer._kernel
+    """The variable of a layer's kernel, without what its LoRA adds; of a packed one what takes its place."""
+    return layer._kernel if scheme_of(layer) is None else PackedKernel(layer)
 
 
 def kernel_shape(layer):
@@ -167,7 +183,7 @@ def kernel_shape(layer):
 
 def kernel_matrix(layer):
     """The kernel (inputs, outputs) that a projection multiplies by, as a tensor; a quantised one says it of itself."""
-    if quantised_as(layer) is None:
+    if quantised_as(layer) is None or scheme_of(layer) is not None:
         return ops.convert_to_tensor(layer.kernel)
     return layer(ops.eye(layer.kernel.shape[0], dtype=layer.compute_dtype))
 

@@ -11,7 +11,15 @@ from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers import initial
 from bert4keras_rwkv.layers.base import Layer
 from bert4keras_rwkv.layers.block import Block
-from bert4keras_rwkv.layers.projection import Changeable, MergedKernel, dense, kernel_variable, lora_of, quantised_as
+from bert4keras_rwkv.layers.projection import (
+    Changeable,
+    MergedKernel,
+    dense,
+    kernel_variable,
+    lora_of,
+    quantised_as,
+    scheme_of,
+)
 from bert4keras_rwkv.layers.start_state import StartState
 from bert4keras_rwkv.models.lora import described, prepare
 from bert4keras_rwkv.ops.backend import accumulation_dtype
@@ -54,7 +62,7 @@ def _with_start(state, start):
 def variable_at(layer, path):
     """The variable at an attribute path below a layer, 'blocks/3/time_mix/key/kernel' of a backbone."""
     for part in path.split("/"):
-        if part == "kernel" and lora_of(layer):  # what `kernel` gives then is no variable
+        if part == "kernel" and (lora_of(layer) or scheme_of(layer)):  # what `kernel` gives then is no variable
             layer = kernel_variable(layer)
         else:
             layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
@@ -123,6 +131,7 @@ class Backbone(Layer):
     rescale_layer: after every so many blocks x is halved, and what the mixers add with it; the logits do not change,
     but float16 does not overflow. 0: never. None: 6 if float16 is computed with, else 0.
     blank: weights start at zero, for they are about to be read from a file; else as the authors start training.
+    quantization: a `Quantization`, in which weights that are loaded are stored, or None.
     tuned: what is tuned, LoRA and states, see `lora.described`; {} for nothing.
 
     Called with (ids (B, T) int [, wkv, shift [, reset (B, T)]]) it returns (outputs, wkv, shift): outputs are (B, T, V)
@@ -140,6 +149,7 @@ class Backbone(Layer):
         rescale_layer=None,
         blank=False,
         tuned=None,
+        quantization=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -163,6 +173,8 @@ class Backbone(Layer):
         self.ln_out = norm("ln_out", _scale(config.num_hidden_layers, every))
         self.start_states = []  # a `StartState` a layer, once states are tuned
         self.head = dense(V, "head", initial.blank if blank else initial.orthogonal(0.5), policy)
+        if quantization is not None and blank:
+            quantization.pack(self)
 
     def build(self, *_):
         shape = (None, None, self.config.hidden_size)

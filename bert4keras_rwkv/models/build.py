@@ -26,7 +26,9 @@ from bert4keras_rwkv.weights.surgery import surgery
 logger = logging.getLogger("bert4keras_rwkv")
 
 
-def backbone_and_tokenizer(path, config_path, keys, tokenizer, keep_tokens, compound_tokens, dtype, **options):
+def backbone_and_tokenizer(
+    path, config_path, keys, tokenizer, keep_tokens, compound_tokens, dtype, quantization, **options
+):
     """A `Backbone` and the tokenizer that goes with it, or None.
 
     path: of a weight file, None for random weights. config_path: of a JSON file with the whole configuration, or None.
@@ -46,8 +48,11 @@ def backbone_and_tokenizer(path, config_path, keys, tokenizer, keep_tokens, comp
         if cut is not None:
             config = replace(config, vocab_size=cut.size)
         tensors = None if checkpoint is None else checkpoint.tensors
-        backbone = Backbone(config, blank=tensors is not None, dtype=_policy(dtype, tensors), **options)
+        options = {**options, "dtype": _policy(dtype, tensors), "quantization": quantization}
+        backbone = Backbone(config, blank=tensors is not None, **options)
         backbone.build()
+        if tensors is None and quantization is not None:
+            quantization.pack(backbone)
         if tensors is not None:
             load_weights(backbone, tensors if cut is None else cut.applied(tensors, file_size))
         return backbone, _tokenizer(tokenizer, checkpoint, file_size, cut)

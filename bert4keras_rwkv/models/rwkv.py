@@ -11,6 +11,7 @@ from bert4keras_rwkv.layers.projection import quantised_as
 from bert4keras_rwkv.models import lora, state_tuning
 from bert4keras_rwkv.models.build import backbone_and_tokenizer, functional_model
 from bert4keras_rwkv.models.loss_model import training_model
+from bert4keras_rwkv.models.quantization import Quantization
 from bert4keras_rwkv.models.reader import Reader
 from bert4keras_rwkv.models.request import Request, end_ids, limits, seeds, texts_that_stop, whole_number, with_text
 from bert4keras_rwkv.models.segment_model import segment_trainer
@@ -404,11 +405,20 @@ class RWKV:
     def weights(self):
         """The weights as lazy `weights.Tensors` under official names, as `write_pth` and others take them.
 
-        A model that Keras quantised has none to give, which is a ValueError.
+        A quantised model has none to give, which is a ValueError.
         """
         if any(quantised_as(layer) for layer in self.backbone._flatten_layers()):
             raise ValueError("The weights of a quantised model are rounded. Write those it had before `quantize`.")
         return export(self.config.rules(), self.backbone.value_at)
+
+    def quantize(self, quantization):
+        """Store the projections and the head in fewer bytes from now on.
+
+        quantization: 'bfloat16', 'int8', 'int4' or a `Quantization`.
+        There is no way back, and a LoRA comes after it. All or nothing: numbers that cannot be stored so, or a model
+        that is quantised or has a LoRA, are a ValueError.
+        """
+        Quantization.of(quantization).pack(self.backbone)
 
     def forget_programs(self):
         """Compiled programs know the weights that there were."""
@@ -526,6 +536,7 @@ def build_transformer_model(
     temperature=1.0,
     prefix="",
     name=None,
+    quantization=None,
     **config_keys,
 ):
     """Build a model, with the weights of a file or as its authors start training.
@@ -551,6 +562,9 @@ def build_transformer_model(
     file's too, is renumbered with them; where new rows have texts, set `RWKV.tokenizer = old.remapped(keep, texts)`.
     mask_output, penalty, penalty_window, max_penalty_range, temperature: how `generate` and `build_cache_model`
     sample.
+
+    quantization: 'bfloat16', 'int8', 'int4' or a `Quantization`: the projections and the head are stored so, each
+    matrix as it is read (`ops.matmul`); None: in `dtype`.
 
     prefix: what the names of the inputs and layers of the Keras model begin with, so that two models fit into one.
     name: its own name, None for the version.
@@ -587,6 +601,7 @@ def build_transformer_model(
         keep_tokens,
         compound_tokens,
         dtype,
+        Quantization.of(quantization),
         kernel=kernel,
         pad_token_id=None if packed else pad_token_id,
         head=with_lm is not False,

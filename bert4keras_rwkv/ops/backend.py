@@ -102,6 +102,15 @@ def exact_products():
     return contextlib.nullcontext()
 
 
+def needs_gradient(x):
+    """Whether what is computed from x now will be differentiated; PyTorch knows, and nothing else does."""
+    if name() != "torch":
+        return False
+    import torch
+
+    return torch.is_grad_enabled() and x.requires_grad
+
+
 def host_call(function, *tensors):
     """Call `function(*arrays)` with the values of `tensors` as NumPy arrays, each time the surrounding code runs.
 

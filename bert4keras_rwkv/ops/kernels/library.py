@@ -26,7 +26,7 @@ SOURCES = Path(__file__).parent / "src"
 PREBUILT = Path(__file__).parent / "built" / "kernels.so"  # in a wheel for one platform
 COMPILERS = ("g++", "clang++", "c++")
 OPTIONS = ("-std=c++17", "-O3", "-fPIC", "-pthread")
-HOSTS, KERNELS = ("host", "cuda_host"), ("matrix_state", "wkv4")
+HOSTS, KERNELS = ("host", "cuda_host"), ("matrix_state", "wkv4", "product")
 # Instruction sets: the floats of a vector, and options.
 X86 = {
     "avx512": (16, ("-march=x86-64-v4", "-mprefer-vector-width=512")),
@@ -36,7 +36,7 @@ X86 = {
 LEVELS = {"x86_64": X86, "AMD64": X86, "x86": X86}
 SUFFIX = ".so"
 BUILDING = "Building the native kernels with %s: once, for about 20 seconds on two cores. They are kept in '%s'."
-DTYPES = {"float32": 0, "bfloat16": 1, "uint8": 2}  # as in src/tensors.h
+DTYPES = {"float32": 0, "bfloat16": 1, "uint8": 2, "int8": 3, "float16": 4}  # as in src/tensors.h
 
 ONLY_ONE_GRADIENT = (
     "Native kernels have a gradient, but that has none, and this program asks for it. Build the model with "

@@ -129,6 +129,19 @@ def differentiable(name):
 _differentiable = {}  # plain dicts here and in library.py: `torch.compile` does not see through `functools.cache`
 
 
+def packed_product(name, x, tensors, slope):
+    """x (R, I) times a packed matrix, by the kernel `name`: (R, O) float32. tensors: the matrix, see `ops.matmul`.
+
+    slope: a function of the slope of the result and of `tensors` that gives that of x; it is compared and hashed.
+    """
+    x = _of(x, TAKEN)
+    if backend.name() == "jax":
+        return on_jax.product(name, slope)(x, *tensors)
+    if backend.needs_gradient(x):
+        return None
+    return on_torch.product(name)(x, tensors)
+
+
 def _of(x, dtypes=TAKEN[:1]):
     """x as a tensor of one of these dtypes: its own, or else the first. In a decoding loop this is half of the cost."""
     x = x if ops.is_tensor(x) else ops.convert_to_tensor(x)

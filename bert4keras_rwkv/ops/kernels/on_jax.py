@@ -107,6 +107,61 @@ def _call(recurrence, kind):
     return call
 
 
+@cache
+def product(name, slope):
+    """(x (R, I), *tensors of a packed matrix) -> (R, O) float32, see `native.packed_product`."""
+    import jax
+    from jax.custom_batching import custom_vmap
+    from jax.experimental.custom_partitioning import custom_partitioning
+
+    def call(x, *tensors):
+        register()
+        made = jax.ShapeDtypeStruct((x.shape[0], tensors[0].shape[0]), np.float32)
+        return jax.ffi.ffi_call(target(), made)(x, *tensors, kernel=name)
+
+    def partition(mesh, arguments, result):
+        return mesh, call, result.sharding, tuple(x.sharding for x in arguments)
+
+    def rule(mesh, arguments, result):
+        given = ", ".join(["r i", *(f"o whole{i}" for i in range(len(arguments) - 1))])
+        whole = {"need_replication_factors": ("i", *(f"whole{i}" for i in range(len(arguments) - 1)))}
+        return f"{given} -> r o", whole
+
+    parted = custom_partitioning(call)
+    parted.def_partition(partition, sharding_rule=rule)
+    batched = custom_vmap(lambda *tensors: parted(*tensors))
+
+    @batched.def_vmap
+    def _(size, mapped, x, *tensors):
+        """More rows, or one after another where it is the matrix that differs."""
+        if not any(mapped[1:]):
+            y = batched(x.reshape(-1, x.shape[-1]), *tensors)
+            return y.reshape(size, x.shape[1], -1), True
+        each = [i for i, is_mapped in enumerate(mapped) if is_mapped]
+
+        def one(several):
+            given = [x, *tensors]
+            for i, value in zip(each, several, strict=True):
+                given[i] = value
+            return batched(*given)
+
+        return jax.lax.map(one, [[x, *tensors][i] for i in each]), True
+
+    @jax.custom_vjp
+    def run(*tensors):
+        return batched(*tensors)
+
+    def forward(x, *tensors):
+        return batched(x, *tensors), (tensors, x)
+
+    def backward(left, dy):
+        tensors, x = left
+        return (slope(dy, tensors).astype(x.dtype), *(None for _ in tensors))
+
+    run.defvjp(forward, backward)
+    return run
+
+
 def target():
     """The name under which XLA knows the kernels: of these sources, since programs that call them may be kept."""
     return f"bert4keras_rwkv_{key_of_sources()}"

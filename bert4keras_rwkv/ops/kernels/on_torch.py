@@ -82,6 +82,35 @@ def _defined(recurrence):
     return getattr(torch.ops.bert4keras_rwkv, name).default
 
 
+def product(name):
+    """(x (R, I), the tensors of a packed matrix) -> (R, O) float32. It has no gradient."""
+    if name not in _products:
+        _products[name] = _defined_product(name)
+    return _products[name]
+
+
+_products = {}
+
+
+def _defined_product(name):
+    import torch
+
+    def made(x, packed):
+        return x.new_empty((x.shape[0], packed[0].shape[0]), dtype=torch.float32)
+
+    def run(x, packed):
+        y = made(x, packed)
+        _run(name, [x, *packed], [y])
+        return y
+
+    definitions = torch.library.Library(NAMESPACE, "FRAGMENT")
+    LIBRARIES.append(definitions)
+    definitions.define(f"{name}(Tensor x, Tensor[] packed) -> Tensor")
+    definitions.impl(name, run, "CPU")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", made, lib=definitions)
+    return getattr(torch.ops.bert4keras_rwkv, name).default
+
+
 LIBRARIES = []  # operators last as long as these
 
 

@@ -18,7 +18,7 @@
 #if defined(__x86_64__) && !defined(ONLY_PLAIN)
 #define HAS_LEVELS
 #endif
-#define DECLARE(level) extern const Kernel matrix_state_##level[], wkv4_##level[];
+#define DECLARE(level) extern const Kernel matrix_state_##level[], wkv4_##level[], product_##level[];
 #ifdef HAS_LEVELS
 DECLARE(avx512)
 DECLARE(avx2)
@@ -29,7 +29,7 @@ namespace {
 struct Level {
   const char* name;
   bool (*here)();
-  const Kernel* tables[2];
+  const Kernel* tables[3];
 };
 #ifdef HAS_LEVELS
 bool has_avx512() {
@@ -41,10 +41,10 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 bool always() { return true; }
 const Level LEVELS[] = {
 #ifdef HAS_LEVELS
-    {"avx512", has_avx512, {matrix_state_avx512, wkv4_avx512}},
-    {"avx2", has_avx2, {matrix_state_avx2, wkv4_avx2}},
+    {"avx512", has_avx512, {matrix_state_avx512, wkv4_avx512, product_avx512}},
+    {"avx2", has_avx2, {matrix_state_avx2, wkv4_avx2, product_avx2}},
 #endif
-    {"plain", always, {matrix_state_plain, wkv4_plain}},
+    {"plain", always, {matrix_state_plain, wkv4_plain, product_plain}},
 };
 
 const Level* best() {

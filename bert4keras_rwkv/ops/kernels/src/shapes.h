@@ -13,6 +13,10 @@ constexpr char WKV6_GRADIENT[] = MATRIX "BHN BHNN *BHNN *BT BHCNN BTHN BHNN > " 
 constexpr char WKV7[] = MATRIX "BTHN BTHN BHNN *BHNN *BT > BTHN BHNN *BHCNN *BTHN";
 constexpr char WKV7_GRADIENT[] = MATRIX "BTHN BTHN BHNN *BHNN *BT BHCNN BTHN BTHN BHNN > " MATRIX "BTHN BTHN BHNN *BHNN";
 #undef MATRIX
+// R rows, I inputs, O outputs, J: I up to whole groups, of which there are G; K: bytes of J numbers of 4 bits.
+constexpr char PRODUCT_BFLOAT16[] = "RI OJ > RO";
+constexpr char PRODUCT_INT8[] = "RI OJ OG > RO";
+constexpr char PRODUCT_INT4[] = "RI OK OG *OG > RO";
 
 constexpr int MOST_TENSORS = 24;
 
@@ -45,6 +49,7 @@ inline std::string bind(const char* pattern, const Tensor* in, int inputs, const
         }
         if (p[i] == 'T') sizes['C' - 'A'] = (given + CHUNK - 1) / CHUNK;
         if (p[i] == 'D') sizes['S' - 'A'] = (given + STRIP - 1) / STRIP;
+        if (p[i] == 'O') sizes['P' - 'A'] = (given + PANEL - 1) / PANEL;
       }
     }
     p += rank, at++;

@@ -2,11 +2,12 @@
 #pragma once
 #include <cstdint>
 
-enum Dtype : int32_t { FLOAT32 = 0, BFLOAT16 = 1, UINT8 = 2 };
+enum Dtype : int32_t { FLOAT32 = 0, BFLOAT16 = 1, UINT8 = 2, INT8 = 3, FLOAT16 = 4 };
 enum Flag : uint8_t { ABSENT = 1, RESET = 2 };  // bits of a token's flag
 constexpr int MOST_DIMS = 6;
 constexpr int CHUNK = 32;  // tokens between two states that are kept for the backward pass; in port.h and native.py too
 constexpr int STRIP = 64;  // channels of RWKV-4 that are one item
+constexpr int PANEL = 64;  // outputs of a product that are one item
 
 struct Tensor {
   void* data;

@@ -13,6 +13,8 @@ static bool describe(const ffi::AnyBuffer& x, Tensor& to) {
     case ffi::F32: to.dtype = FLOAT32; break;
     case ffi::BF16: to.dtype = BFLOAT16; break;
     case ffi::U8: to.dtype = UINT8; break;
+    case ffi::S8: to.dtype = INT8; break;
+    case ffi::F16: to.dtype = FLOAT16; break;
     default: return false;
   }
   to.data = x.untyped_data();

@@ -1,0 +1,134 @@
+"""A dense layer whose kernel is stored in fewer bytes, see `ops.matmul`."""
+
+import numpy as np
+
+from bert4keras_rwkv.keras_loader import keras, ops
+from bert4keras_rwkv.ops.matmul import LARGEST, matmul, pack, unpack
+
+
+class Packable:
+    """For a Keras Dense layer without a bias. scheme: the `Scheme` of its kernel, None: the kernel is as Keras has it.
+
+    The tensors of a packed kernel do not train; a LoRA beside it does.
+    """
+
+    scheme = None
+
+    def pack_as(self, scheme):
+        """Pack the kernel. Of a layer that is not built yet: it will be packed when it is built.
+
+        Raises:
+            ValueError: it is packed or quantised already, has a LoRA, or numbers that cannot be packed.
+        """
+        self.check_packing()
+        if not self.built:
+            self.scheme = scheme
+            return
+        arrays = _packed(self.path, ops.convert_to_numpy(self._kernel).T, scheme)
+        inputs = self._kernel.shape[0]
+        self._tracker.unlock()
+        self._untrack_variable(self._kernel)
+        self.scheme = scheme
+        self._add_packed(inputs)
+        self._tracker.lock()
+        self._assign_packed(arrays)
+        self._say_changed()
+
+    def check_packing(self):
+        """A ValueError if `pack_as` would raise one, whatever the scheme."""
+        if self.scheme is not None or self.quantization_mode is not None or self.lora_enabled:
+            raise ValueError(f"'{self.path}' is quantised already, or has a LoRA. Quantise the model it was made of.")
+        if self.built:
+            largest = float(np.abs(np.asarray(ops.convert_to_numpy(self._kernel), "float32")).max())
+            if not largest <= LARGEST:
+                raise ValueError(f"'{self.path}' cannot be quantised: its largest number is {largest}.")
+
+    def build(self, shape):
+        if self.scheme is None:
+            super().build(shape)
+            return
+        self._add_packed(shape[-1])
+        self.bias = None
+        self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: shape[-1]})
+        self.built = True
+
+    def _add_packed(self, inputs):
+        self.inputs, self.packed = inputs, {}
+        for name, (shape, dtype) in self.scheme.tensors(self.units, inputs).items():
+            options = {"dtype": dtype, "trainable": False, "autocast": False}
+            self.packed[name] = self.add_weight(name=name, shape=shape, initializer="zeros", **options)
+        object.__setattr__(self, "_kernel", self.packed["packed"])  # as Keras' LoRA wants to have it
+
+    def _assign_packed(self, arrays):
+        for name, array in arrays.items():
+            self.packed[name].assign(array)
+
+    @property
+    def kernel(self):
+        """(inputs, units), with what a LoRA adds."""
+        if self.scheme is None or not self.built:
+            return super().kernel
+        kernel = ops.transpose(unpack(self.packed, self.scheme, self.inputs))
+        if self.lora_enabled:
+            kernel = kernel + self._lora_factor() * ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
+        return ops.cast(kernel, self.compute_dtype)
+
+    def call(self, x, training=None):
+        if self.scheme is None:
+            return super().call(x, training=training)
+        y = matmul(x, self.packed, self.scheme)
+        if self.lora_enabled:
+            a, b = (ops.cast(part, x.dtype) for part in (self.lora_kernel_a, self.lora_kernel_b))
+            y = y + ops.cast(self._lora_factor() * ops.matmul(ops.matmul(x, a), b), y.dtype)
+        return self.activation(ops.cast(y, self.compute_dtype))
+
+    def _lora_factor(self):
+        return self.lora_alpha / self.lora_rank
+
+    def save_own_variables(self, store):
+        if self.scheme is None:
+            super().save_own_variables(store)
+            return
+        for name, variable in self.packed.items():
+            store[name] = variable
+        if self.lora_enabled:
+            store["lora_a"], store["lora_b"] = self.lora_kernel_a, self.lora_kernel_b
+
+    def load_own_variables(self, store):
+        names = set(store.keys())
+        if self.scheme is None and "packed" in names:
+            raise ValueError(f"The file's '{self.path}' is quantised. Build the model with the same `quantization`.")
+        if self.scheme is None:
+            super().load_own_variables(store)
+            return
+        wanted = {name: tuple(variable.shape) for name, variable in self.packed.items()}
+        found = {name: tuple(store[name].shape) for name in names if not name.startswith("lora")}
+        if found != wanted:
+            raise ValueError(f"'{self.path}' has the tensors {wanted} as it is quantised here. Received: {found}.")
+        self._assign_packed({name: store[name] for name in wanted})
+        if self.lora_enabled and "lora_a" in names:
+            self.lora_kernel_a.assign(store["lora_a"])
+            self.lora_kernel_b.assign(store["lora_b"])
+
+
+class PackedKernel:
+    """The kernel (inputs, units) of a packed layer as a variable: what is assigned to it is packed."""
+
+    dtype = "float32"
+
+    def __init__(self, layer):
+        self.layer, self.shape = layer, (layer.inputs, layer.units)
+
+    def assign(self, array):
+        matrix = np.asarray(ops.convert_to_numpy(array), "float32").T
+        self.layer._assign_packed(_packed(self.layer.path, matrix, self.layer.scheme))
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(ops.convert_to_numpy(self.layer.kernel), dtype)
+
+
+def _packed(path, matrix, scheme):
+    try:
+        return pack(np.asarray(matrix, "float32"), scheme)
+    except ValueError as error:
+        raise ValueError(f"'{path}' cannot be quantised. {error}") from error
