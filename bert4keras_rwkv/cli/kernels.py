@@ -12,7 +12,10 @@ from bert4keras_rwkv.ops.kernels.kept import NoLibraryError
 def run(arguments):
     """Do what is asked for; without an option, list. Raises RuntimeError if a kernel is wrong."""
     if arguments.clear:
-        gone = kept.clear(f"cpu-*{library.SUFFIX}", f"cuda-*{cuda.SUFFIX}")
+        try:
+            gone = kept.clear(f"cpu-*{library.SUFFIX}", f"cuda-*{cuda.SUFFIX}")
+        except (NoLibraryError, OSError) as error:
+            raise RuntimeError(str(error)) from error
         print("\n".join(f"Removed {path}" for path in gone) or "There was nothing to remove.")
         if not (arguments.build or arguments.check):
             return

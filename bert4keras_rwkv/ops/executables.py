@@ -213,7 +213,8 @@ def _versions():
     import jaxlib
     import numpy
 
-    return [__version__, sys.version, native_code(), *(module.__version__ for module in (jax, jaxlib, keras, numpy))]
+    kernels = os.environ.get("OPS_KERNEL"), native_code()
+    return [__version__, sys.version, *kernels, *(module.__version__ for module in (jax, jaxlib, keras, numpy))]
 
 
 def _options():

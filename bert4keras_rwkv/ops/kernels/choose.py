@@ -20,6 +20,8 @@ def check_kernel(kernel):
         raise ValueError(f"`kernel` is one of {', '.join(map(repr, KERNELS))}. Received: kernel={kernel!r}.")
     if kernel == "native":
         _insist()
+    if kernel == "auto":
+        chosen()
     return kernel
 
 
@@ -49,9 +51,9 @@ def chosen(kernel="auto", dtype=None, shape=()):
 def native_code():
     """What names the native kernels that programs of this process may call, a part of those that are kept; None: none.
 
-    'auto' takes them, or a model that insists has loaded them.
+    The layers of a model that takes them, or insists, have loaded them.
     """
-    return library().path.name if chosen() == "native" or is_loaded() else None
+    return library().path.name if is_loaded() else None
 
 
 def _insist(dtype=None, shape=()):

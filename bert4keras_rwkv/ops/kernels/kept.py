@@ -27,20 +27,22 @@ def is_whole(path):
     """Whether the file is there, with the bytes that it was built with."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest() == path.with_suffix(PROOF).read_text()
-    except (FileNotFoundError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError):
         return False
 
 
 def kept(path, build, again=False):
     """`path`, built if it is not there, not whole, or `again`. build: writes to the path that it is called with."""
+    if not again and is_whole(path):
+        return path  # in a folder that cannot be written to, too
     try:
         with locked(path.with_suffix(LOCK)):
             if again or not is_whole(path):
                 with atomic_files(path, path.with_suffix(PROOF)) as (made, proof):  # they take their names together
                     build(made)
                     Path(proof).write_text(hashlib.sha256(Path(made).read_bytes()).hexdigest())
-    except OSError as error:
-        why = error.strerror or error
+    except (OSError, ValueError) as error:  # ValueError: of a name that is a folder
+        why = getattr(error, "strerror", None) or error
         raise NoLibraryError(f"Native kernels cannot be written to '{path.parent}': {why}.") from error
     return path
 

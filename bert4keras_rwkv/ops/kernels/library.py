@@ -180,6 +180,7 @@ def build(again=False):
     def compile_and_say(made):
         logging.getLogger("bert4keras_rwkv").warning(BUILDING, wanted.compiler, wanted.path.parent)
         _compile(wanted.compiler, wanted.levels, wanted.headers, made)
+        Library(made)  # what cannot be loaded is not kept
 
     return kept(wanted.path, compile_and_say, again)
 

@@ -5,6 +5,7 @@ with and the flags of tokens; what is not given is empty. It gives y and the las
 what the kernel of the gradient takes beside all this. src/host.cc compares the shapes.
 """
 
+import threading
 from dataclasses import dataclass
 
 from bert4keras_rwkv.keras_loader import ops
@@ -122,10 +123,14 @@ def native(name, xs, state, present=None, reset=None, start=None):
 def differentiable(name):
     """The function of a recurrence's tensors, (*xs, state, start, flags) -> (y, state), with gradients."""
     if name not in _differentiable:
-        _differentiable[name] = {"jax": on_jax, "torch": on_torch}[backend.name()].differentiable(RECURRENCES[name])
+        with _defining:
+            if name not in _differentiable:
+                on = {"jax": on_jax, "torch": on_torch}[backend.name()]
+                _differentiable[name] = on.differentiable(RECURRENCES[name])
     return _differentiable[name]
 
 
+_defining = threading.Lock()
 _differentiable = {}  # plain dicts here and in library.py: `torch.compile` does not see through `functools.cache`
 
 

@@ -49,18 +49,23 @@ def _without_gradient(function):
 @cache
 def kernel(recurrence, kind):
     """One kernel of a recurrence. kind: 'forward', 'kept' (with what the gradient needs) or 'gradient'."""
-    import jax
     from jax.custom_batching import custom_vmap
     from jax.experimental.custom_partitioning import custom_partitioning
 
     call = custom_partitioning(_call(recurrence, kind))
 
     def partition(mesh, arguments, results):
-        def sharding(x):
-            return x.sharding
-
-        shardings = jax.tree.map(sharding, results), jax.tree.map(sharding, arguments)
-        return mesh, _call(recurrence, kind), *shardings
+        """Whatever was propagated: all as the first input is split by batch and by heads or channels, and not else."""
+        axes = dict(zip(recurrence.inputs[0], _axes(arguments[0]), strict=True))
+        letters = _letters(recurrence, kind)
+        made, given = (
+            tuple(
+                _split(mesh, [axes.get(x) if x in "BHD" and 0 not in info.shape else None for x in word])
+                for word, info in zip(words, infos, strict=True)
+            )
+            for words, infos in zip(letters[::-1], (results, arguments), strict=True)
+        )
+        return mesh, _call(recurrence, kind), made, given
 
     def rule(mesh, arguments, results):
         return _rule(recurrence, kind, [x.shape for x in arguments], [x.shape for x in results])
@@ -75,7 +80,7 @@ def kernel(recurrence, kind):
 
         def joined(x, is_mapped):
             x = x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
-            return x[0] if x.size == 0 and x.ndim == 2 else x.reshape(-1, *x.shape[2:])
+            return x[:1].reshape(-1) if x.size == 0 and x.ndim == 2 else x.reshape(-1, *x.shape[2:])
 
         def parted(x):
             return jnp.zeros((size, 0), x.dtype) if x.shape == (0,) else x.reshape(size, -1, *x.shape[1:])
@@ -120,7 +125,8 @@ def product(name, slope):
         return jax.ffi.ffi_call(target(), made)(x, *tensors, kernel=name)
 
     def partition(mesh, arguments, result):
-        return mesh, call, result.sharding, tuple(x.sharding for x in arguments)
+        by_rows = _split(mesh, [_axes(arguments[0])[0], None])
+        return mesh, call, by_rows, (by_rows, *(_split(mesh, []) for _ in arguments[1:]))
 
     def rule(mesh, arguments, result):
         given = ", ".join(["r i", *(f"o whole{i}" for i in range(len(arguments) - 1))])
@@ -197,15 +203,31 @@ def _prepare(name, tensors, results):
         cuda.prepare(name, *described)
 
 
+def _letters(recurrence, kind):
+    """The letters of the dimensions of each argument and of each result of a kernel."""
+    given = (*recurrence.inputs, recurrence.state, recurrence.state, "BT")
+    made = (recurrence.y, recurrence.state, *recurrence.kept)
+    return ((*given, *recurrence.kept, *made[:2]), given[:-1]) if kind == "gradient" else (given, made)
+
+
+def _axes(info):
+    """By what each dimension of an argument is split: names of the mesh, or None."""
+    spec = tuple(info.sharding.spec)
+    return [*spec, *(None for _ in range(len(info.shape) - len(spec)))]
+
+
+def _split(mesh, axes):
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
 def _rule(recurrence, kind, arguments, results):
     """How a kernel may be split, for Shardy: by batch and by heads or channels, never within a sequence or a state.
 
     arguments, results: shapes. An empty tensor has a factor of its own.
     """
-    given = (*recurrence.inputs, recurrence.state, recurrence.state, "BT")
-    made = (recurrence.y, recurrence.state, *recurrence.kept)
-    if kind == "gradient":
-        given, made = (*given, *recurrence.kept, *made[:2]), given[:-1]
+    given, made = _letters(recurrence, kind)
     words, whole = [], {}  # which factors stay whole, in the order in which they appear
     for letters, shape in zip((*given, *made), (*arguments, *results), strict=True):
         factors = [f"none{len(words)}"]

@@ -1,10 +1,16 @@
 """Native kernels as operators of PyTorch: `torch.ops.bert4keras_rwkv.wkv6` and others, differentiable."""
 
+import threading
+
 from bert4keras_rwkv.ops.backend import dtype_name
 from bert4keras_rwkv.ops.kernels import cuda
 from bert4keras_rwkv.ops.kernels.library import DTYPES, ONLY_ONE_GRADIENT, library
 
 NAMESPACE = "bert4keras_rwkv"
+NO_TANGENT = (
+    "Native kernels have no derivatives in forward mode, and this program asks for one. Build the model with "
+    "kernel='ops', or set OPS_KERNEL=1."
+)
 
 
 def differentiable(recurrence):
@@ -17,6 +23,8 @@ def differentiable(recurrence):
         if any(x.device != inputs[0].device for x in inputs):
             devices = sorted({str(x.device) for x in inputs})
             raise ValueError(f"The tensors of a recurrence lie on one device. Received: {', '.join(devices)}.")
+        if not torch.compiler.is_compiling() and any(_has_tangent(x) for x in inputs):
+            raise NotImplementedError(NO_TANGENT)
         keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         return operator(*inputs, keep)[:2]
 
@@ -85,10 +93,13 @@ def _defined(recurrence):
 def product(name):
     """(x (R, I), the tensors of a packed matrix) -> (R, O) float32. It has no gradient."""
     if name not in _products:
-        _products[name] = _defined_product(name)
+        with _defining:
+            if name not in _products:
+                _products[name] = _defined_product(name)
     return _products[name]
 
 
+_defining = threading.Lock()
 _products = {}
 
 
@@ -109,6 +120,12 @@ def _defined_product(name):
     definitions.impl(name, run, "CPU")
     torch.library.register_fake(f"{NAMESPACE}::{name}", made, lib=definitions)
     return getattr(torch.ops.bert4keras_rwkv, name).default
+
+
+def _has_tangent(x):
+    from torch.autograd import forward_ad
+
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 LIBRARIES = []  # operators last as long as these

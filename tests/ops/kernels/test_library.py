@@ -54,6 +54,29 @@ def test_a_damaged_one_is_built_again(tmp_path, monkeypatch):
         assert library.Library(path).levels() == ["plain"]
 
 
+def test_one_that_cannot_be_loaded_is_not_kept(tmp_path, monkeypatch):
+    """A compiler that says that all is well, and writes nonsense."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    script = tmp_path / "c++"
+    script.write_text('#!/bin/sh\nwhile [ $# -gt 1 ]; do [ "$1" = -o ] && echo nonsense > "$2"; shift; done\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(library.NoLibraryError, match="cannot be loaded"):
+        library.build()
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_a_whole_one_is_not_written_to(tmp_path, monkeypatch):
+    """Its folder may be on a file system that cannot be."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(quick.compiler(tmp_path)))
+    monkeypatch.setattr(library, "LEVELS", {})
+    monkeypatch.setattr(library, "_ffi_headers", lambda: None)
+    path = library.build()
+    monkeypatch.setattr("bert4keras_rwkv.ops.kernels.kept.locked", None)
+    assert library.build() == path
+
+
 def test_what_was_built_serves_without_a_compiler(tmp_path, monkeypatch):
     """As on a machine that shares the folder; not to build anew, and not what is damaged or of other sources."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

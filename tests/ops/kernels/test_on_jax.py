@@ -95,6 +95,56 @@ def test_batch_and_heads_stay_on_their_devices(name):
     assert run(SHARDED, name, XLA_FLAGS=flags, JAX_PLATFORMS="cpu") == "the same\n"
 
 
+ODDLY_SHARDED = """
+import sys
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from bert4keras_rwkv.ops.kernels.check import inputs
+from bert4keras_rwkv.ops.kernels.native import native
+
+name, rng = sys.argv[1], np.random.default_rng(0)
+xs, state, _ = inputs(rng, name, (4, 12, 4, 8))
+mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
+
+def total(xs, state):
+    y, last = native(name, xs, state)
+    return (y * y).sum() + (last * last).sum(), (y, last)
+
+run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+want = run(xs, state)
+axes = [None, "a", "b", ("a", "b")]
+for case in range(12):
+    def placed(x):
+        spec = [axes[i] for i in rng.permutation(len(axes))]
+        used, chosen = set(), []
+        for size, axis in zip(x.shape, spec + [None] * x.ndim):
+            names = set(axis if isinstance(axis, tuple) else [axis] if axis else [])
+            fits = not names & used and size % 2 ** len(names) == 0
+            chosen.append(axis if fits else None)
+            used |= names if fits else set()
+        return jax.device_put(x, NamedSharding(mesh, P(*chosen)))
+
+    if case == 0:  # along time, the first of all
+        given = tuple(jax.device_put(x, NamedSharding(mesh, P(None, "a") if x.ndim > 2 else P())) for x in xs)
+        given = given, jax.device_put(state, NamedSharding(mesh, P()))
+    elif case == 1:  # by batch, but for the state
+        given = tuple(jax.device_put(x, NamedSharding(mesh, P("a") if x.ndim > 2 else P())) for x in xs)
+        given = given, jax.device_put(state, NamedSharding(mesh, P()))
+    else:
+        given = jax.tree.map(placed, (xs, state))
+    for x, y in zip(jax.tree.leaves(run(*given)), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(np.asarray(x), y, atol=2e-5 * np.abs(y).max())
+print("the same")
+"""
+
+
+@pytest.mark.parametrize("name", ["wkv4", "wkv6", "wkv7"])
+def test_however_the_tensors_lie(name):
+    """Each along any of its dimensions, time and the state's own too."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    assert run(ODDLY_SHARDED, name, XLA_FLAGS=flags, JAX_PLATFORMS="cpu") == "the same\n"
+
+
 def test_lowered_for_a_gpu(rng):
     """Here, where there is none: the program names the kernels by their sources and names alone."""
     import jax

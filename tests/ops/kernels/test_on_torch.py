@@ -91,3 +91,33 @@ def test_the_gradient_has_none(name, rng):
     assert all(torch.equal(x, y) for x, y in zip(first, slopes(), strict=True))
     with pytest.raises(NotImplementedError, match="Build the model with kernel='ops'"):
         torch.autograd.grad(sum((x * x).sum() for x in first), given)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch, on its way to forward mode
+def test_no_derivative_in_forward_mode(rng):
+    import torch
+
+    *given, state, _, _ = tensors(rng, "wkv6", requires_grad=False)
+    with pytest.raises(NotImplementedError, match="forward mode"):
+        torch.func.jvp(lambda x: native("wkv6", [x, *given[1:]], state)[0], (given[0],), (given[0],))
+
+
+def test_several_threads_begin_at_once(rng, monkeypatch):
+    """Operators are defined once, whoever comes first."""
+    from concurrent.futures import ThreadPoolExecutor
+    from threading import Barrier
+
+    from bert4keras_rwkv.ops.kernels import native as module
+    from bert4keras_rwkv.ops.kernels import on_torch
+
+    monkeypatch.setattr(module, "_differentiable", {})
+    made, together = [], Barrier(8)
+    monkeypatch.setattr(on_torch, "differentiable", lambda recurrence: made.append(recurrence) or len(made))
+
+    def begin(_):
+        together.wait()
+        return module.differentiable("wkv6")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(begin, range(8))) == [1] * 8
+    assert len(made) == 1

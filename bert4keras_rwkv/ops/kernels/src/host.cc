@@ -105,6 +105,7 @@ template <class Schedule> std::string run(const char* name, const Tensor* in, in
   int64_t items = 1;
   for (const char* p = kernel->split; *p; p++) items *= sizes[*p - 'A'];
   if (items == 0) return "";
+  if (sizes['T' - 'A'] == 0) return std::string(name) + " is of at least one token";
   try {
     if (spread(items, kernel->work(sizes), helpers, schedule, [&](int64_t from, int64_t to) { kernel->run(in, out, from, to); })) return "";
   } catch (const std::bad_alloc&) {
