@@ -1,10 +1,12 @@
 # Everything runs from a checkout with Python 3.11 or later, pip, make and a C compiler: `make demo`, `make test`.
-# `make help` lists the commands. Settings: PYTHON (interpreter), VENV (folder), ORACLES (recorded answers), JOBS.
+# `make help` lists the commands. Settings: PYTHON (interpreter), VENV (folder), ORACLES (recorded answers), JOBS, and
+# GPU_PYTHON, the interpreter for `make test-gpu` and `make bench-gpu`, which install nothing.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 HUB := $(VENV)-hub
+GPU_PYTHON ?= $(BIN)/python
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
 NEEDS := pyproject.toml setup.py constraints.txt
@@ -23,7 +25,7 @@ ifdef ORACLES
 export RWKV_ORACLES := $(abspath $(ORACLES))
 endif
 
-.PHONY: help demo fuzz test test-all test-pure test-once test-notebooks test-wheel notebooks interop lint format docs bench bench-train clean test-tensorflow test-jax test-torch $(PARTS)
+.PHONY: help demo fuzz test test-all test-pure test-once test-notebooks test-wheel notebooks interop lint format docs bench bench-train bench-gpu test-gpu clean test-tensorflow test-jax test-torch $(PARTS)
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -42,6 +44,10 @@ test-all:  ## the same with the slow tests
 test-pure: $(VENV)/.test  ## the laws of models in pure ops, where native kernels run otherwise
 	@for backend in jax torch; do OPS_KERNEL=1 KERAS_BACKEND=$$backend $(PYTEST) $(FLAGS) \
 	  tests/models/test_laws.py tests/models/test_state_tuning.py || exit 1; done
+
+# Not $(VENV)/.test: that would put the packages of a CPU into an environment for a card.
+test-gpu:  ## on a machine with a GPU of NVIDIA: its kernels against the loop, the laws, compute-sanitizer (ten minutes)
+	@$(GPU_PYTHON) scripts/check_gpu.py $(FLAGS)
 
 test-once: $(VENV)/.test
 	@echo "== tests that need no backend"
@@ -91,6 +97,9 @@ bench: $(VENV)/.test  ## measure against the rwkv package; writes docs/benchmark
 
 bench-train: $(VENV)/.test $(HUB)/.installed  ## measure training steps, beside Keras Hub's RWKV-7 (about a quarter of an hour)
 	@$(BIN)/python -m benchmarks --only train --keras-hub $(HUB)/bin/python --rounds 5 $(FLAGS)
+
+bench-gpu:  ## measure on a GPU of NVIDIA, beside fla-core, rwkv and rwkv_ops where they are installed (ten minutes)
+	@$(GPU_PYTHON) -m benchmarks --only gpu --rounds 3 $(FLAGS)
 
 clean:  ## remove what was built here, the environment included
 	rm -rf $(VENV) $(HUB) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from bert4keras_rwkv.atomic import locked
+
 VOCABULARY, HEAD, MIX_RANK, DECAY_RANK = 65536, 64, 32, 64
 RANKS7 = {"w": 64, "a": 64, "v": 32, "g": 128}
 
@@ -109,21 +111,26 @@ def cache_folder():
 
 
 def checkpoint(size, folder=None, version="6"):
-    """The path of a bfloat16 `.pth` of this size; it is written if it is not there."""
+    """The path of a bfloat16 `.pth` of this size; it is written if it is not there, by one process for all."""
     path = Path(folder or cache_folder()) / f"rwkv{version}-{size}.pth"
-    if not path.exists():
-        import torch
-
-        random = torch.Generator().manual_seed(0)
-        weights = {
-            name: (torch.randn(shape, generator=random) * spread + centre).to(torch.bfloat16)
-            for name, shape, spread, centre in {"6": shapes, "7": shapes7}[version](size)
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        torch.save(weights, unfinished)
-        unfinished.rename(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_suffix(".lock")):
+        if not path.exists():
+            write(path, size, version)
     return path
+
+
+def write(path, size, version):
+    import torch
+
+    random = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(0)
+    weights = {
+        name: (torch.randn(shape, generator=random, device=random.device) * spread + centre).to(torch.bfloat16).cpu()
+        for name, shape, spread, centre in {"6": shapes, "7": shapes7}[version](size)
+    }
+    unfinished = path.with_suffix(".unfinished")
+    torch.save(weights, unfinished)
+    unfinished.rename(path)
 
 
 if __name__ == "__main__":

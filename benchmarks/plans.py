@@ -5,12 +5,13 @@ import sys
 from . import peer_sampling, peer_wkv
 from .checkpoints import Size, checkpoint
 from .conversion import conversion
+from .gpu import gpu
 from .rounds import Worker, interleave
 from .start import start
 from .training import training
 
 USUAL = ["model", "wkv", "sampling", "convert"]  # what `make bench` measures
-GROUPS = [*USUAL, "train", "start"]
+GROUPS = [*USUAL, "train", "start", "gpu"]
 PROMPT, DECODE = 512, 32
 
 
@@ -32,6 +33,8 @@ def measure(options):
         yield "start", start(options, say)
     for version in ("7", "6") if "train" in options.only else []:
         yield f"train rwkv{version}", training(version, options, say)
+    if "gpu" in options.only:
+        yield from gpu(options, say)
 
 
 def model_workers(size, options):

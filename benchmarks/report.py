@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from . import start, training
+from . import gpu_page, start, training
 from .tables import Group, milliseconds, spread, table
 
 FLOAT_BYTES = 4
@@ -107,7 +107,7 @@ def ways_page(models):
     rows = []
     for name, group in models.items():
         for label, command in group.series:
-            if label.startswith("ours") and command.split()[0] in WAYS:
+            if label.startswith("ours") and not label.endswith("pure ops") and command.split()[0] in WAYS:
                 rows.append(
                     [
                         f"{name.split()[1]}, {label.split()[1]}: {WAYS[command.split()[0]]}",
@@ -223,6 +223,8 @@ def targets(groups):
             yield from start.targets(group)
         if name.startswith("train"):
             yield from training.targets(name, group)
+        if name.startswith("gpu "):
+            yield from gpu_page.targets(name, group)
         if name == "sampling":
             for kind in ("peaked", "flat"):
                 drawn = group.seconds("jax", f"top_p_{kind}")
@@ -245,13 +247,23 @@ def native_targets(group):
                     yield f"{label}, {means}, native", f"{goal} x pure ops", f"{faster:.1f} x", faster >= goal
 
 
+def processors(groups):
+    """Which processor measured which groups."""
+    found = {}
+    for name, group in groups.items():
+        if "processor" in group:
+            found.setdefault(group["processor"], []).append(name)
+    return "; ".join(f"{processor}: {', '.join(names)}" for processor, names in found.items())
+
+
 def page(results):
     """The whole page as text."""
     groups = {name: Group(group) for name, group in results["groups"].items()}
     models = {name: group for name, group in groups.items() if name.startswith("model")}
     machine = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    timed = {name: group for name, group in groups.items() if group.series}
+    on_gpu = {name: group for name, group in groups.items() if name.startswith("gpu")}
+    timed = {name: group for name, group in groups.items() if group.series and name not in on_gpu}
     busy = ", ".join(f"{group.foreign():.0%} ({name})" for name, group in timed.items())
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(group.command for group in groups.values()))
     rounds = " or ".join(str(number) for number in sorted({group.rounds() for group in timed.values()}))
@@ -261,7 +273,8 @@ def page(results):
 Made by `make bench`; this page, its plot and [benchmarks.json](benchmarks.json) are written by the program in
 `benchmarks/`. Measured by {commands}.
 
-{machine["processor"]}, {machine["threads"]} threads for every program, {machine["system"]}, Python {machine["python"]}.
+{machine["threads"]} threads for every program, {machine["system"]}, Python {machine["python"]}.
+{processors(results["groups"])}.
 {versions}.
 
 How it is measured: every program runs in a process of its own and is asked in turn, one command at a time, for
@@ -292,6 +305,8 @@ programs used this share of the processors meanwhile (median; 100% is one proces
         parts.append(start.page(groups["start"]))
     if "convert" in groups:
         parts.append(conversion_page(groups["convert"]))
+    if on_gpu:
+        parts += gpu_page.page(on_gpu)
     return "\n".join(parts)
 
 

@@ -5,6 +5,7 @@ A sample keeps the seconds and the share of the processors that other programs u
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -20,11 +21,23 @@ def processor_seconds():
     return (user + nice + system + irq + soft + steal) / TICK
 
 
-class Worker:
-    """A worker process and the commands it is asked in each round. python: the interpreter that it runs in."""
+class WorkerError(RuntimeError):
+    """A worker gives no answer. reason: why, without its name."""
 
-    def __init__(self, label, module, arguments=(), environment=None, commands=(), python=sys.executable):
-        self.label, self.commands = label, list(commands)
+    def __init__(self, label, reason):
+        super().__init__(f"The worker '{label}': {reason}. Its messages: BENCH_VERBOSE=1.")
+        self.reason = reason
+
+
+class Worker:
+    """A worker process and the commands it is asked in each round.
+
+    python: the interpreter that it runs in. ready: wait until it is; else its first answer is still to come. patience:
+    seconds that an answer may take, None for ever.
+    """
+
+    def __init__(self, label, module, arguments=(), environment=None, commands=(), python=sys.executable, ready=True):
+        self.label, self.commands, self.patience = label, list(commands), None
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             [str(python), "-m", f"benchmarks.{module}", *map(str, arguments)],
@@ -34,15 +47,18 @@ class Worker:
             text=True,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})},
         )
-        self.facts = self.answer()
+        self.facts = self.answer() if ready else {}
 
     def answer(self):
+        if not select.select([self.process.stdout], [], [], self.patience)[0]:
+            raise WorkerError(self.label, f"no answer in {self.patience:.0f} s")
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(
-                f"The worker '{self.label}' ended with code {self.process.wait()}. Its messages: BENCH_VERBOSE=1."
-            )
-        return json.loads(line)
+            raise WorkerError(self.label, f"it ended with code {self.process.wait()}")
+        answer = json.loads(line)
+        if "failed" in answer:
+            raise WorkerError(self.label, answer["failed"])
+        return answer
 
     def ask(self, command):
         self.process.stdin.write(command + "\n")
@@ -57,9 +73,13 @@ class Worker:
     def close(self):
         """End the worker; returns the most memory it held, in megabytes."""
         peak = self.ask("memory")["peak_mb"]
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
         return peak
+
+    def kill(self):
+        """End it whatever it does."""
+        self.process.kill()
+        self.process.communicate()
 
 
 @dataclass

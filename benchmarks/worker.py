@@ -27,14 +27,22 @@ def serve(make):
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
-    subject = make()
+    def result(function, *arguments):
+        """What it returns; an exception is an answer, too, and the last."""
+        try:
+            return function(*arguments)
+        except Exception as error:
+            say(failed=f"{type(error).__name__}: {error}".splitlines()[0][:200])
+            raise
+
+    subject = result(make)
     say(ready=True, **getattr(subject, "facts", {}))
     for line in sys.stdin:
         name, *arguments = line.split()
         if name == "memory":
             say(peak_mb=peak_megabytes())
             continue
-        answer = getattr(subject, name)(*map(int, arguments))
+        answer = result(getattr(subject, name), *map(int, arguments))
         say(**(answer if isinstance(answer, dict) else {"seconds": answer}))
 
 

@@ -59,6 +59,7 @@ def pytest_addoption(parser):
         help="tests marked backend_free: run them with the others (default), run nothing else, or leave them out",
     )
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+    parser.addoption("--gpu", action="store_true", help="on a GPU: without the tests marked cpu (make test-gpu)")
     parser.addoption("--part", default="1/1", help="2/3: the second third of the files, for a process of its own")
 
 
@@ -76,6 +77,7 @@ def pytest_collection_modifyitems(config, items):
         free = item.get_closest_marker("backend_free") is not None
         slow = item.get_closest_marker("slow") is not None or (not free and _elsewhere(item))
         wanted = item.path in ours and (choice == "also" or free == (choice == "only"))
+        wanted = wanted and not (config.getoption("--gpu") and item.get_closest_marker("cpu"))
         (kept if wanted and (config.getoption("--slow") or not slow) else dropped).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)

@@ -4,6 +4,7 @@ import importlib
 import os
 
 from bert4keras_rwkv.cli.backend import choose_engine
+from bert4keras_rwkv.keras_loader import VARIABLE
 from bert4keras_rwkv.ops.kernels import cuda, kept, library, nvrtc
 from bert4keras_rwkv.ops.kernels.kept import NoLibraryError
 
@@ -23,16 +24,21 @@ def run(arguments):
     if arguments.check:
         check(arguments.engine)
     elif not arguments.build:
-        print("\n".join(listing()))
+        print("\n".join(listing(arguments.engine)))
 
 
-def listing():
-    """What there is, in lines."""
+def listing(engine):
+    """What there is, in lines. engine: the backend, None: that of KERAS_BACKEND, else JAX."""
     yield "Kernels     wkv4 (RWKV-4), wkv6 (RWKV-5 and 6), wkv7 (RWKV-7), with gradients, on JAX and PyTorch"
     yield from of_processor()
     yield from of_gpu()
-    if os.environ.get("OPS_KERNEL", "0") == "1":
+    told, name = os.environ.get("OPS_KERNEL", "0"), engine or os.environ.get(VARIABLE) or "jax"
+    if told == "1":
         yield "Not used    OPS_KERNEL is 1: pure Keras ops run where kernel='auto'."
+    elif told != "0":
+        yield f"Not used    OPS_KERNEL is 0 (native kernels) or 1 (pure ops). Received: {told!r}."
+    elif name not in ("jax", "torch"):
+        yield f"Not used    Keras runs on {name}: pure Keras ops."
 
 
 def of_processor():
@@ -40,6 +46,9 @@ def of_processor():
     try:
         if library.PREBUILT.is_file():
             yield f"Library     {library.PREBUILT} (of this package)"
+        elif (before := without_compiler()) is not None:
+            yield f"Library     {before}"
+            yield "Compiler    none is found any more"
         else:
             plan = library.plan()
             yield f"Library     {plan.path}"
@@ -53,6 +62,20 @@ def of_processor():
         yield f"None here   {error} Pure Keras ops run."
 
 
+def without_compiler():
+    """The library that will run though there is no compiler, if there is none."""
+    try:
+        library.plan()
+    except NoLibraryError:
+        return library.found_without_compiler()
+    return None
+
+
+def is_built():
+    """Whether there is a library that can run."""
+    return library.PREBUILT.is_file() or without_compiler() is not None or kept.is_whole(library.plan().path)
+
+
 def of_gpu():
     """Of those for a GPU of NVIDIA, each compiled when it is first used.
 
@@ -63,7 +86,7 @@ def of_gpu():
     try:
         if cubins := list(kept.folder().glob(f"cuda-*{cuda.SUFFIX}")):
             yield f"Cubins      {len(cubins)}, in {kept.folder()}"
-        if library.PREBUILT.is_file() or kept.is_whole(library.plan().path):
+        if is_built():
             device = cuda.device()
             yield f"GPU         {device.name}, sm_{device.architecture}, a driver for CUDA {device.driver // 1000}"
             yield f"            Its kernels are compiled by NVRTC {cuda.compiler()}."

@@ -1,5 +1,7 @@
 """What differs between backends and is not covered by `keras.ops`."""
 
+import contextlib
+
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import keras, ops
@@ -89,6 +91,15 @@ def materialise(x):
 
         return jax.lax.optimization_barrier(x)
     return x
+
+
+def exact_products():
+    """A context in which products of float32 are of float32: on a GPU, JAX shortens the factors unless it is told."""
+    if name() == "jax":
+        import jax
+
+        return jax.default_matmul_precision("highest")
+    return contextlib.nullcontext()
 
 
 def host_call(function, *tensors):

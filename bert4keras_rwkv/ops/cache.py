@@ -36,5 +36,5 @@ def own_folder(name, chosen=None):
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         raise UnusableError(f"it cannot be made, {error}") from error
     if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
-        raise UnusableError("it belongs to, or can be written by, somebody else")
+        raise UnusableError(f"'{folder}' belongs to, or can be written by, somebody else")
     return folder

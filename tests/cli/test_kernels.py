@@ -73,6 +73,14 @@ def test_a_backend_without_kernels(capsys, monkeypatch):
     assert "Keras runs on torch" in capsys.readouterr().err
 
 
+@pytest.mark.on("torch")
+def test_what_is_not_used(capsys, monkeypatch):
+    assert "Not used" not in listed(capsys)
+    assert "Not used    Keras runs on tensorflow: pure Keras ops." in listed(capsys, "--backend", "tensorflow")
+    monkeypatch.setenv("OPS_KERNEL", "2")
+    assert "Not used    OPS_KERNEL is 0 (native kernels) or 1 (pure ops). Received: '2'." in listed(capsys)
+
+
 def listed(capsys, *options):
     assert main(["kernels", *options]) == 0
     return capsys.readouterr().out

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
+from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.compile import compiled
 from bert4keras_rwkv.ops.gradients import gradients
 from bert4keras_rwkv.ops.kernels import cuda
@@ -56,7 +57,8 @@ def check_kernels(levels=None, names=None, shapes=SHAPES, masks=MASKS):
             cases = [(shape, mask, "float32") for shape in shapes for mask in masks]
             for case in [*cases, *((shape, masks[-1], "bfloat16") for shape in shapes)]:
                 tensors, forms = _forms(name, *case)
-                want = [_numpy(x) for x in forms["loop"](*tensors)]
+                with backend.exact_products():
+                    want = [_numpy(x) for x in forms["loop"](*tensors)]
                 for level in here.levels() if levels is None else levels:
                     here.choose(level)
                     got = [_numpy(x) for x in forms["native"](*tensors)]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bert4keras_rwkv.atomic import atomic_file
-from bert4keras_rwkv.ops.kernels.kept import NoLibraryError, digest, folder, kept
+from bert4keras_rwkv.ops.kernels.kept import NoLibraryError, digest, folder, is_whole, kept
 
 SOURCES = Path(__file__).parent / "src"
 PREBUILT = Path(__file__).parent / "built" / "kernels.so"  # in a wheel for one platform
@@ -37,6 +37,11 @@ LEVELS = {"x86_64": X86, "AMD64": X86, "x86": X86}
 SUFFIX = ".so"
 BUILDING = "Building the native kernels with %s: once, for about 20 seconds on two cores. They are kept in '%s'."
 DTYPES = {"float32": 0, "bfloat16": 1, "uint8": 2}  # as in src/tensors.h
+
+ONLY_ONE_GRADIENT = (
+    "Native kernels have a gradient, but that has none, and this program asks for it. Build the model with "
+    "kernel='ops', or set OPS_KERNEL=1."
+)
 
 
 class Library:
@@ -130,23 +135,47 @@ class Plan:
 
 def plan():
     """The `Plan` of this machine. Raises NoLibraryError."""
-    where, (compiler, levels, headers) = folder(), _tools()
+    where, levels, headers = folder(), _levels(), _ffi_headers()
+    compiler = _compiler()
     version = "".join(_said([compiler, "--version"], "does not run").splitlines()[:1])
+    key = digest([(repr((compiler, version)), b"")])[:12]
+    return Plan(where / f"{_prefix(levels, headers)}{key}{SUFFIX}", compiler, version, levels, headers)
+
+
+def found_without_compiler():
+    """A library of these sources, whole, that a compiler built which is not here any more; None if there is none.
+
+    Raises NoLibraryError where there is no folder for one.
+    """
+    built = sorted(folder().glob(f"{_prefix(_levels(), _ffi_headers())}*{SUFFIX}"))
+    return next((path for path in built if is_whole(path)), None)
+
+
+def _prefix(levels, headers):
+    """What the file of a library is called, but for what built it."""
     files = {**source_files(), "ffi": b"" if headers is None else (headers / "xla/ffi/api/c_api.h").read_bytes()}
-    key = digest([*files.items(), (repr((compiler, version, OPTIONS, sorted(levels.items()))), b"")])
-    return Plan(where / f"cpu-{key[:20]}{SUFFIX}", compiler, version, levels, headers)
+    kind = repr((platform.machine(), OPTIONS, sorted(levels.items())))
+    return f"cpu-{digest([*files.items(), (kind, b'')])[:20]}-"
 
 
-def _tools():
-    """The compiler, the instruction sets of this kind of processor, and the folder of XLA's headers or None."""
+def _levels():
+    """The instruction sets of this kind of processor."""
     if sys.platform == "win32":
         raise NoLibraryError("Native kernels are not built on Windows.")
-    return _compiler(), LEVELS.get(platform.machine(), {"plain": (4, ())}), _ffi_headers()
+    return LEVELS.get(platform.machine(), {"plain": (4, ())})
 
 
 def build(again=False):
-    """The path of the library in the cache, built if it is not there, not whole, or `again`. Raises NoLibraryError."""
-    wanted = plan()
+    """The path of the library in the cache, built if it is not there, not whole, or `again`. Raises NoLibraryError.
+
+    Where there is no compiler, what another has built of these sources serves too, but not `again`.
+    """
+    try:
+        wanted = plan()
+    except NoLibraryError:
+        if again or (before := found_without_compiler()) is None:
+            raise
+        return before
 
     def compile_and_say(made):
         logging.getLogger("bert4keras_rwkv").warning(BUILDING, wanted.compiler, wanted.path.parent)
@@ -157,9 +186,8 @@ def build(again=False):
 
 def build_to(path):
     """Build the library as the file `path`. Raises NoLibraryError."""
-    compiler, levels, headers = _tools()
     with atomic_file(path) as made:
-        _compile(compiler, levels, headers, made)
+        _compile(_compiler(), _levels(), _ffi_headers(), made)
 
 
 def _compile(compiler, levels, headers, target):

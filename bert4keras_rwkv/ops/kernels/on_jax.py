@@ -6,7 +6,7 @@ import numpy as np
 
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.kernels import cuda
-from bert4keras_rwkv.ops.kernels.library import DTYPES, key_of_sources, library
+from bert4keras_rwkv.ops.kernels.library import DTYPES, ONLY_ONE_GRADIENT, key_of_sources, library
 
 HANDLERS = {"cpu": "rwkv_xla", "CUDA": "rwkv_cuda_xla"}  # of src/, for the platforms of XLA
 
@@ -15,22 +15,35 @@ def differentiable(recurrence):
     """(*xs, state, start, flags) -> (y, state) of a `native.Recurrence`, whose gradient is a kernel too."""
     import jax
 
-    gradient = kernel(recurrence, "gradient")
+    kept, gradient = (_without_gradient(kernel(recurrence, kind)) for kind in ("kept", "gradient"))
 
     @jax.custom_vjp
     def run(*inputs):
         return kernel(recurrence, "forward")(*inputs)[:2]
 
     def forward(*inputs):
-        y, last, *kept = kernel(recurrence, "kept")(*inputs)
-        return (y, last), (inputs, kept)
+        y, last, *more = kept(*inputs)
+        return (y, last), (inputs, more)
 
     def backward(left, slopes):
-        inputs, kept = left
-        return (*gradient(*inputs, *kept, *slopes), None)  # flags have none
+        inputs, more = left
+        return (*gradient(*inputs, *more, *slopes), None)  # flags have none
 
     run.defvjp(forward, backward)
     return run
+
+
+def _without_gradient(function):
+    """`function`, which says so where one is asked for."""
+    import jax
+
+    alone = jax.custom_jvp(lambda *tensors: function(*tensors))
+
+    @alone.defjvp
+    def _(tensors, slopes):
+        raise NotImplementedError(ONLY_ONE_GRADIENT)
+
+    return alone
 
 
 @cache
@@ -109,6 +122,17 @@ def register():
         jax.ffi.register_ffi_target(target(), capsule, platform=platform)
     if backend.device_kind() == "cuda":
         cuda.compiler()
+
+
+def export_checks():
+    """What `jax.export.export` takes as `disabled_checks` to write a program that calls native kernels.
+
+    XLA promises nothing of custom calls that it does not know; ours is named after the sources, so another version of
+    them is not found rather than called.
+    """
+    import jax
+
+    return [jax.export.DisabledSafetyCheck.custom_call(target())]
 
 
 def _prepare(name, tensors, results):

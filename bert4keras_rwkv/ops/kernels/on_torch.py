@@ -2,7 +2,7 @@
 
 from bert4keras_rwkv.ops.backend import dtype_name
 from bert4keras_rwkv.ops.kernels import cuda
-from bert4keras_rwkv.ops.kernels.library import DTYPES, library
+from bert4keras_rwkv.ops.kernels.library import DTYPES, ONLY_ONE_GRADIENT, library
 
 NAMESPACE = "bert4keras_rwkv"
 
@@ -66,6 +66,9 @@ def _defined(recurrence):
         wanted = zip(found, ctx.needs_input_grad[: len(inputs)], strict=True)
         return (*(slope if needed else None for slope, needed in wanted), None, None)
 
+    def no_second(ctx, *_):
+        raise NotImplementedError(ONLY_ONE_GRADIENT)
+
     definitions = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARIES.append(definitions)
     definitions.define(signature(name, [*inputs, "flags"], ["", "", *kept], ", bool keep"))
@@ -75,6 +78,7 @@ def _defined(recurrence):
             definitions.impl(operator, run, device.upper())
         torch.library.register_fake(f"{NAMESPACE}::{operator}", shapes, lib=definitions)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=remember, lib=definitions)
+    torch.library.register_autograd(f"{NAMESPACE}::{backward_name}", no_second, lib=definitions)
     return getattr(torch.ops.bert4keras_rwkv, name).default
 
 

@@ -8,6 +8,7 @@ import keras
 
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.kernels import cuda, kept, library, native, on_jax, on_torch
+from tests.ops.kernels.card import Card
 
 HERE = Path(__file__).parent
 STRICT = ("-std=c++20", "-Wall", "-Wextra", "-Werror")
@@ -39,7 +40,7 @@ class Emulator:
     architectures = (70, 90)
 
     def __init__(self, folder, sources=None):
-        self.folder, self.sources, self.parts = folder, sources or library.SOURCES, []
+        self.folder, self.sources = folder, sources or library.SOURCES
 
     def target(self, architecture):
         return architecture if architecture in self.architectures else None
@@ -47,7 +48,6 @@ class Emulator:
     def cubin(self, name, source, headers, options, log=None):
         """The path of the library, as the driver's stand-in wants it."""
         part = next(x for x in ("forward", "step", "gradient") if f"-D{x.upper()}" in options)
-        self.parts.append(part)
         made = self.folder / f"{kept.digest([(name, source), *headers.items(), (repr(options), b'')])[:20]}.so"
         if not made.exists():
             emulated(name, part, options, made, *SHARED, sources=self.sources)
@@ -57,14 +57,15 @@ class Emulator:
         return "emulator"
 
 
-class StandIn:
-    """The driver's stand-in. folder: of what is built for it; keys: what was asked for since it was installed."""
+class StandIn(Card):
+    """The driver's stand-in, on which kernels run where they are asked to."""
 
     def __init__(self, folder):
-        self.folder, self.path = folder, folder / "driver.so"
+        super().__init__(folder)
+        self.path = folder / "driver.so"
         if not self.path.exists():
             compile_with(*STRICT, "-O1", "-shared", "-fPIC", HERE / "stand_in_driver.cc", "-ldl", "-o", self.path)
-        self.handle, self.keys = ctypes.CDLL(str(self.path)), []
+        self.handle = ctypes.CDLL(str(self.path))
 
     def seed(self, number):
         """The order in which threads run from now on."""
@@ -79,16 +80,10 @@ class StandIn:
 
     def install(self, monkeypatch, sources=None):
         """Let JAX and PyTorch take this machine for one with a GPU, its kernels compiled from `sources`."""
-        library.library()  # found in the user's cache folder
-        if sources is not None:
-            monkeypatch.setattr(library, "SOURCES", sources)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(self.folder))
-        emulator = Emulator(self.folder, sources)
         monkeypatch.setattr(cuda, "DRIVER", str(self.path))
-        monkeypatch.setattr(cuda, "_found", {"compiler": emulator})
-        monkeypatch.setattr(cuda, "cubin", functools.partial(self._cubin, cuda.cubin))
-        self.keys.clear()
         self.major(9)
+        super().install(monkeypatch, sources)
+        cuda._found["compiler"] = Emulator(self.folder, sources)
         monkeypatch.setattr(backend, "device_kind", lambda: "cuda")
         monkeypatch.setattr(native, "_device", {})
         monkeypatch.setitem(on_torch.RUN_ON, "cpu", lambda name, described, _: cuda.run(name, *described, None))
@@ -98,9 +93,9 @@ class StandIn:
             monkeypatch.setattr(native, "_differentiable", {})
             for name in ("kernel", "register"):  # with a memory of their own
                 monkeypatch.setattr(on_jax, name, functools.cache(getattr(on_jax, name).__wrapped__))
-        cuda.device()
-        return emulator
 
-    def _cubin(self, make, key):
-        self.keys.append(key)
-        return make(key)
+    def run(self, kernel, arguments, results):
+        cuda.run(kernel, arguments, results, None)
+
+    def forget(self):
+        """What it loaded serves nobody else."""

@@ -1,6 +1,8 @@
 // A stand-in for libcuda.so.1 with one device, whose cubins are the paths of libraries made of emulated.cc.
 #include <dlfcn.h>
 
+#include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 
@@ -35,6 +37,12 @@ int cuLaunchKernel(void* kernel, unsigned blocks, unsigned, unsigned, unsigned t
   ((Kernel)kernel)(seed_, blocks, threads, arguments);
   return 0;
 }
+int cuDevicePrimaryCtxRetain(void** context, int) { return *context = nullptr, 0; }
+int cuCtxSetCurrent(void*) { return 0; }
+int cuMemAlloc_v2(uint64_t* memory, size_t size) { return *memory = (uint64_t)std::malloc(size), 0; }
+int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t size) { return std::memcpy((void*)to, from, size), 0; }
+int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t size) { return std::memcpy(to, (void*)from, size), 0; }
+int cuMemFree_v2(uint64_t memory) { return std::free((void*)memory), 0; }
 int cuGetErrorString(int code, const char** text) {
   return *text = code == INVALID_IMAGE ? "device kernel image is invalid" : "an error", 0;
 }

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from bert4keras_rwkv.ops.kernels import library
+from bert4keras_rwkv.ops.kernels import check, library
 from bert4keras_rwkv.ops.kernels.check import check_kernels, inputs
 from bert4keras_rwkv.ops.kernels.native import native
 from bert4keras_rwkv.ops.wkv4 import wkv4_loop
@@ -64,6 +64,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     "shape",
     [*(pytest.param(x, marks=pytest.mark.on("torch")) for x in ((2, 1, 1, 16), (1, 32, 2, 5))), (2, 37, 2, 64)],
@@ -77,6 +78,23 @@ def test_every_kernel_is_the_loop(name, shape):
     assert not [finding for finding in findings if not finding.right]
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX")
+def test_the_loop_multiplies_whole_numbers(monkeypatch):
+    """On a GPU, too, where JAX shortens the factors of a product unless it is told not to."""
+    import jax
+
+    seen = []
+
+    def loop(*args):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return wkv6_loop(*args)
+
+    monkeypatch.setitem(check.LOOPS, "wkv6", loop)
+    assert all(finding.right for finding in check_kernels(names=["wkv6"], shapes=[SHAPE], masks=["none"]))
+    assert set(seen) == {"highest"}
+
+
+@pytest.mark.cpu
 @pytest.mark.on("torch")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(fault, tmp_path, monkeypatch):

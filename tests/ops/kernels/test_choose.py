@@ -9,6 +9,7 @@ from bert4keras_rwkv import build_transformer_model
 from bert4keras_rwkv.ops.kernels import choose, cuda, library, native
 from bert4keras_rwkv.ops.kernels.choose import chosen
 
+pytestmark = pytest.mark.cpu
 HERE = keras.backend.backend()
 
 

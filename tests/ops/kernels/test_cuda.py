@@ -1,17 +1,24 @@
-"""Kernels of a GPU, run by an emulator: they are the loop, write what they should, and wait for each other."""
+"""Kernels of a GPU, run by an emulator: they are the loop, write what they should, and wait for each other.
+
+With --gpu the card that is here runs them, but for what only the emulator shows.
+"""
 
 import shutil
 import subprocess
+from functools import partial
+from types import SimpleNamespace
 
 import keras
 import ml_dtypes
 import numpy as np
 import pytest
+from keras import ops
 
 from bert4keras_rwkv.ops.kernels import cuda, library
 from bert4keras_rwkv.ops.kernels.check import check_kernels, inputs
 from bert4keras_rwkv.ops.kernels.native import CHUNK, RECURRENCES, native
-from tests.ops.kernels import guards, quick
+from tests.ops.kernels import every_kernel, guards, quick
+from tests.ops.kernels.card import Card
 from tests.ops.kernels.stand_in import HERE, StandIn, emulated
 
 pytestmark = [
@@ -28,10 +35,17 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def gpu(folder, monkeypatch):
-    stand_in = StandIn(folder)
-    stand_in.install(monkeypatch)
-    return stand_in
+def card(folder, request):
+    """What plays the GPU, to be installed."""
+    card = (Card if request.config.getoption("--gpu") else StandIn)(folder)
+    yield card
+    card.forget()
+
+
+@pytest.fixture
+def gpu(card, monkeypatch):
+    card.install(monkeypatch)
+    return card
 
 
 of_torch = pytest.mark.on("torch")  # where nothing is compiled for each shape
@@ -47,14 +61,14 @@ def test_every_kernel_is_the_loop(name, shape, gpu):
     """Through JAX and PyTorch: outputs, all gradients, masks and document starts. 2e-5: as `check_kernels` says."""
     before = gpu.launches()
     findings = list(check_kernels(names=[name], shapes=[shape]))
-    assert {finding.level for finding in findings} == {"sm_90"}
+    assert {finding.level for finding in findings} == {f"sm_{cuda.device().architecture}"}
     assert gpu.launches() > before
     assert not [finding for finding in findings if not finding.right], findings
 
 
-def names(stand_in):
+def names(card):
     """Of the kernels that were asked for: with their part and the dtype of their inputs."""
-    return {(key.name, key.part, key.dtypes[0]) for key in stand_in.keys}
+    return {(key.name, key.part, key.dtypes[0]) for key in card.keys}
 
 
 @pytest.mark.parametrize("N", [32, pytest.param(64, marks=of_torch)])
@@ -70,6 +84,7 @@ def test_bfloat16_goes_by_chunks(name, N, gpu):
     assert names(gpu) == {(name, part, "float") for part in ("forward", "gradient")} | by_chunks
 
 
+@pytest.mark.cpu
 @pytest.mark.on("torch")
 def test_what_chunks_do_not_serve_goes_token_by_token(gpu):
     """Other head sizes and dtypes, short texts, one token, memory that begins beside 8 bytes, cards before sm_80."""
@@ -98,6 +113,18 @@ def test_what_chunks_do_not_serve_goes_token_by_token(gpu):
     assert asked(16, 16, half) == by_token
 
 
+@pytest.mark.cpu
+@pytest.mark.on("torch")
+def test_copies_in_the_memory_of_a_card(gpu):
+    """They give what the arrays themselves give; the numbers around a result come back with it, if there are any."""
+    found = []
+    for run in (gpu.run, partial(Card.run, gpu)):
+        found.append(guards.check(run, "wkv6", 33, 24, np.random.default_rng(0)))
+    for here, there in zip(*found, strict=True):
+        np.testing.assert_array_equal(here, there)
+    every_kernel.run_all(SimpleNamespace(run=run), ["wkv6"], [(33, 24, True, "float32")])
+
+
 @pytest.mark.on("torch")
 @pytest.mark.parametrize(
     ("T", "N", "keep"), [(1, 16, False), (1, 40, False), (33, 24, True), (18, 7, True), (18, 16, True), (5, 64, True)]
@@ -105,10 +132,6 @@ def test_what_chunks_do_not_serve_goes_token_by_token(gpu):
 @pytest.mark.parametrize("name", NAMES)
 def test_results_are_whole_and_the_same_in_every_order(name, T, N, keep, gpu):
     """Nothing beside them is written, and nothing is read before others have written it."""
-
-    def run(kernel, arguments, results):
-        cuda.run(kernel, arguments, results, None)
-
     found, half = [], ml_dtypes.bfloat16
     for seed in SEEDS:
         gpu.seed(seed)
@@ -116,21 +139,19 @@ def test_results_are_whole_and_the_same_in_every_order(name, T, N, keep, gpu):
             [half, half if name == "wkv4" else "float32", *([half] * (4 if name == "wkv7" else 2))] if T == 18 else []
         )
         dtypes = dtypes[:2] if name == "wkv4" else dtypes
-        found.append(guards.check(run, name, T, N, np.random.default_rng(0), keep, dtypes))
+        found.append(guards.check(gpu.run, name, T, N, np.random.default_rng(0), keep, dtypes))
     for results in found[1:]:
         for x, y in zip(results, found[0], strict=True):
             np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_token_has_a_kernel_of_its_own(name, folder, monkeypatch, rng):
-    """Where no gradient is wanted. RWKV-4, whose channels stand alone, needs none. What was made before is kept."""
-    emulator = StandIn(folder).install(monkeypatch)
-    shutil.rmtree(folder / "bert4keras-rwkv", ignore_errors=True)
+def test_one_token_has_a_kernel_of_its_own(name, gpu, rng):
+    """Where no gradient is wanted. RWKV-4, whose channels stand alone, needs none. It is loaded once."""
     xs, state, _ = inputs(rng, name, (1, 1, 2, 40))
     for _ in range(2):
         native(name, xs, state)
-    assert emulator.parts == ["forward" if name == "wkv4" else "step"]
+    assert [key.part for key in gpu.keys] == ["forward" if name == "wkv4" else "step"]
 
 
 def test_what_does_not_fit_is_refused(gpu):
@@ -145,9 +166,9 @@ def test_what_does_not_fit_is_refused(gpu):
         cuda.run("wkv8", [], [], None)
 
 
-def test_a_source_that_does_not_compile_is_quoted(folder, tmp_path, monkeypatch, rng):
+def test_a_source_that_does_not_compile_is_quoted(card, tmp_path, monkeypatch, rng):
     sources = quick.changed_sources(tmp_path / "src", "port.h", "struct bf16 {", "struct bf16 (")
-    StandIn(folder).install(monkeypatch, sources)
+    card.install(monkeypatch, sources)
     xs, state, _ = inputs(rng, "wkv6", (1, 1, 1, 8))
     with pytest.raises(ValueError, match=r"wkv6: .*port\.h"):
         native("wkv6", xs, state)
@@ -161,12 +182,12 @@ def test_gradients_are_rounded_to_the_nearest(name, decay, gpu, rng):
     import torch
 
     xs, state, _ = inputs(rng, name, (1, 18, 2, 8))
-    xs = [torch.tensor(x).bfloat16() for x in xs]
+    xs, state = [ops.convert_to_tensor(x).bfloat16() for x in xs], ops.convert_to_tensor(state)
     xs[1] = xs[1].to(getattr(torch, decay))
     found = []
     for given in (xs, [x.float() for x in xs]):
         given = [x.requires_grad_() for x in given]
-        sum((x * x).sum() for x in native(name, given, torch.tensor(state))).backward()
+        sum((x * x).sum() for x in native(name, given, state)).backward()
         found.append([x.grad for x in given])
     for got, want in zip(*found, strict=True):
         torch.testing.assert_close(got, want.to(got.dtype), rtol=0, atol=0)
@@ -222,12 +243,11 @@ FAULTS = {
 BARRIER = "__syncthreads();"
 
 
-def is_found(name, sources, folder, monkeypatch):
+def is_found(name, sources, card, monkeypatch):
     """Whether the comparison with the loop, in some order of threads, sees that a kernel is wrong."""
-    stand_in = StandIn(folder)
-    stand_in.install(monkeypatch, sources)
+    card.install(monkeypatch, sources)
     for seed in SEEDS:
-        stand_in.seed(seed)
+        card.seed(seed)
         findings = check_kernels(names=[name], shapes=[(9, 1, 1, 24), (2, 37, 2, 24)], masks=["both"])
         if not all(finding.right for finding in findings):
             return True
@@ -236,20 +256,21 @@ def is_found(name, sources, folder, monkeypatch):
 
 @pytest.mark.on("torch")
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_found(fault, folder, tmp_path, monkeypatch):
+def test_a_fault_is_found(fault, card, tmp_path, monkeypatch):
     *change, name = FAULTS[fault]
-    assert is_found(name, quick.changed_sources(tmp_path / "src", *change), folder, monkeypatch)
+    assert is_found(name, quick.changed_sources(tmp_path / "src", *change), card, monkeypatch)
 
 
+@pytest.mark.cpu
 @pytest.mark.on("torch")
 @pytest.mark.parametrize("number", range((library.SOURCES / MATRIX).read_text().count(BARRIER)))
-def test_a_barrier_that_is_missing_is_found(number, folder, tmp_path, monkeypatch):
+def test_a_barrier_that_is_missing_is_found(number, card, tmp_path, monkeypatch):
     sources = tmp_path / "src"
     shutil.copytree(library.SOURCES, sources)
     first, *others = (sources / MATRIX).read_text().split(BARRIER)
     others = [("" if i == number else BARRIER) + part for i, part in enumerate(others)]
     (sources / MATRIX).write_text(first + "".join(others))
-    assert is_found("wkv7", sources, folder, monkeypatch)
+    assert is_found("wkv7", sources, card, monkeypatch)
 
 
 def words(part, delta, T, N, B=1, H=2):
@@ -278,6 +299,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.cpu
 @pytest.mark.slow
 @pytest.mark.on("torch")
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])

@@ -67,6 +67,27 @@ def test_a_damaged_one_is_built_again(tmp_path, monkeypatch):
     assert len(built) == 2 and library.Library(path).levels() == ["plain"]
 
 
+def test_what_was_built_serves_without_a_compiler(tmp_path, monkeypatch):
+    """As on a machine that shares the folder; not to build anew, and not what is damaged or of other sources."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(quick.compiler(tmp_path)))
+    monkeypatch.setattr(library, "LEVELS", {})
+    monkeypatch.setattr(library, "_ffi_headers", lambda: None)
+    path = library.build()
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    assert library.build() == path
+    with pytest.raises(library.NoLibraryError, match="none is found"):
+        library.build(again=True)
+    with monkeypatch.context() as other:
+        other.setattr(library, "OPTIONS", ("-O2",))
+        with pytest.raises(library.NoLibraryError, match="none is found"):
+            library.build()
+    path.unlink()
+    path.write_bytes(b"damaged")
+    with pytest.raises(library.NoLibraryError, match="none is found"):
+        library.build()
+
+
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bert4keras_rwkv.ops.kernels.check import inputs
-from bert4keras_rwkv.ops.kernels.native import native
+from bert4keras_rwkv.ops.kernels.native import RECURRENCES, native
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX")
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,7 +55,7 @@ import sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from bert4keras_rwkv.ops.kernels.check import inputs
-from bert4keras_rwkv.ops.kernels.native import native
+from bert4keras_rwkv.ops.kernels.native import RECURRENCES, native
 
 name, B, T = sys.argv[1], 8, 20
 rng = np.random.default_rng(0)
@@ -90,16 +90,16 @@ print("the same")
 
 @pytest.mark.parametrize("name", ["wkv4", "wkv6", "wkv7"])
 def test_batch_and_heads_stay_on_their_devices(name):
-    """On four and eight: the same numbers, and nothing is gathered."""
+    """Four and eight processors: the same numbers, and nothing is gathered."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    assert run(SHARDED, name, XLA_FLAGS=flags) == "the same\n"
+    assert run(SHARDED, name, XLA_FLAGS=flags, JAX_PLATFORMS="cpu") == "the same\n"
 
 
 def test_lowered_for_a_gpu(rng):
     """Here, where there is none: the program names the kernels by their sources and names alone."""
     import jax
 
-    from bert4keras_rwkv.ops.kernels.on_jax import target
+    from bert4keras_rwkv.ops.kernels.on_jax import export_checks, target
 
     xs, state, _ = inputs(rng, "wkv6", (1, 5, 2, 8))
 
@@ -107,7 +107,7 @@ def test_lowered_for_a_gpu(rng):
         y, last = native("wkv6", xs, state)
         return y.sum() + last.sum()
 
-    allowed = [jax.export.DisabledSafetyCheck.custom_call(target())]
+    allowed = export_checks()
     exported = jax.export.export(jax.jit(jax.grad(total)), platforms=["cuda"], disabled_checks=allowed)(xs, state)
     text = exported.mlir_module()
     assert text.count(f"@{target()}(") == 2 and 'kernel = "wkv6_gradient"' in text
@@ -117,12 +117,12 @@ EXPORT = """
 import sys
 import jax, numpy as np
 from bert4keras_rwkv.ops.kernels.check import inputs
-from bert4keras_rwkv.ops.kernels.native import native
-from bert4keras_rwkv.ops.kernels.on_jax import target
+from bert4keras_rwkv.ops.kernels.native import RECURRENCES, native
+from bert4keras_rwkv.ops.kernels.on_jax import export_checks
 
 xs, state, _ = inputs(np.random.default_rng(0), "wkv6", (1, 5, 2, 8))
 program = jax.jit(lambda xs, state: native("wkv6", xs, state))
-allowed = [jax.export.DisabledSafetyCheck.custom_call(target())]
+allowed = export_checks()
 open(sys.argv[1], "wb").write(jax.export.export(program, disabled_checks=allowed)(xs, state).serialize())
 np.savez(sys.argv[2], *xs, state, *program(xs, state))
 """
@@ -150,3 +150,19 @@ def test_an_exported_program_runs_elsewhere(tmp_path):
     run(EXPORT, *files)
     assert run(IMPORT, *files, "known") == "the same\n"
     assert "No FFI handler registered for bert4keras_rwkv_" in run(IMPORT, *files, "unknown")
+
+
+@pytest.mark.parametrize("name", sorted(RECURRENCES))
+def test_the_gradient_has_none(name, rng):
+    """One sentence; a gradient of which nothing is differentiated again is as before."""
+    import jax
+
+    xs, state, _ = inputs(rng, name, (1, 5, 2, 8))
+
+    def steepness(xs):
+        slopes = jax.grad(lambda xs: sum((x * x).sum() for x in native(name, xs, state)))(xs)
+        return sum((x * x).sum() for x in slopes)
+
+    assert np.isfinite(jax.jit(steepness)(xs))
+    with pytest.raises(NotImplementedError, match="Build the model with kernel='ops'"):
+        jax.grad(steepness)(xs)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from bert4keras_rwkv.ops.kernels.check import inputs
 from bert4keras_rwkv.ops.kernels.native import RECURRENCES, native
@@ -13,15 +14,13 @@ NAMES = sorted(RECURRENCES)
 
 def tensors(rng, name, shape=(2, 19, 2, 8), requires_grad=True):
     """All that an operator of a recurrence takes, with its batch axes."""
-    import torch
-
     xs, state, _ = inputs(rng, name, shape)
     xs = [
         np.broadcast_to(x, (shape[0], *x.shape)) if len(x.shape) < len(letters) else x
         for x, letters in zip(xs, RECURRENCES[name].inputs, strict=True)
     ]
-    made = [torch.tensor(np.array(x), requires_grad=requires_grad) for x in (*xs, state, state)]
-    return (*made, torch.tensor((rng.random(shape[:2]) > 0.7).astype("uint8")))
+    made = [ops.convert_to_tensor(np.array(x)).requires_grad_(requires_grad) for x in (*xs, state, state)]
+    return (*made, ops.convert_to_tensor((rng.random(shape[:2]) > 0.7).astype("uint8")))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,7 +64,7 @@ def test_gaps_in_memory_and_offsets(name, rng):
     given = [x.detach() for x in tensors(rng, name)[:-2]]
     odd = []
     for x in given:
-        last_first = torch.empty((*x.shape[1:], x.shape[0] + 1)).movedim(-1, 0)[1:]
+        last_first = torch.empty((*x.shape[1:], x.shape[0] + 1), device=x.device).movedim(-1, 0)[1:]
         odd.append(last_first.copy_(x))
     assert not any(x.is_contiguous() for x in odd)
     for got, want in zip(native(name, odd[:-1], odd[-1]), native(name, given[:-1], given[-1]), strict=True):
@@ -74,5 +73,21 @@ def test_gaps_in_memory_and_offsets(name, rng):
 
 def test_inputs_on_two_devices(rng):
     *xs, state = (x.detach() for x in tensors(rng, "wkv6")[:-2])
-    with pytest.raises(ValueError, match=r"one device\. Received: cpu, meta"):
+    with pytest.raises(ValueError, match=r"one device\. Received: (cpu|cuda:0), meta"):
         native("wkv6", xs, state.to("meta"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_has_none(name, rng):
+    """One sentence, and no wrong number; with create_graph a gradient is as without."""
+    import torch
+
+    *given, state, _, _ = tensors(rng, name)
+
+    def slopes(**options):
+        return torch.autograd.grad(sum((x * x).sum() for x in native(name, given, state)), given, **options)
+
+    first = slopes(create_graph=True)
+    assert all(torch.equal(x, y) for x, y in zip(first, slopes(), strict=True))
+    with pytest.raises(NotImplementedError, match="Build the model with kernel='ops'"):
+        torch.autograd.grad(sum((x * x).sum() for x in first), given)
