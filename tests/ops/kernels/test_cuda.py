@@ -48,11 +48,19 @@ def gpu(card, monkeypatch):
     return card
 
 
+of_torch = pytest.mark.on("torch")  # where nothing is compiled for each shape
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [*(pytest.param(x, marks=of_torch) for x in ((2, 1, 1, 16), (1, 18, 1, 100), (1, 32, 2, 5))), (2, 37, 2, 24)],
+    ids=str,
+)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_kernel_is_the_loop(name, gpu):
+def test_every_kernel_is_the_loop(name, shape, gpu):
     """Through JAX and PyTorch: outputs, all gradients, masks and document starts. 2e-5: as `check_kernels` says."""
     before = gpu.launches()
-    findings = list(check_kernels(names=[name], shapes=[(2, 1, 1, 16), (1, 18, 1, 100), (2, 37, 2, 24), (1, 32, 2, 5)]))
+    findings = list(check_kernels(names=[name], shapes=[shape]))
     assert {finding.level for finding in findings} == {f"sm_{cuda.device().architecture}"}
     assert gpu.launches() > before
     assert not [finding for finding in findings if not finding.right], findings
@@ -63,7 +71,7 @@ def names(card):
     return {(key.name, key.part, key.dtypes[0]) for key in card.keys}
 
 
-@pytest.mark.parametrize("N", [32, 64])
+@pytest.mark.parametrize("N", [32, pytest.param(64, marks=of_torch)])
 @pytest.mark.parametrize("name", ["wkv6", "wkv7"])
 def test_bfloat16_goes_by_chunks(name, N, gpu):
     """On tensor cores, forward and backward, and is the loop; float32 does not. 2e-2 of the largest: the kernel rounds
@@ -77,6 +85,7 @@ def test_bfloat16_goes_by_chunks(name, N, gpu):
 
 
 @pytest.mark.cpu
+@pytest.mark.on("torch")
 def test_what_chunks_do_not_serve_goes_token_by_token(gpu):
     """Other head sizes and dtypes, short texts, one token, memory that begins beside 8 bytes, cards before sm_80."""
 
