@@ -13,6 +13,7 @@ class Packable:
     """
 
     scheme = None
+    form = "auto"  # of the product, see `ops.kernels.choose`
 
     def pack_as(self, scheme):
         """Pack the kernel. Of a layer that is not built yet: it will be packed when it is built.
@@ -76,7 +77,7 @@ class Packable:
     def call(self, x, training=None):
         if self.scheme is None:
             return super().call(x, training=training)
-        y = matmul(x, self.packed, self.scheme)
+        y = matmul(x, self.packed, self.scheme, self.form)
         if self.lora_enabled:
             a, b = (ops.cast(part, x.dtype) for part in (self.lora_kernel_a, self.lora_kernel_b))
             y = y + ops.cast(self._lora_factor() * ops.matmul(ops.matmul(x, a), b), y.dtype)

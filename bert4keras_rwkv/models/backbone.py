@@ -89,7 +89,7 @@ def facts(layer):
         if not name.startswith("_") and name != "name" and isinstance(value, PLAIN)
     }
     activation = getattr(getattr(layer, "activation", None), "__qualname__", None)
-    own = (type(layer).__qualname__, layer.dtype_policy.name, quantised_as(layer), activation)
+    own = (type(layer).__qualname__, layer.dtype_policy.name, quantised_as(layer), repr(scheme_of(layer)), activation)
     return (*own, repr(sorted(plain.items())))
 
 
@@ -185,6 +185,7 @@ class Backbone(Layer):
         for layer in self._flatten_layers():
             if isinstance(layer, Changeable):
                 layer.watcher = weakref.WeakMethod(self.changed)
+                layer.form = self.kernel
         if self._tuned_at_first:
             prepare(self, self._tuned_at_first)
 
