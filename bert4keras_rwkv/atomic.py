@@ -231,10 +231,27 @@ def _begin(where, stack):
 def _opened(path):
     """The number of a file that is open for locking."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    _open.add(lock)
     try:
         yield lock
     finally:
+        if lock in _open:
+            _open.remove(lock)
+            os.close(lock)
+
+
+_open = set()  # files that this process has opened for locking
+
+
+def _close_in_child():
+    """A child that is forked would keep its parent's locks, for as long as it lives."""
+    for lock in _open:
         os.close(lock)
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _locks(lock, wait=False):

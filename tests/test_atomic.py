@@ -331,3 +331,24 @@ def test_a_full_disk_names_the_folder(tmp_path):
     failing = pytest.raises(OSError, match=r"No space left on device: '[^']*/wanted'")
     with failing, atomic_folder(tmp_path / "wanted") as folder, atomic_file(folder / "model.weights.h5"):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+FORKED = """
+import os, signal, sys, time
+from bert4keras_rwkv import atomic
+with atomic.locked(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+started = time.monotonic()
+with atomic.locked(sys.argv[1]):
+    print(time.monotonic() - started < 30)
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_child_that_was_forked_holds_no_lock(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FORKED, str(tmp_path / "lock")], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr

@@ -36,7 +36,7 @@ def chosen(kernel="auto", dtype=None, shape=()):
     if kernel == "native":
         _insist(dtype, shape)
         return kernel
-    told = os.environ.get("OPS_KERNEL")
+    told = os.environ.get("OPS_KERNEL") or None
     if told not in (None, "0", "1"):
         raise ValueError(f"OPS_KERNEL is 0 (native kernels where there are some) or 1 (pure ops). Received: {told!r}.")
     if told == "1":

@@ -18,6 +18,8 @@ def test_native_where_it_serves_and_pure_ops_elsewhere(monkeypatch):
     monkeypatch.delenv("OPS_KERNEL", raising=False)
     assert chosen() == chosen("auto", "float32") == chosen("auto", "bfloat16") == chosen("auto", "float16") == expected
     assert chosen("auto", "float64") == chosen("auto", "float32", (None, 3)) == "ops"
+    monkeypatch.setenv("OPS_KERNEL", "")  # as if it were not set
+    assert chosen() == expected
     monkeypatch.setenv("OPS_KERNEL", "1")
     assert chosen() == "ops" and chosen("loop") == "loop" and chosen("ops") == "ops"
 
