@@ -14,10 +14,10 @@ from bert4keras_rwkv.ops.chunks import real_resets
 from bert4keras_rwkv.ops.kernels import cuda, on_jax, on_torch
 from bert4keras_rwkv.ops.kernels.kept import NoLibraryError
 from bert4keras_rwkv.ops.kernels.library import library
+from bert4keras_rwkv.ops.kernels.on_torch import TAKEN
 
 CHUNK = 32  # as in src/: tokens between two states that are kept
 ABSENT, RESET = 1, 2
-TAKEN = ("float32", "bfloat16")  # other dtypes are cast to the first
 ON = ("jax", "torch")
 
 

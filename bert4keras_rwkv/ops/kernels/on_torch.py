@@ -7,6 +7,7 @@ from bert4keras_rwkv.ops.kernels import cuda
 from bert4keras_rwkv.ops.kernels.library import DTYPES, ONLY_ONE_GRADIENT, library
 
 NAMESPACE = "bert4keras_rwkv"
+TAKEN = ("float32", "bfloat16")  # of inputs; others are cast to the first, as which all else but flags comes
 NO_TANGENT = (
     "Native kernels have no derivatives in forward mode, and this program asks for one. Build the model with "
     "kernel='ops', or set OPS_KERNEL=1."
@@ -51,12 +52,22 @@ def _defined(recurrence):
     def slopes_made(*tensors):
         return tuple(x.new_empty(x.shape) for x in tensors[: len(inputs)])
 
+    def check(tensors):
+        """A kernel reads what it is given as what it expects."""
+        for i, x in enumerate(tensors):
+            flags = i == len(inputs)
+            wanted = TAKEN if i < len(recurrence.inputs) else ("uint8",) if flags else TAKEN[:1]
+            if dtype_name(x) not in wanted:
+                raise ValueError(f"Tensor {i} of {name} is of {' or '.join(wanted)}. Received: {dtype_name(x)}.")
+
     def forward(*tensors):
+        check(tensors[:-1])
         results = made(*tensors)
         _run(name, tensors[:-1], results)
         return results
 
     def gradient(*tensors):
+        check(tensors)
         results = slopes_made(*tensors)
         _run(backward_name, tensors, results)
         return results

@@ -121,3 +121,18 @@ def test_several_threads_begin_at_once(rng, monkeypatch):
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(begin, range(8))) == [1] * 8
     assert len(made) == 1
+
+
+def test_other_dtypes_and_no_token_are_refused(rng):
+    """By the operators themselves, which are public."""
+    import torch
+
+    *xs, state, start, flags = (x.detach() for x in tensors(rng, "wkv6"))
+    native("wkv6", xs, state)
+    operator = torch.ops.bert4keras_rwkv.wkv6
+    for given in ((*xs, state.bfloat16(), start, flags), (*xs, state, start, flags.float()), (*xs[:-1], flags)):
+        given = (*given, state, start, flags)[: len(xs) + 3]
+        with pytest.raises(ValueError, match="of wkv6 is of"):
+            operator(*given, False)
+    with pytest.raises(ValueError, match="at least one token"):
+        operator(*(x[:, :0] for x in xs[:4]), xs[4], state, start[:0], flags[:0], False)
