@@ -130,7 +130,7 @@ def unpack(tensors, scheme, inputs, dtype="float32"):
     numbers = packed
     if scheme.bits == 4:
         bytes_of = ops.reshape(ops.cast(packed, "int32"), (outputs, -1, 1, UNIT // 2))
-        numbers = ops.concatenate([bytes_of & 15, bytes_of >> 4], axis=2)
+        numbers = ops.concatenate([bytes_of % 16, bytes_of // 16], axis=2)
     numbers = ops.cast(ops.reshape(numbers, (outputs, groups, -1)), "float32")
     scales = ops.cast(tensors["scales"], "float32")[..., None]
     if scheme.bits == 4:
