@@ -29,12 +29,13 @@ def loud_model(version, layers, loudness, growth=1.0, start=1.0, **options):
 @pytest.mark.parametrize("version", lawful("4", "7"))
 def test_the_logits_do_not_change(version, rng):
     """All factors are powers of two: not a bit differs where operations run one by one, as in PyTorch. A compiler may
-    sum in another order, which is what 1e-6 allows. The state is that of the model, too.
+    join products and sums, and round once where it rounded twice: XLA differs by 1e-6 on a processor with AVX2 when it
+    does not optimise, and by nothing when it does. The state is that of the model, too.
     """
     ids = texts(rng, 2, 7)
     want = arrays(*loud_model(version, 3, 30.0, rescale_layer=0).forward(ids))
     got = arrays(*loud_model(version, 3, 30.0, rescale_layer=1).forward(ids))
-    assert_close(got, want, bar=0 if keras.backend.backend() == "torch" else 1e-6)
+    assert_close(got, want, bar=0 if keras.backend.backend() == "torch" else 5e-6)
 
 
 @pytest.mark.on("torch")
