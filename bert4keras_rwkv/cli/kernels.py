@@ -35,7 +35,7 @@ def listing(engine):
     yield "Kernels     wkv4 (RWKV-4), wkv6 (RWKV-5 and 6), wkv7 (RWKV-7), with gradients, on JAX and PyTorch"
     yield from of_processor()
     yield from of_gpu()
-    told, name = os.environ.get("OPS_KERNEL", "0"), engine or os.environ.get(VARIABLE) or "jax"
+    told, name = os.environ.get("OPS_KERNEL") or "0", engine or os.environ.get(VARIABLE) or "jax"
     if told == "1":
         yield "Not used    OPS_KERNEL is 1: pure Keras ops run where kernel='auto'."
     elif told != "0":

@@ -211,8 +211,8 @@ def _letters(recurrence, kind):
 
 
 def _axes(info):
-    """By what each dimension of an argument is split: names of the mesh, or None."""
-    spec = tuple(info.sharding.spec)
+    """By what each dimension of an argument is split: names of the mesh, or None. One that has none is taken whole."""
+    spec = tuple(getattr(info.sharding, "spec", ()))
     return [*spec, *(None for _ in range(len(info.shape) - len(spec)))]
 
 

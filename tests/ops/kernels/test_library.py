@@ -29,6 +29,14 @@ def started(folder, **variables):
     )
 
 
+def build_quickly(tmp_path, monkeypatch):
+    """From here on in a folder of its own, for one instruction set, without XLA."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(quick.compiler(tmp_path)))
+    monkeypatch.setattr(library, "LEVELS", {})
+    monkeypatch.setattr(library, "_ffi_headers", lambda: None)
+
+
 def test_ten_processes_build_it_once(tmp_path):
     """And it is said once, when it begins, for it takes long."""
     log = tmp_path / "log"
@@ -48,10 +56,7 @@ def test_ten_processes_build_it_once(tmp_path):
 
 def test_a_damaged_one_is_built_again(tmp_path, monkeypatch):
     """And takes the place of what was there."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", str(quick.compiler(tmp_path)))
-    monkeypatch.setattr(library, "LEVELS", {})
-    monkeypatch.setattr(library, "_ffi_headers", lambda: None)
+    build_quickly(tmp_path, monkeypatch)
     path = library.build()
     whole, built = path.read_bytes(), []
 
@@ -81,10 +86,7 @@ def test_one_that_cannot_be_loaded_is_not_kept(tmp_path, monkeypatch):
 
 def test_a_whole_one_is_not_written_to(tmp_path, monkeypatch):
     """Its folder may be on a file system that cannot be."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", str(quick.compiler(tmp_path)))
-    monkeypatch.setattr(library, "LEVELS", {})
-    monkeypatch.setattr(library, "_ffi_headers", lambda: None)
+    build_quickly(tmp_path, monkeypatch)
     path = library.build()
     monkeypatch.setattr("bert4keras_rwkv.ops.kernels.kept.locked", None)
     assert library.build() == path
@@ -92,10 +94,7 @@ def test_a_whole_one_is_not_written_to(tmp_path, monkeypatch):
 
 def test_what_was_built_serves_without_a_compiler(tmp_path, monkeypatch):
     """As on a machine that shares the folder; not to build anew, and not what is damaged or of other sources."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", str(quick.compiler(tmp_path)))
-    monkeypatch.setattr(library, "LEVELS", {})
-    monkeypatch.setattr(library, "_ffi_headers", lambda: None)
+    build_quickly(tmp_path, monkeypatch)
     path = library.build()
     monkeypatch.setenv("CXX", "/nowhere/c++")
     assert library.build() == path
@@ -129,10 +128,7 @@ def test_why_there_is_none(variables, reason, tmp_path, monkeypatch):
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", str(quick.compiler(tmp_path)))
-    monkeypatch.setattr(library, "LEVELS", {})
-    monkeypatch.setattr(library, "_ffi_headers", lambda: None)
+    build_quickly(tmp_path, monkeypatch)
     monkeypatch.setattr(
         library, "SOURCES", quick.changed_sources(tmp_path / "src", "wkv4.cc", "struct State {", "struct State (")
     )
