@@ -33,7 +33,7 @@ NAMED = {
     "evaluation.lm_eval_model": ("RWKVForLMEval",),
     "layers.start_state": ("StartState",),
     "models.stream": ("Stream",),
-    "ops.kernels.on_jax": ("register",),
+    "ops.kernels.on_jax": ("export_checks", "register"),
     "session": ("SessionStream",),
     "templates": ("conversation",),
     "training.distil": ("Distilled", "distil_prompt"),
