@@ -18,12 +18,13 @@ import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.ops.kernels.choose import chosen
-from bert4keras_rwkv.ops.kernels.native import device, packed_product
+from bert4keras_rwkv.ops.kernels.native import device, has_products_of_many, packed_product
 
 UNIT = 32  # numbers in the smallest group
 PAIR = 2 * UNIT  # what the numbers of a row of 4 bits are a multiple of
 LARGEST = 2.0**14  # of numbers that are packed: scales are float16
-FEW = 16  # rows; of more, the matrix is unpacked for them all
+FEW = 16  # rows; of more, the matrix is unpacked for them all, unless this processor can
+SEVERAL = 4  # rows from which the kernels for many are faster
 BITS = (16, 8, 4)
 MOST = {8: 127, 4: 15}
 NAMES = {16: ("packed",), 8: ("packed", "scales"), 4: ("packed", "scales", "least")}
@@ -51,9 +52,11 @@ class Scheme:
     def name(self):
         return "bfloat16" if self.bits == 16 else f"int{self.bits}"
 
-    @property
-    def kernel(self):
-        return f"product_{self.name}"
+    def kernel(self, rows):
+        """The native kernel that multiplies so many rows, None: the matrix is unpacked for them."""
+        if self.bits != 16 and rows >= SEVERAL and has_products_of_many():
+            return f"product_many_{self.name}"
+        return f"product_{self.name}" if 0 < rows <= FEW else None
 
     def numbers(self, inputs):
         """How many numbers a row of so many inputs has: with zeros up to whole groups."""
@@ -150,15 +153,16 @@ def matmul(x, tensors, scheme, kernel="auto"):
     inputs, leading = x.shape[-1], ops.shape(x)[:-1]
     rows = ops.reshape(x, (-1, inputs))
     y = None
-    if _is_few(rows) and chosen(kernel, x.dtype, tuple(rows.shape)) == "native" and device() == "cpu":
-        y = packed_product(scheme.kernel, rows, tensors_of(tensors, scheme), Slope(scheme, inputs))
+    if _is_native(rows, kernel) and (product := scheme.kernel(rows.shape[0])) is not None:
+        y = packed_product(product, rows, tensors_of(tensors, scheme), Slope(scheme, inputs))
     if y is None:
         y = wide(rows if scheme.bits == 16 else rounded(rows), unpack(tensors, scheme, inputs))
     return ops.reshape(y, (*leading, y.shape[-1]))
 
 
-def _is_few(rows):
-    return isinstance(rows.shape[0], int) and 0 < rows.shape[0] <= FEW
+def _is_native(rows, kernel):
+    known = isinstance(rows.shape[0], int)
+    return known and chosen(kernel, rows.dtype, tuple(rows.shape)) == "native" and device() == "cpu"
 
 
 def tensors_of(tensors, scheme):

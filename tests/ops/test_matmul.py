@@ -74,19 +74,21 @@ def test_a_packed_matrix_is_near(scheme, shape):
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES[2:5], ids=str)
-def test_products(scheme, shape):
-    """Few rows by the kernel of every instruction set, many by unpacking, in both dtypes of x: the same function."""
+@pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
+def test_products(scheme, shape, many, monkeypatch):
+    """By the kernels of every instruction set, for few rows or for many, or by unpacking: the same function."""
+    monkeypatch.setattr("bert4keras_rwkv.ops.matmul.has_products_of_many", lambda: many)
     tensors = as_tensors(pack(matrix(*shape), scheme))
     unpacked = ops.convert_to_numpy(unpack(tensors, scheme, shape[1])).astype("float64")
     native = keras.backend.backend() in ("jax", "torch")
-    for rows in (1, 2, 5, FEW, FEW + 1):
+    for rows in (4, 5, 7, FEW + 3) if many else (1, 2, 5, FEW, FEW + 1):
         x = matrix(rows, shape[1], seed=1)
-        for dtype in ("float32", "bfloat16"):
+        for dtype in ("float32", "bfloat16") if rows == 5 else ("float32",):
             exact = without_ties(np.array(ops.convert_to_numpy(ops.cast(ops.cast(x, dtype), "float32"))))
             given = ops.cast(exact, dtype)
             wanted = (exact if scheme.bits == 16 else rounded(exact)) @ unpacked.T
             scale = np.abs(exact) @ np.abs(unpacked.T)
-            for level in library().levels() if native and rows <= FEW else [None]:
+            for level in library().levels() if native and scheme.kernel(rows) else [None]:
                 if level is not None:
                     library().choose(level)
                 got = ops.convert_to_numpy(compiled(lambda x: matmul(x, tensors, scheme))(given))

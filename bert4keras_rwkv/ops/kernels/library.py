@@ -26,12 +26,14 @@ SOURCES = Path(__file__).parent / "src"
 PREBUILT = Path(__file__).parent / "built" / "kernels.so"  # in a wheel for one platform
 COMPILERS = ("g++", "clang++", "c++")
 OPTIONS = ("-std=c++17", "-O3", "-fPIC", "-pthread")
-HOSTS, KERNELS = ("host", "cuda_host"), ("matrix_state", "wkv4", "product")
-# Instruction sets: the floats of a vector, and options.
+HOSTS, KERNELS = ("host", "cuda_host"), ("matrix_state", "wkv4", "product", "product_many")
+# Instruction sets: the floats of a vector, options, and which kernels are made for it.
+AVX512 = ("-march=x86-64-v4", "-mprefer-vector-width=512")
 X86 = {
-    "avx512": (16, ("-march=x86-64-v4", "-mprefer-vector-width=512")),
-    "avx2": (8, ("-march=x86-64-v3",)),
-    "plain": (4, ("-march=x86-64",)),
+    "vnni": (16, (*AVX512, "-mavx512vnni"), ("product", "product_many")),
+    "avx512": (16, AVX512, KERNELS),
+    "avx2": (8, ("-march=x86-64-v3",), KERNELS),
+    "plain": (4, ("-march=x86-64",), KERNELS),
 }
 LEVELS = {"x86_64": X86, "AMD64": X86, "x86": X86}
 SUFFIX = ".so"
@@ -74,6 +76,17 @@ class Library:
         message = ctypes.create_string_buffer(512)
         if getattr(self.handle, name)(*arguments, message, len(message)):
             raise ValueError(f"A native kernel failed: {message.value.decode(errors='replace')}.")
+
+
+def rounded_shape(name, x, packed):
+    """The shape of x (R, I) as the product `name` takes it: rounded, (R, bytes) uint8, or None for as it is.
+
+    packed: the first tensor of the matrix, a row of which has as many numbers.
+    """
+    if not name.startswith("product_many"):
+        return None
+    numbers = packed.shape[1] * (2 if name.endswith("int4") else 1)
+    return x.shape[0], numbers + numbers // 32 * 8  # as in src/product_many.cc
 
 
 class Tensor(ctypes.Structure):
@@ -162,7 +175,7 @@ def _levels():
     """The instruction sets of this kind of processor."""
     if sys.platform == "win32":
         raise NoLibraryError("Native kernels are not built on Windows.")
-    return LEVELS.get(platform.machine(), {"plain": (4, ())})
+    return LEVELS.get(platform.machine(), {"plain": (4, (), KERNELS)})
 
 
 def build(again=False):
@@ -195,16 +208,16 @@ def _compile(compiler, levels, headers, target):
     """All kernels for all levels into one library."""
     xla = [] if headers is None else ["-isystem", str(headers)]
     only = ["-DONLY_PLAIN"] if list(levels) == ["plain"] else []
-    tasks = {"host": [*xla, *only], "cuda_host": xla}
-    for level, (width, options) in levels.items():
-        for name in KERNELS:
-            tasks[f"{name}_{level}"] = [f"-DWIDTH={width}", f"-DTABLE={name}_{level}", *options]
+    tasks = {"host": ("host", [*xla, *only]), "cuda_host": ("cuda_host", xla)}
+    for level, (width, options, made) in levels.items():
+        for name in made:
+            table = f"{name}_{level}"
+            tasks[table] = name, [f"-DWIDTH={width}", f"-DTABLE={table}", *options]
 
     with tempfile.TemporaryDirectory(prefix="rwkv-") as room:
 
         def run(task):
-            name, options = task
-            source = next(file for file in (*HOSTS, *KERNELS) if name.startswith(file))
+            name, (source, options) = task
             compiled = str(Path(room) / f"{name}.o")
             command = [compiler, *OPTIONS, *options, "-c", str(SOURCES / f"{source}.cc"), "-o", compiled]
             _said(command, f"cannot compile {source}.cc")

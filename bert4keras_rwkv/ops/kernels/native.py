@@ -137,7 +137,8 @@ _differentiable = {}  # plain dicts here and in library.py: `torch.compile` does
 def packed_product(name, x, tensors, slope):
     """x (R, I) times a packed matrix, by the kernel `name`: (R, O) float32. tensors: the matrix, see `ops.matmul`.
 
-    slope: a function of the slope of the result and of `tensors` that gives that of x; it is compared and hashed.
+    A kernel for many rows takes them as `round_rows` leaves them. slope: a function of the slope of the result and of
+    `tensors` that gives that of x; it is compared and hashed.
     """
     x = _of(x, TAKEN)
     if backend.name() == "jax":
@@ -145,6 +146,11 @@ def packed_product(name, x, tensors, slope):
     if backend.needs_gradient(x):
         return None
     return on_torch.product(name)(x, tensors)
+
+
+def has_products_of_many():
+    """Whether this processor multiplies whole numbers so fast that many rows, too, are multiplied so."""
+    return library().levels()[0] == "vnni"
 
 
 def _of(x, dtypes=TAKEN[:1]):

@@ -6,7 +6,7 @@ import numpy as np
 
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.kernels import cuda
-from bert4keras_rwkv.ops.kernels.library import DTYPES, ONLY_ONE_GRADIENT, key_of_sources, library
+from bert4keras_rwkv.ops.kernels.library import DTYPES, ONLY_ONE_GRADIENT, key_of_sources, library, rounded_shape
 
 HANDLERS = {"cpu": "rwkv_xla", "CUDA": "rwkv_cuda_xla"}  # of src/, for the platforms of XLA
 
@@ -121,6 +121,8 @@ def product(name, slope):
 
     def call(x, *tensors):
         register()
+        if (shape := rounded_shape(name, x, tensors[0])) is not None:
+            x = jax.ffi.ffi_call(target(), jax.ShapeDtypeStruct(shape, np.uint8))(x, kernel="round_rows")
         made = jax.ShapeDtypeStruct((x.shape[0], tensors[0].shape[0]), np.float32)
         return jax.ffi.ffi_call(target(), made)(x, *tensors, kernel=name)
 

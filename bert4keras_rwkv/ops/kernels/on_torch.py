@@ -4,7 +4,7 @@ import threading
 
 from bert4keras_rwkv.ops.backend import dtype_name
 from bert4keras_rwkv.ops.kernels import cuda
-from bert4keras_rwkv.ops.kernels.library import DTYPES, ONLY_ONE_GRADIENT, library
+from bert4keras_rwkv.ops.kernels.library import DTYPES, ONLY_ONE_GRADIENT, library, rounded_shape
 
 NAMESPACE = "bert4keras_rwkv"
 TAKEN = ("float32", "bfloat16")  # of inputs; others are cast to the first, as which all else but flags comes
@@ -122,6 +122,10 @@ def _defined_product(name):
 
     def run(x, packed):
         y = made(x, packed)
+        if (shape := rounded_shape(name, x, packed[0])) is not None:
+            rows = x.new_empty(shape, dtype=torch.uint8)
+            _run("round_rows", [x], [rows])
+            x = rows
         _run(name, [x, *packed], [y])
         return y
 

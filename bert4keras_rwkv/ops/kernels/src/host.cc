@@ -18,8 +18,9 @@
 #if defined(__x86_64__) && !defined(ONLY_PLAIN)
 #define HAS_LEVELS
 #endif
-#define DECLARE(level) extern const Kernel matrix_state_##level[], wkv4_##level[], product_##level[];
+#define DECLARE(level) extern const Kernel matrix_state_##level[], wkv4_##level[], product_##level[], product_many_##level[];
 #ifdef HAS_LEVELS
+extern const Kernel product_vnni[], product_many_vnni[];
 DECLARE(avx512)
 DECLARE(avx2)
 #endif
@@ -29,22 +30,24 @@ namespace {
 struct Level {
   const char* name;
   bool (*here)();
-  const Kernel* tables[3];
+  const Kernel* tables[4];
 };
 #ifdef HAS_LEVELS
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"); }
 #endif
 bool always() { return true; }
 const Level LEVELS[] = {
 #ifdef HAS_LEVELS
-    {"avx512", has_avx512, {matrix_state_avx512, wkv4_avx512, product_avx512}},
-    {"avx2", has_avx2, {matrix_state_avx2, wkv4_avx2, product_avx2}},
+    {"vnni", has_vnni, {matrix_state_avx512, wkv4_avx512, product_vnni, product_many_vnni}},
+    {"avx512", has_avx512, {matrix_state_avx512, wkv4_avx512, product_avx512, product_many_avx512}},
+    {"avx2", has_avx2, {matrix_state_avx2, wkv4_avx2, product_avx2, product_many_avx2}},
 #endif
-    {"plain", always, {matrix_state_plain, wkv4_plain, product_plain}},
+    {"plain", always, {matrix_state_plain, wkv4_plain, product_plain, product_many_plain}},
 };
 
 const Level* best() {
@@ -77,7 +80,7 @@ template <class Schedule> bool spread(int64_t items, int64_t work, int64_t helpe
     run(0, items);
     return true;
   }
-  const int64_t step = work * 4 > WORTHWHILE ? 1 : std::max<int64_t>(1, std::min(items / (2 * (helpers + 1)), WORTHWHILE / work));
+  const int64_t step = work * 4 > WORTHWHILE ? std::max<int64_t>(1, items / (8 * (helpers + 1))) : std::max<int64_t>(1, std::min(items / (2 * (helpers + 1)), WORTHWHILE / work));
   const int64_t useful = std::min(helpers, (items + step - 1) / step - 1);
   auto shared = std::make_shared<Shared>();
   auto part = [shared, items, step, todo = &run] {
