@@ -3,7 +3,7 @@
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import keras, ops
-from bert4keras_rwkv.ops.matmul import LARGEST, matmul, pack, unpack
+from bert4keras_rwkv.ops.matmul import LARGEST, MATRICES, dense, matmul, pack, unpack
 
 
 class Packable:
@@ -75,13 +75,20 @@ class Packable:
         return ops.cast(kernel, self.compute_dtype)
 
     def call(self, x, training=None):
-        if self.scheme is None:
+        if self.scheme is None and not self._is_plain(x):
             return super().call(x, training=training)
+        if self.scheme is None:
+            return self.activation(ops.cast(dense(x, self._kernel, self.form), self.compute_dtype))
         y = matmul(x, self.packed, self.scheme, self.form)
         if self.lora_enabled:
             a, b = (ops.cast(part, x.dtype) for part in (self.lora_kernel_a, self.lora_kernel_b))
             y = y + ops.cast(self._lora_factor() * ops.matmul(ops.matmul(x, a), b), y.dtype)
         return self.activation(ops.cast(y, self.compute_dtype))
+
+    def _is_plain(self, x):
+        """Whether a call is one product of x (R, inputs) with the kernel as it is."""
+        as_it_is = self.variable_dtype == self.compute_dtype and self.compute_dtype in MATRICES
+        return as_it_is and len(x.shape) == 2 and self.quantization_mode is None and not self.lora_enabled
 
     def _lora_factor(self):
         return self.lora_alpha / self.lora_rank

@@ -111,6 +111,15 @@ def needs_gradient(x):
     return torch.is_grad_enabled() and x.requires_grad
 
 
+def wide_matmul(x, y):
+    """The product of two matrices, float32; of halves it is not rounded to halves between, where the backend can."""
+    if name() == "jax":
+        import jax.numpy as jnp
+
+        return jnp.matmul(x, y, preferred_element_type="float32")
+    return ops.cast(ops.matmul(x, y), "float32")
+
+
 def host_call(function, *tensors):
     """Call `function(*arrays)` with the values of `tensors` as NumPy arrays, each time the surrounding code runs.
 

@@ -17,8 +17,9 @@ import ml_dtypes
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
+from bert4keras_rwkv.ops.backend import dtype_name, wide_matmul
 from bert4keras_rwkv.ops.kernels.choose import chosen
-from bert4keras_rwkv.ops.kernels.native import device, has_products_of_many, packed_product
+from bert4keras_rwkv.ops.kernels.native import device, has_products_of_many, product
 
 UNIT = 32  # numbers in the smallest group
 PAIR = 2 * UNIT  # what the numbers of a row of 4 bits are a multiple of
@@ -27,6 +28,7 @@ FEW = 16  # rows; of more, the matrix is unpacked for them all, unless this proc
 SEVERAL = 4  # rows from which the kernels for many are faster
 BITS = (16, 8, 4)
 MOST = {8: 127, 4: 15}
+MATRICES = ("float32", "bfloat16", "float16")  # that `dense` multiplies by natively
 NAMES = {16: ("packed",), 8: ("packed", "scales"), 4: ("packed", "scales", "least")}
 
 
@@ -153,8 +155,8 @@ def matmul(x, tensors, scheme, kernel="auto"):
     inputs, leading = x.shape[-1], ops.shape(x)[:-1]
     rows = ops.reshape(x, (-1, inputs))
     y = None
-    if _is_native(rows, kernel) and (product := scheme.kernel(rows.shape[0])) is not None:
-        y = packed_product(product, rows, tensors_of(tensors, scheme), Slope(scheme, inputs))
+    if _is_native(rows, kernel) and (name := scheme.kernel(rows.shape[0])) is not None:
+        y = product(name, rows, tensors_of(tensors, scheme), Slope(scheme, inputs))
     if y is None:
         y = wide(rows if scheme.bits == 16 else rounded(rows), unpack(tensors, scheme, inputs))
     return ops.reshape(y, (*leading, y.shape[-1]))
@@ -175,14 +177,33 @@ def tensors_of(tensors, scheme):
 
 @dataclass(frozen=True)
 class Slope:
-    """From the slope of a product to that of its rows."""
+    """From the slope of a product to that of its rows; a packed matrix has none."""
 
     scheme: Scheme
     inputs: int
 
-    def __call__(self, dy, tensors):
+    def __call__(self, dy, x, tensors):
         named = dict(zip(NAMES[self.scheme.bits], tensors, strict=True))
-        return ops.matmul(dy, unpack(named, self.scheme, self.inputs))
+        return ops.matmul(dy, unpack(named, self.scheme, self.inputs)), *(None for _ in tensors)
+
+
+def dense(x, matrix, kernel="auto"):
+    """x (R, I) times a matrix (I, O) of the same dtype: (R, O) float32.
+
+    A few rows go to a native kernel where there is one. Halves are multiplied with float32 sums.
+    """
+    if _is_native(x, kernel) and 0 < x.shape[0] <= FEW and dtype_name(matrix) in MATRICES:
+        y = product("product_dense", x, [ops.convert_to_tensor(matrix)], dense_slope)
+        if y is not None:
+            return y
+    return wide_matmul(x, matrix)
+
+
+def dense_slope(dy, x, tensors):
+    """From the slope of `dense` to those of x and of the matrix."""
+    (matrix,) = tensors
+    matrix, x = (ops.cast(each, "float32") for each in (matrix, x))
+    return ops.matmul(dy, ops.transpose(matrix)), ops.matmul(ops.transpose(x), dy)
 
 
 def rounded(rows):

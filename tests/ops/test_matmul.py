@@ -5,8 +5,9 @@ import pytest
 
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.compile import compiled
+from bert4keras_rwkv.ops.gradients import gradients
 from bert4keras_rwkv.ops.kernels.library import library
-from bert4keras_rwkv.ops.matmul import FEW, Scheme, matmul, pack, unpack
+from bert4keras_rwkv.ops.matmul import FEW, Scheme, dense, matmul, pack, unpack
 
 SCHEMES = [
     Scheme(16),
@@ -96,3 +97,37 @@ def test_products(scheme, shape, many, monkeypatch):
                 assert np.max(np.abs(got - wanted) / np.maximum(scale, 1e-30)) < 2e-6
     if native:
         library().choose(library().levels()[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 33), (70, 96), (200, 64), (1000, 129)], ids=str)
+def test_dense_products(dtype, shape):
+    """Of a few rows by the kernel of every instruction set, and of more: NumPy's product of the same numbers."""
+    w = ops.cast(matrix(*shape), dtype)
+    exact = np.float64(ops.convert_to_numpy(ops.cast(w, "float32")))
+    native = keras.backend.backend() in ("jax", "torch")
+    for rows in (1, 3, FEW + 1):
+        x = ops.cast(matrix(rows, shape[0], seed=1), dtype)
+        given = np.float64(ops.convert_to_numpy(ops.cast(x, "float32")))
+        for level in library().levels() if native and rows <= FEW else [None]:
+            if level is not None:
+                library().choose(level)
+            got = ops.convert_to_numpy(compiled(lambda x: dense(x, w))(x))
+            assert got.dtype == "float32"
+            near = 2e-6 if keras.backend.backend() == "jax" or rows <= FEW and native else 2.0**-8
+            scale = np.abs(given) @ np.abs(exact)
+            assert np.max(np.abs(got - given @ exact) / scale) < (2e-6 if dtype == "float32" else near)
+    if native:
+        library().choose(library().levels()[0])
+
+
+def test_the_slopes_of_a_dense_product():
+    x, w = matrix(3, 33), matrix(33, 70, seed=1)
+    dy = matrix(3, 70, seed=2)
+
+    def loss(x, w):
+        return ops.sum(dense(x, w) * dy)
+
+    dx, dw = gradients(loss)(x, w)
+    np.testing.assert_allclose(ops.convert_to_numpy(dx), dy @ w.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ops.convert_to_numpy(dw), x.T @ dy, rtol=1e-4, atol=1e-4)

@@ -26,7 +26,7 @@ SOURCES = Path(__file__).parent / "src"
 PREBUILT = Path(__file__).parent / "built" / "kernels.so"  # in a wheel for one platform
 COMPILERS = ("g++", "clang++", "c++")
 OPTIONS = ("-std=c++17", "-O3", "-fPIC", "-pthread")
-HOSTS, KERNELS = ("host", "cuda_host"), ("matrix_state", "wkv4", "product", "product_many")
+HOSTS, KERNELS = ("host", "cuda_host"), ("matrix_state", "wkv4", "product", "product_many", "product_dense")
 # Instruction sets: the floats of a vector, options, and which kernels are made for it.
 AVX512 = ("-march=x86-64-v4", "-mprefer-vector-width=512")
 X86 = {
@@ -39,6 +39,11 @@ LEVELS = {"x86_64": X86, "AMD64": X86, "x86": X86}
 SUFFIX = ".so"
 BUILDING = "Building the native kernels with %s: once, for about 20 seconds on two cores. They are kept in '%s'."
 DTYPES = {"float32": 0, "bfloat16": 1, "uint8": 2, "int8": 3, "float16": 4}  # as in src/tensors.h
+# Products -> which axis of a matrix, the first of its tensors, is that of the outputs.
+OUTPUTS = {
+    "product_dense": 1,
+    **dict.fromkeys(("product_bfloat16", "product_int8", "product_int4", "product_many_int8", "product_many_int4"), 0),
+}
 
 ONLY_ONE_GRADIENT = (
     "Native kernels have a gradient, but that has none, and this program asks for it. Build the model with "

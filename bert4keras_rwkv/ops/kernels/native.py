@@ -134,16 +134,17 @@ _defining = threading.Lock()
 _differentiable = {}  # plain dicts here and in library.py: `torch.compile` does not see through `functools.cache`
 
 
-def packed_product(name, x, tensors, slope):
-    """x (R, I) times a packed matrix, by the kernel `name`: (R, O) float32. tensors: the matrix, see `ops.matmul`.
+def product(name, x, tensors, slope):
+    """x (R, I) times a matrix, by the kernel `name`: (R, O) float32, or None: a gradient is wanted that it has not.
 
-    A kernel for many rows takes them as `round_rows` leaves them. slope: a function of the slope of the result and of
-    `tensors` that gives that of x; it is compared and hashed.
+    tensors: a packed matrix, see `ops.matmul`, or one (I, O). A kernel for many rows takes them as `round_rows` leaves
+    them. slope: a function of the slope of the result, x and `tensors` that gives theirs, or None of what has none; it
+    is compared and hashed.
     """
     x = _of(x, TAKEN)
     if backend.name() == "jax":
         return on_jax.product(name, slope)(x, *tensors)
-    if backend.needs_gradient(x):
+    if any(backend.needs_gradient(tensor) for tensor in (x, *tensors)):
         return None
     return on_torch.product(name)(x, tensors)
 

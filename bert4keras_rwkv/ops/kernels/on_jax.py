@@ -6,7 +6,7 @@ import numpy as np
 
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.kernels import cuda
-from bert4keras_rwkv.ops.kernels.library import DTYPES, ONLY_ONE_GRADIENT, key_of_sources, library, rounded_shape
+from bert4keras_rwkv.ops.kernels.library import DTYPES, ONLY_ONE_GRADIENT, OUTPUTS, key_of_sources, library, rounded_shape
 
 HANDLERS = {"cpu": "rwkv_xla", "CUDA": "rwkv_cuda_xla"}  # of src/, for the platforms of XLA
 
@@ -114,26 +114,40 @@ def _call(recurrence, kind):
 
 @cache
 def product(name, slope):
-    """(x (R, I), *tensors of a packed matrix) -> (R, O) float32, see `native.packed_product`."""
+    """(x (R, I), *tensors of a matrix) -> (R, O) float32, see `native.product`."""
     import jax
     from jax.custom_batching import custom_vmap
     from jax.experimental.custom_partitioning import custom_partitioning
+
+    outputs = OUTPUTS[name]
 
     def call(x, *tensors):
         register()
         if (shape := rounded_shape(name, x, tensors[0])) is not None:
             x = jax.ffi.ffi_call(target(), jax.ShapeDtypeStruct(shape, np.uint8))(x, kernel="round_rows")
-        made = jax.ShapeDtypeStruct((x.shape[0], tensors[0].shape[0]), np.float32)
+        made = jax.ShapeDtypeStruct((x.shape[0], tensors[0].shape[outputs]), np.float32)
         return jax.ffi.ffi_call(target(), made)(x, *tensors, kernel=name)
 
     def partition(mesh, arguments, result):
-        by_rows = _split(mesh, [_axes(arguments[0])[0], None])
-        return mesh, call, by_rows, (by_rows, *(_split(mesh, []) for _ in arguments[1:]))
+        """By rows, and a matrix that is split by its outputs stays so."""
+        x, *tensors = arguments
+        rows, of_outputs = _axes(x)[0], _axes(tensors[0])[outputs]
+        axes = [[None] * len(info.shape) for info in tensors]
+        for info, each in zip(tensors, axes, strict=True):
+            if 0 not in info.shape:
+                each[outputs] = of_outputs
+        return mesh, call, _split(mesh, [rows, of_outputs]), tuple(_split(mesh, each) for each in ([rows, None], *axes))
 
     def rule(mesh, arguments, result):
-        given = ", ".join(["r i", *(f"o whole{i}" for i in range(len(arguments) - 1))])
-        whole = {"need_replication_factors": ("i", *(f"whole{i}" for i in range(len(arguments) - 1)))}
-        return f"{given} -> r o", whole
+        words, whole = ["r i"], ["i"]
+        for i, info in enumerate(arguments[1:]):
+            factors = [f"x{i}y{axis}" for axis in range(len(info.shape))]
+            whole += factors
+            if 0 not in info.shape:
+                whole.remove(factors[outputs])
+                factors[outputs] = "o"
+            words.append(" ".join(factors))
+        return f"{', '.join(words)} -> r o", {"need_replication_factors": tuple(whole)}
 
     parted = custom_partitioning(call)
     parted.def_partition(partition, sharding_rule=rule)
@@ -164,7 +178,9 @@ def product(name, slope):
 
     def backward(left, dy):
         tensors, x = left
-        return (slope(dy, tensors).astype(x.dtype), *(None for _ in tensors))
+        slopes = slope(dy, x, tensors)
+        given = zip(slopes, (x, *tensors), strict=True)
+        return tuple(None if found is None else found.astype(of.dtype) for found, of in given)
 
     run.defvjp(forward, backward)
     return run

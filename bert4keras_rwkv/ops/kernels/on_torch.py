@@ -4,7 +4,7 @@ import threading
 
 from bert4keras_rwkv.ops.backend import dtype_name
 from bert4keras_rwkv.ops.kernels import cuda
-from bert4keras_rwkv.ops.kernels.library import DTYPES, ONLY_ONE_GRADIENT, library, rounded_shape
+from bert4keras_rwkv.ops.kernels.library import DTYPES, ONLY_ONE_GRADIENT, OUTPUTS, library, rounded_shape
 
 NAMESPACE = "bert4keras_rwkv"
 TAKEN = ("float32", "bfloat16")  # of inputs; others are cast to the first, as which all else but flags comes
@@ -102,7 +102,7 @@ def _defined(recurrence):
 
 
 def product(name):
-    """(x (R, I), the tensors of a packed matrix) -> (R, O) float32. It has no gradient."""
+    """(x (R, I), the tensors of a matrix) -> (R, O) float32. It has no gradient."""
     if name not in _products:
         with _defining:
             if name not in _products:
@@ -118,7 +118,7 @@ def _defined_product(name):
     import torch
 
     def made(x, packed):
-        return x.new_empty((x.shape[0], packed[0].shape[0]), dtype=torch.float32)
+        return x.new_empty((x.shape[0], packed[0].shape[OUTPUTS[name]]), dtype=torch.float32)
 
     def run(x, packed):
         y = made(x, packed)

@@ -18,7 +18,7 @@
 #if defined(__x86_64__) && !defined(ONLY_PLAIN)
 #define HAS_LEVELS
 #endif
-#define DECLARE(level) extern const Kernel matrix_state_##level[], wkv4_##level[], product_##level[], product_many_##level[];
+#define DECLARE(level) extern const Kernel matrix_state_##level[], wkv4_##level[], product_##level[], product_many_##level[], product_dense_##level[];
 #ifdef HAS_LEVELS
 extern const Kernel product_vnni[], product_many_vnni[];
 DECLARE(avx512)
@@ -30,7 +30,7 @@ namespace {
 struct Level {
   const char* name;
   bool (*here)();
-  const Kernel* tables[4];
+  const Kernel* tables[5];
 };
 #ifdef HAS_LEVELS
 bool has_avx512() {
@@ -43,11 +43,11 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 bool always() { return true; }
 const Level LEVELS[] = {
 #ifdef HAS_LEVELS
-    {"vnni", has_vnni, {matrix_state_avx512, wkv4_avx512, product_vnni, product_many_vnni}},
-    {"avx512", has_avx512, {matrix_state_avx512, wkv4_avx512, product_avx512, product_many_avx512}},
-    {"avx2", has_avx2, {matrix_state_avx2, wkv4_avx2, product_avx2, product_many_avx2}},
+    {"vnni", has_vnni, {matrix_state_avx512, wkv4_avx512, product_vnni, product_many_vnni, product_dense_avx512}},
+    {"avx512", has_avx512, {matrix_state_avx512, wkv4_avx512, product_avx512, product_many_avx512, product_dense_avx512}},
+    {"avx2", has_avx2, {matrix_state_avx2, wkv4_avx2, product_avx2, product_many_avx2, product_dense_avx2}},
 #endif
-    {"plain", always, {matrix_state_plain, wkv4_plain, product_plain, product_many_plain}},
+    {"plain", always, {matrix_state_plain, wkv4_plain, product_plain, product_many_plain, product_dense_plain}},
 };
 
 const Level* best() {
@@ -75,12 +75,12 @@ struct Shared {
   std::atomic<bool> failed{false};
 };
 
-template <class Schedule> bool spread(int64_t items, int64_t work, int64_t helpers, const Schedule& schedule, const std::function<void(int64_t, int64_t)>& run) {
+template <class Schedule> bool spread(int64_t items, int64_t work, int64_t shares, int64_t helpers, const Schedule& schedule, const std::function<void(int64_t, int64_t)>& run) {
   if (items * work < WORTHWHILE || items < 2 || helpers < 1) {
     run(0, items);
     return true;
   }
-  const int64_t step = work * 4 > WORTHWHILE ? std::max<int64_t>(1, items / (8 * (helpers + 1))) : std::max<int64_t>(1, std::min(items / (2 * (helpers + 1)), WORTHWHILE / work));
+  const int64_t step = work * 4 > WORTHWHILE ? std::max<int64_t>(1, items / (shares * (helpers + 1))) : std::max<int64_t>(1, std::min(items / (2 * (helpers + 1)), WORTHWHILE / work));
   const int64_t useful = std::min(helpers, (items + step - 1) / step - 1);
   auto shared = std::make_shared<Shared>();
   auto part = [shared, items, step, todo = &run] {
@@ -110,7 +110,7 @@ template <class Schedule> std::string run(const char* name, const Tensor* in, in
   if (items == 0) return "";
   if (sizes['T' - 'A'] == 0) return std::string(name) + " is of at least one token";
   try {
-    if (spread(items, kernel->work(sizes), helpers, schedule, [&](int64_t from, int64_t to) { kernel->run(in, out, from, to); })) return "";
+    if (spread(items, kernel->work(sizes), kernel->shares, helpers, schedule, [&](int64_t from, int64_t to) { kernel->run(in, out, from, to); })) return "";
   } catch (const std::bad_alloc&) {
   }
   return std::string(name) + ": out of memory";

@@ -28,18 +28,6 @@
 namespace {
 constexpr int64_t UNIT = 32;  // numbers of x that have a scale; a group of W is some of these
 
-inline float from_half(uint16_t bits) {
-  const uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, rest = (uint32_t)(bits & 0x7fffu) << 13;
-  float x;
-  std::memcpy(&x, &rest, 4);
-  x = rest >= 0x7c00u << 13 ? (rest > 0x7c00u << 13 ? NAN : INFINITY) : x * 0x1p112f;  // exponents count from -15 there
-  uint32_t whole;
-  std::memcpy(&whole, &x, 4);
-  whole |= sign;
-  std::memcpy(&x, &whole, 4);
-  return x;
-}
-
 // The scales of n units in groups of `each` units, as floats.
 void spread_scales(const uint16_t* from, int64_t n, int64_t each, float* to) {
   const int64_t groups = n / each;

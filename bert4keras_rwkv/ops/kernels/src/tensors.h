@@ -31,4 +31,5 @@ struct Kernel {
   const char* split;
   int64_t (*work)(const int64_t* sizes);  // of one item, in multiplications, about
   void (*run)(const Tensor* arguments, const Tensor* results, int64_t from, int64_t to);
+  int64_t shares = 8;  // in how many pieces a thread takes its part of much work, about
 };

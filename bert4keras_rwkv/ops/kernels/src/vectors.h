@@ -1,5 +1,6 @@
 // Vectors of WIDTH floats in the compiler's own terms: one source for every instruction set.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -74,6 +75,19 @@ inline float sum(vec x) {
   float total = 0.f;
   for (int l = 0; l < W; l++) total += x[l];
   return total;
+}
+
+// A float16.
+inline float from_half(uint16_t bits) {
+  const uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, rest = (uint32_t)(bits & 0x7fffu) << 13;
+  float x;
+  std::memcpy(&x, &rest, 4);
+  x = rest >= 0x7c00u << 13 ? (rest > 0x7c00u << 13 ? NAN : INFINITY) : x * 0x1p112f;  // exponents count from -15 there
+  uint32_t whole;
+  std::memcpy(&whole, &x, 4);
+  whole |= sign;
+  std::memcpy(&x, &whole, 4);
+  return x;
 }
 
 // n numbers of a tensor from element `at` on, as floats; what is beyond them up to a whole vector becomes `fill`.
