@@ -7,6 +7,7 @@ from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.compile import compiled
 from bert4keras_rwkv.ops.kernels.library import library
 from bert4keras_rwkv.ops.matmul import FEW, Scheme, matmul, pack, unpack
+from bert4keras_rwkv.packing import unpacked
 
 SCHEMES = [
     Scheme(16),
@@ -66,6 +67,7 @@ def test_a_packed_matrix_is_near(scheme, shape):
     arrays = pack(wanted, scheme)
     assert {name: (x.shape, x.dtype.name) for name, x in arrays.items()} == scheme.tensors(*shape)
     got = ops.convert_to_numpy(unpack(as_tensors(arrays), scheme, shape[1]))
+    np.testing.assert_array_equal(got, unpacked(arrays, scheme, shape[1]).astype("float32"))
     largest = np.abs(wanted).max()
     assert np.abs(got - wanted).max() <= largest * (furthest(scheme) + 2.0**-10)  # a scale is rounded, too
     again = ops.convert_to_numpy(unpack(as_tensors(pack(got, scheme)), scheme, shape[1]))
