@@ -7,6 +7,7 @@ of a row one after another. Scales and least values are float16.
 The layouts of 8 bits, and of 4, in groups of 32 are those of GGUF's Q8_0, Q4_0 and Q4_1, but for where scales lie.
 """
 
+import math
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -62,6 +63,12 @@ class Scheme:
             return {"packed": ((outputs, numbers), "int8"), "scales": scales}
         found = {"packed": ((outputs, numbers // 2), "uint8"), "scales": scales}
         return {**found, "least": scales} if self.least else found
+
+    def nbytes(self, outputs, inputs):
+        """Bytes of a packed matrix."""
+        return sum(
+            np.dtype(dtype).itemsize * math.prod(shape) for shape, dtype in self.tensors(outputs, inputs).values()
+        )
 
 
 def pack(matrix, scheme):
