@@ -94,7 +94,8 @@ def _format(target, name, dtype):
         raise ValueError(f"Cannot write '{target}'. DST is {names}, or a folder for a preset; or --to {folders}.")
     if dtype not in (None, *found.dtypes):
         dtypes = ", ".join(found.dtypes)
-        raise ValueError(f"{found.name} ({found.title}) has the dtypes {dtypes}. Received: --dtype {dtype}.")
+        more = "; `llama-quantize` of llama.cpp makes others of a file in float16" if found.name == "gguf" else ""
+        raise ValueError(f"{found.name} ({found.title}) has the dtypes {dtypes}{more}. Received: --dtype {dtype}.")
     (check_file if found.suffix else check_folder)(target)
     own = WEIGHTS if found.name == "preset" else SAFETENSORS
     others = [name for name in NAMES if name != own and not found.suffix and (target / name).is_file()]
