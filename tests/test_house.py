@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "bert4keras_rwkv"
 FLOORS = [
     {"keras_loader", "untrusted", "atomic", "public_names"},
     {"versions"},
-    {"config", "state", "tokenizers", "templates", "presets"},
+    {"config", "state", "tokenizers", "templates", "packing", "presets"},
     {"ops"},
     {"weights", "data"},
     {"layers", "generation"},

@@ -341,7 +341,7 @@ def _tune(commands):
         metavar="TEXT",
         help="of mode prompt, or a file with it; repeatable",
     )
-    tuned.add_argument("--quantize", choices=("int8", "int4"), help="round the weights under it, as Keras does")
+    tuned.add_argument("--quantize", choices=("int8", "int4"), help="store the matrices under it in fewer bytes")
     for name, (kind, default, text) in TUNING.items():
         shown = "" if default is None else f" (default: {default})"
         tuned.add_argument(_flag(name), type=kind, default=default, metavar=_letter(kind), help=text + shown)

@@ -19,6 +19,7 @@ from bert4keras_rwkv.weights.folder import NAMES, SAFETENSORS, WEIGHTS
 from bert4keras_rwkv.weights.formats.registry import format_named, formats
 from bert4keras_rwkv.weights.loading import in_order
 from bert4keras_rwkv.weights.merging import merged, unused_names
+from bert4keras_rwkv.weights.packed import title
 
 TOKENS = 64  # that `--check` reads; random ones go through every channel
 SEED = 7
@@ -52,9 +53,13 @@ def run(arguments):
     with open_checkpoint(source, format=arguments.format) as checkpoint:
         config, tokenizer = checkpoint.config, checkpoint.tokenizer
         ordered = in_order(config.rules(), merge(checkpoint.tensors, config))
+        rounded = {title(entry.packed.scheme) for entry in ordered.entries().values() if entry.packed is not None}
         with Bar(target.name, "tensor") as progress:
             written.write(target, ordered, config, arguments.dtype, tokenizer, progress)
     print(f"Wrote {target}")
+    if rounded and not (written.name == "preset" and arguments.dtype is None):
+        said = ", ".join(sorted(rounded))
+        print(f"{source} is quantised ({said}): {target} has its rounded numbers, unpacked.", file=sys.stderr)
     with open_checkpoint(target, config, written.name) as checkpoint:
         _say_epsilons(target, config, checkpoint.config)
         _say_vocabulary(source, target, written, tokenizer, checkpoint)
@@ -89,7 +94,8 @@ def _format(target, name, dtype):
         raise ValueError(f"Cannot write '{target}'. DST is {names}, or a folder for a preset; or --to {folders}.")
     if dtype not in (None, *found.dtypes):
         dtypes = ", ".join(found.dtypes)
-        raise ValueError(f"{found.name} ({found.title}) has the dtypes {dtypes}. Received: --dtype {dtype}.")
+        more = "; `llama-quantize` of llama.cpp makes others of a file in float16" if found.name == "gguf" else ""
+        raise ValueError(f"{found.name} ({found.title}) has the dtypes {dtypes}{more}. Received: --dtype {dtype}.")
     (check_file if found.suffix else check_folder)(target)
     own = WEIGHTS if found.name == "preset" else SAFETENSORS
     others = [name for name in NAMES if name != own and not found.suffix and (target / name).is_file()]

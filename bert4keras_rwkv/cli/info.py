@@ -42,7 +42,6 @@ def _part_as_text(part):
 
 def as_json(summary):
     """A `Summary` as plain values. Memory is what weights and one state take; activations come on top."""
-    state = summary.state_bytes
     return {
         "file": summary.file,
         "format": summary.format,
@@ -50,8 +49,10 @@ def as_json(summary):
         "parameters": summary.parameters,
         "dtypes": summary.dtypes,
         "stored_bytes": summary.stored_bytes,
-        "state_bytes": state,
-        "memory_bytes": {"float32": 4 * summary.parameters + state, "half": 2 * summary.parameters + state},
+        "state_bytes": summary.state_bytes,
+        "memory_bytes": {"float32": summary.memory(4), "half": summary.memory(2)},
+        **({"packed": summary.packed} if summary.packed else {}),
+        **({"kept": summary.kept} if summary.kept else {}),
     }
 
 
@@ -69,10 +70,17 @@ def as_text(summary):
         "parameters": f"{summary.parameters:,}",
         "stored": size(summary.stored_bytes),
         "state": f"{size(summary.state_bytes)} a sequence",
-        "memory": f"{size(4 * summary.parameters + summary.state_bytes)} computed in float32, "
-        f"{size(2 * summary.parameters + summary.state_bytes)} in bfloat16 or float16",
+        "memory": f"{size(summary.memory(4))} computed in float32, {size(summary.memory(2))} in bfloat16 or float16",
+        **_of_packing(summary),
     }
     return "\n".join([summary.file, *(f"  {name:<24}{value}" for name, value in rows.items())])
+
+
+def _of_packing(summary):
+    """The lines about matrices in fewer bytes; none where there are none."""
+    packed = ", ".join(f"{share:,} in {name}" for name, share in summary.packed.items())
+    kept = "; ".join(f"{kind} as {name}" for kind, name in summary.kept.items())
+    return {name: said for name, said in (("quantised", packed), ("quantization='keep'", kept)) if said}
 
 
 def size(number):

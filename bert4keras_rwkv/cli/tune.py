@@ -31,7 +31,8 @@ def run(arguments):
     from bert4keras_rwkv.training.tune import check_target, tune
 
     check_target(plan, out)
-    rwkv = RWKV.from_preset(path, tokenizer=tokenizer, packed=True, dtype=arguments.dtype, remat=arguments.remat)
+    options = {"dtype": arguments.dtype, "remat": arguments.remat, "quantization": plan.quantize}
+    rwkv = RWKV.from_preset(path, tokenizer=tokenizer, packed=True, **options)
     documents, held_out = (_documents(source, arguments, rwkv) for source in (arguments.data, arguments.held_out))
     found = tune(rwkv, plan, out, documents, held_out, _say)
     what = "divergence from the prompt" if plan.mode == "prompt" else "loss"

@@ -125,7 +125,15 @@ class PackedKernel:
     dtype = "float32"
 
     def __init__(self, layer):
-        self.layer, self.shape = layer, (layer.inputs, layer.units)
+        self.layer, self.shape, self.scheme = layer, (layer.inputs, layer.units), layer.scheme
+
+    def assign_packed(self, arrays):
+        """Take over what is packed already: name -> array."""
+        self.layer._assign_packed(arrays)
+
+    def parts(self):
+        """Name -> variable, those of `scheme.tensors`."""
+        return dict(self.layer.packed)
 
     def assign(self, array):
         matrix = np.asarray(ops.convert_to_numpy(array), "float32").T

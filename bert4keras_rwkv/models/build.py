@@ -13,6 +13,7 @@ import numpy as np
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.models.backbone import Backbone
+from bert4keras_rwkv.models.quantization import KEEP, of_file
 from bert4keras_rwkv.ops.backend import adopt, has_accelerator
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.tokenizers.base import Tokenizer
@@ -21,6 +22,7 @@ from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions.table import filled
 from bert4keras_rwkv.weights.checkpoint import open_checkpoint
 from bert4keras_rwkv.weights.loading import assign
+from bert4keras_rwkv.weights.packed import as_packed, say_differences, stored_dtype
 from bert4keras_rwkv.weights.surgery import surgery
 
 logger = logging.getLogger("bert4keras_rwkv")
@@ -48,6 +50,11 @@ def backbone_and_tokenizer(
         if cut is not None:
             config = replace(config, vocab_size=cut.size)
         tensors = None if checkpoint is None else checkpoint.tensors
+        if tensors is None and quantization == KEEP:
+            raise ValueError("`quantization` 'keep' is as a file has its matrices. Give `checkpoint_path`, too.")
+        if tensors is not None:
+            tensors = as_packed(tensors) if quantization == KEEP else tensors
+            quantization = of_file(quantization, config.rules(), tensors)
         options = {**options, "dtype": _policy(dtype, tensors), "quantization": quantization}
         backbone = Backbone(config, blank=tensors is not None, **options)
         backbone.build()
@@ -55,6 +62,7 @@ def backbone_and_tokenizer(
             quantization.pack(backbone)
         if tensors is not None:
             load_weights(backbone, tensors if cut is None else cut.applied(tensors, file_size))
+            say_differences(tensors)
         return backbone, _tokenizer(tokenizer, checkpoint, file_size, cut)
 
 
@@ -117,7 +125,7 @@ def _policy(dtype, tensors):
     if keras.config.dtype_policy().name != "float32" or keras.config.floatx() != "float32":
         policy = keras.config.dtype_policy()
         return policy if policy.name != "float32" else keras.config.floatx()
-    stored = None if tensors is None else str(np.dtype(tensors.dtypes["head.weight"]))
+    stored = None if tensors is None else str(np.dtype(stored_dtype(tensors)))
     if stored not in ("bfloat16", "float16"):
         return "float32"
     if has_accelerator():

@@ -1,17 +1,40 @@
-"""Which matrices of a model are stored in fewer bytes, and how."""
+"""Which matrices of a model are stored in fewer bytes, and how: as one asks for, or as a file has them."""
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.low_rank import LowRank
+from bert4keras_rwkv.layers.projection import kernel_variable, lora_of, quantised_as, scheme_of
 from bert4keras_rwkv.ops.matmul import Scheme
 from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions.table import filled
+from bert4keras_rwkv.weights.loading import export
+from bert4keras_rwkv.weights.packed import Described, packed_tensor, schemes_of, title
+from bert4keras_rwkv.weights.tensors import Tensor, Tensors, dtype_named
 
 SCHEMES = {"bfloat16": Scheme(16), "int8": Scheme(8), "int4": Scheme(4)}
 
 
+KEEP = "keep"
+
+
+class _Packing:
+    """What has `scheme(path)`."""
+
+    def pack(self, backbone):
+        """Pack the projections of a backbone; before it is built they will be packed when it is. All or nothing."""
+        chosen = {path: scheme for path in projections(backbone) if (scheme := self.scheme(path)) is not None}
+        layers = {path: layer for path, layer in projections(backbone).items() if path in chosen}
+        for layer in layers.values():
+            layer.check_packing()
+        for path, layer in layers.items():
+            layer.pack_as(chosen[path])
+
+
 @dataclass(frozen=True)
-class Quantization:
+class Quantization(_Packing):
     """How the matrices of a model are stored; vectors, low-rank matrices and the embedding stay as they are.
 
     blocks: the `Scheme` of the projections of all blocks. head: that of the head; None: it stays as it is. skip: parts
@@ -39,14 +62,91 @@ class Quantization:
             return None
         return self.head if path == "head" else self.blocks
 
-    def pack(self, backbone):
-        """Pack the projections of a backbone; before it is built they will be packed when it is. All or nothing."""
-        chosen = {path: scheme for path in projections(backbone) if (scheme := self.scheme(path)) is not None}
-        layers = {path: layer for path, layer in projections(backbone).items() if path in chosen}
-        for layer in layers.values():
-            layer.check_packing()
-        for path, layer in layers.items():
-            layer.pack_as(chosen[path])
+
+@dataclass(frozen=True)
+class Kept(_Packing):
+    """As a file has its matrices. schemes: path of a projection -> `Scheme`; the others stay as they are."""
+
+    schemes: dict
+
+    def scheme(self, path):
+        """The `Scheme` of the projection at a path; None: it stays as it is."""
+        return self.schemes.get(path)
+
+
+def asked(given):
+    """What `build_transformer_model` is told, checked: 'keep', a `Quantization` or None."""
+    return given if isinstance(given, str) and given == KEEP else Quantization.of(given)
+
+
+def of_file(given, rules, tensors):
+    """How a model of these tensors is stored, None for plainly. given: what `asked` gives.
+
+    Raises:
+        ValueError: the tensors are packed, and otherwise than is asked for.
+    """
+    held = {path: described.scheme for path, described in schemes_of(rules, tensors).items()}
+    if given is None:
+        return Kept(held) if held else None
+    if given == KEEP:
+        return Kept({**_bfloat16(rules, tensors), **held})
+    other = next((path for path, scheme in held.items() if given.scheme(path) != scheme), None)
+    if other is not None:
+        raise ValueError(
+            f"The file is quantised already: '{other}' is {title(held[other])}. Quantising twice rounds twice. Leave "
+            "`quantization` out, or take the file it was made of."
+        )
+    return given
+
+
+def _bfloat16(rules, tensors):
+    """The matrices that a file has in bfloat16, as they lie there. A scheme of no projection is not asked for."""
+    names = {rule.path.removesuffix("/kernel"): rule.names[0] for rule in filled(rules) if "kernel" in rule.path}
+    dtypes = tensors.dtypes
+    return {path: SCHEMES["bfloat16"] for path, name in names.items() if str(dtypes.get(name)) == "bfloat16"}
+
+
+def weights_of(backbone):
+    """The weights of a backbone as lazy `Tensors` under official names, LoRA added; packed ones are packed there, too.
+
+    Raises:
+        ValueError: Keras quantised a layer, or a packed one has a LoRA that adds something.
+    """
+    rules, packed = backbone.config.rules(), {}
+    for layer in backbone._flatten_layers():
+        if quantised_as(layer) is not None and scheme_of(layer) is None:
+            raise ValueError(
+                f"The weights of '{layer.path}', which Keras quantised, are rounded: take those from before."
+            )
+    for path, layer in projections(backbone).items():
+        if scheme_of(layer) is not None:
+            if lora_of(layer) is not None and np.any(ops.convert_to_numpy(lora_of(layer).b)):
+                raise ValueError(
+                    f"'{path}' is quantised, and most of its LoRA would be rounded away in it. Save the LoRA with "
+                    "`save_adapter`: it goes beside the file that the model came from."
+                )
+            packed[path] = _tensor(path, layer)
+    names = {rule.path.removesuffix("/kernel"): rule.names[0] for rule in filled(rules)}
+    entries = export(rules, backbone.value_at).entries()
+    return Tensors(entries | {names[path]: tensor for path, tensor in packed.items()})
+
+
+def _tensor(path, layer):
+    """The kernel of a packed layer, as it is, as a `Tensor` (outputs, inputs)."""
+    kernel = kernel_variable(layer)
+    inputs, outputs = kernel.shape
+    parts = {name: _part(variable) for name, variable in kernel.parts().items()}
+    return packed_tensor(path, outputs, Described(kernel.scheme, inputs), parts)
+
+
+def _part(variable):
+    """A variable, not read yet."""
+    shape, dtype = tuple(variable.shape), dtype_named(variable.dtype)
+
+    def read():
+        return np.asarray(ops.convert_to_numpy(variable.value), dtype)
+
+    return Tensor(shape, dtype, read, lambda start, stop: read()[start:stop])
 
 
 def projections(backbone):

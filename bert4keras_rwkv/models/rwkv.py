@@ -7,11 +7,10 @@ import numpy as np
 from bert4keras_rwkv.generation.cache_model import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras, ops
-from bert4keras_rwkv.layers.projection import quantised_as
 from bert4keras_rwkv.models import lora, state_tuning
 from bert4keras_rwkv.models.build import backbone_and_tokenizer, functional_model
 from bert4keras_rwkv.models.loss_model import training_model
-from bert4keras_rwkv.models.quantization import Quantization
+from bert4keras_rwkv.models.quantization import Quantization, asked, weights_of
 from bert4keras_rwkv.models.reader import Reader
 from bert4keras_rwkv.models.request import Request, end_ids, limits, seeds, texts_that_stop, whole_number, with_text
 from bert4keras_rwkv.models.segment_model import segment_trainer
@@ -26,7 +25,6 @@ from bert4keras_rwkv.versions import version_named
 from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter
 from bert4keras_rwkv.weights.checkpoint import named
 from bert4keras_rwkv.weights.formats.keras_h5 import write_preset
-from bert4keras_rwkv.weights.loading import export
 from bert4keras_rwkv.weights.merging import merge_into
 from bert4keras_rwkv.weights.states import read_state, write_state
 
@@ -370,7 +368,11 @@ class RWKV:
         state_tuning.set_tuned_state(self.backbone, state)
 
     def save_to_preset(self, folder):
-        """Write config.json, model.weights.h5 and the vocabulary to a folder, whole or not at all."""
+        """Write config.json, model.weights.h5 and the vocabulary to a folder, whole or not at all.
+
+        A quantised model stays so: `from_preset` gives the same numbers in as few bytes. A LoRA on its quantised
+        matrices is a ValueError: `save_adapter` has it.
+        """
         write_preset(folder, self.weights(), self.config, tokenizer=self.tokenizer)
 
     def load_state(self, path, layout="auto"):
@@ -405,11 +407,10 @@ class RWKV:
     def weights(self):
         """The weights as lazy `weights.Tensors` under official names, as `write_pth` and others take them.
 
-        A quantised model has none to give, which is a ValueError.
+        What is quantised is rounded: they are the numbers that the model computes with. A LoRA on quantised matrices,
+        and what Keras quantised, are a ValueError.
         """
-        if any(quantised_as(layer) for layer in self.backbone._flatten_layers()):
-            raise ValueError("The weights of a quantised model are rounded. Write those it had before `quantize`.")
-        return export(self.config.rules(), self.backbone.value_at)
+        return weights_of(self.backbone)
 
     def quantize(self, quantization):
         """Store the projections and the head in fewer bytes from now on.
@@ -564,7 +565,9 @@ def build_transformer_model(
     sample.
 
     quantization: 'bfloat16', 'int8', 'int4' or a `Quantization`: the projections and the head are stored so, each
-    matrix as it is read (`ops.matmul`); None: in `dtype`.
+    matrix as it is read (`ops.matmul`). 'keep': as the file has them, blocks of a GGUF file and bfloat16 too; what has
+    no form here gets the nearest one, and how near that is the log says (docs/formats.md). None: in `dtype`, but a
+    preset of a quantised model as it is.
 
     prefix: what the names of the inputs and layers of the Keras model begin with, so that two models fit into one.
     name: its own name, None for the version.
@@ -601,7 +604,7 @@ def build_transformer_model(
         keep_tokens,
         compound_tokens,
         dtype,
-        Quantization.of(quantization),
+        asked(quantization),
         kernel=kernel,
         pad_token_id=None if packed else pad_token_id,
         head=with_lm is not False,

@@ -47,7 +47,7 @@ class Tuning:
     mode: one of `MODES`. time_shift: tune the last inputs of the layers too, with the state of the recurrence. rank,
     alpha, targets: of the LoRA, see `RWKV.enable_lora`. prompts: texts, of mode 'prompt'. steps: batches of batch_size
     rows of `length` tokens; None: as many as `epochs` times through the data takes. learning_rate: its peak; None: what
-    `learning_rates` says. quantize: 'int8' or 'int4' for a base that Keras rounds. seed: of the LoRA, of the order of
+    `learning_rates` says. quantize: 'int8' or 'int4', in which the base is stored. seed: of the LoRA, of the order of
     documents, and of texts written.
     """
 

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,9 @@ from bert4keras_rwkv.data.batches import ANSWER, IDS, RESET, PackedBatches
 from bert4keras_rwkv.data.documents import document, place_of, sizes_of
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.losses import NextTokenLoss, token_weights
+from bert4keras_rwkv.layers.projection import scheme_of
 from bert4keras_rwkv.models.lora import LORA_FILES
+from bert4keras_rwkv.models.quantization import Quantization, projections
 from bert4keras_rwkv.training.distil import distil_prompt
 from bert4keras_rwkv.training.fitting import fit_batches, mean_loss
 from bert4keras_rwkv.training.folder import Folder, check_place
@@ -176,10 +177,10 @@ def _check_finite(loss, folder):
 
 
 def _quantise(rwkv, mode):
-    """Keras' own rounding of the base. It warns of every layer that is no projection."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Layer .* does not have a `quantize` method", UserWarning)
-        rwkv.model.quantize(mode)
+    """Store the matrices of the base in fewer bytes, unless they are so already."""
+    wanted = Quantization.of(mode)
+    if any(scheme_of(layer) != wanted.scheme(path) for path, layer in projections(rwkv.backbone).items()):
+        rwkv.quantize(mode)
 
 
 def _apart(documents, seed):

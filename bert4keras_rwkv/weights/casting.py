@@ -6,7 +6,7 @@ from bert4keras_rwkv.weights.tensors import DTYPES, Tensors, WeightsError, as_te
 
 
 def cast(mapping, dtype):
-    """`mapping` as lazy `Tensors` whose floating tensors have `dtype`; None keeps every dtype."""
+    """`mapping` as lazy `Tensors` whose floating tensors have `dtype`; None keeps every dtype, and what is packed."""
     tensors = as_tensors(mapping)
     if dtype is None:
         return tensors
@@ -24,7 +24,7 @@ def is_floating(dtype):
 def _cast(name, entry, dtype):
     """The tensor with another dtype if it is a floating one."""
     if not is_floating(entry.dtype) or entry.dtype == dtype:
-        return entry
+        return entry.plain()
 
     def converted(array):
         with np.errstate(over="ignore"):

@@ -69,9 +69,14 @@ def foreign_keys(path):
 
 def vocabulary_beside(path):
     """The vocabulary that a `config.json` there names, as those that are written here do; None if none is there."""
-    name = _keys(path).get(VOCABULARY)
+    name = key_beside(path, VOCABULARY)
     file = _config_file(path).with_name(name) if isinstance(name, str) and name == Path(name).name != "" else None
     return file if file is not None and file.is_file() else None
+
+
+def key_beside(path, name):
+    """What a `config.json` there says under a name; None if nothing."""
+    return _keys(path).get(name)
 
 
 def _keys(path):

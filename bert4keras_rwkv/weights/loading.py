@@ -14,6 +14,8 @@ MOST_LINES = 20
 def assign(rules, mapping, variables, progress=None, adopt=lambda array: array):
     """Fill `variables` (path -> object with `shape`, `dtype`, `assign(array)`) from `mapping` (official name -> array).
 
+    One that is packed (it has a `scheme`) takes over a tensor that is packed alike by `assign_packed(arrays)`.
+
     All or nothing: every problem is found from shapes alone and told in one `WeightsError` before anything is
     assigned. Then one tensor at a time is read, cast to its variable's dtype and handed over as what `adopt` makes of
     the array. `progress(done, total)` follows.
@@ -25,7 +27,11 @@ def assign(rules, mapping, variables, progress=None, adopt=lambda array: array):
     refuse(_misfits(rules, tensors.shapes, variables) + holes)
     for done, rule in enumerate(wanted, start=1):
         variable = variables[rule.path]
-        variable.assign(adopt(_filled(rule, tensors, dtype_named(variable.dtype))))
+        packed = tensors.entry(rule.names[0]).packed
+        if packed is not None and packed.scheme == getattr(variable, "scheme", None):
+            variable.assign_packed(packed.read())
+        else:
+            variable.assign(adopt(_filled(rule, tensors, dtype_named(variable.dtype))))
         if progress is not None:
             progress(done, len(wanted))
 

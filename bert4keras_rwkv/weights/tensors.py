@@ -1,11 +1,12 @@
 """The hub of all formats: a mapping official name -> array that reads a tensor when it is asked for it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
 
+from bert4keras_rwkv.packing import Scheme
 from bert4keras_rwkv.untrusted import printable, shown
 
 KINDS = (
@@ -44,11 +45,24 @@ class WeightsError(ValueError):
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A matrix (outputs, inputs) in fewer bytes, not read yet. `read()` gives the arrays of `scheme.tensors`.
+
+    difference: a `packed.Difference`, how far they are from what the file says, known when they are read; None: not.
+    """
+
+    scheme: Scheme
+    read: Callable
+    difference: object = None
+
+
+@dataclass(frozen=True)
 class Tensor:
     """A tensor that is not read yet.
 
     `read()` gives an array of this shape and dtype; `rows(start, stop)`, where a format can, part of its first axis,
     and `columns(start, stop)` part of its second. `piece`: how many bytes are read at a time, None for `PIECE`.
+    `packed`: the same numbers in fewer bytes, if they are stored so; what is made of the tensor has it no longer.
     """
 
     shape: tuple
@@ -57,6 +71,7 @@ class Tensor:
     rows: Callable | None = None
     columns: Callable | None = None
     piece: int | None = None
+    packed: Packed | None = None
 
     def __post_init__(self):
         if min(self.shape, default=0) < 0 or count(filter(None, self.shape)) * self.dtype.itemsize >= LARGEST:
@@ -91,6 +106,10 @@ class Tensor:
             return None if read is None else lambda *part: function(read(*part))
 
         return Tensor(self.shape, dtype, after(self.read), after(self.rows), after(self.columns), self.piece)
+
+    def plain(self):
+        """The tensor without its packed form."""
+        return replace(self, packed=None)
 
     @property
     def nbytes(self):

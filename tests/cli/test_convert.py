@@ -86,6 +86,7 @@ def test_a_preset_that_exists_keeps_its_other_files(model, tmp_path):
         ("a.pth", ("--from", "no"), "No format 'no' can be read"),
         ("a.pth", ("--from", "st"), "stored as pth, which holds"),
         ("a.pth", ("--dtype", "q8_0"), r"pth \(official `\.pth`\) has the dtypes float32, .*Received: --dtype q8_0"),
+        ("a.gguf", ("--dtype", "q4_k"), "has the dtypes float32, .*q8_0, q5_1.*llama-quantize.*Received: --dtype q4_k"),
         ("model", ("--to", "pth"), "is a folder, and a file is to be written"),
         ("model/tiny.pth", ("--to", "hf"), "is no folder. Give another name"),
     ],

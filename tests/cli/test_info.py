@@ -49,6 +49,9 @@ def test_blocks_count_as_they_are_stored(tmp_path, rng, capsys):
     blocks = 2 * 32 * 32 + 2 * 8 * 32 * 32
     assert said["dtypes"] == {"float32": said["parameters"] - blocks, "q8_0": blocks}
     assert said["stored_bytes"] == 4 * (said["parameters"] - blocks) + blocks // 32 * 34
+    assert said["kept"] == {"q8_0": "int8 in groups of 32, exact"}
+    assert main(["info", str(tmp_path / "a")]) == 0
+    assert "q8_0 as int8 in groups of 32, exact" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("known", [known for known in formats() if known.written], ids=lambda known: known.name)

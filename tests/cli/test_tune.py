@@ -60,7 +60,7 @@ def test_a_state_from_data_to_text(model, data, tmp_path, capsys):
 
 
 @pytest.mark.on("torch")
-@pytest.mark.parametrize("base", [[], pytest.param(["--quantize", "int4"], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("base", [[], ["--quantize", "int4"]])
 def test_an_adapter_with_a_state(base, model, data, tmp_path, capsys):
     """LoRA on the base or on a rounded one, with a state of both kinds, in one file for the model as it was. Of
     conversations answers count alone.

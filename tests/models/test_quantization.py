@@ -119,8 +119,6 @@ def test_bad_calls():
     rwkv = quantised("int8")
     with pytest.raises(ValueError, match="quantised already"):
         rwkv.quantize("int4")
-    with pytest.raises(ValueError, match="rounded"):
-        rwkv.weights()
     with pytest.raises(ValueError, match=r"`Quantization`, or None\. Received: 'int3'"):
         small_model("7", quantization="int3")
     with pytest.raises(ValueError, match="multiple of 32"):

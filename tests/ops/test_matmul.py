@@ -7,7 +7,8 @@ from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.compile import compiled
 from bert4keras_rwkv.ops.gradients import gradients
 from bert4keras_rwkv.ops.kernels.library import library
-from bert4keras_rwkv.ops.matmul import FEW, Scheme, dense, matmul, pack, unpack
+from bert4keras_rwkv.ops.matmul import FEW, Scheme, dense, matmul, pack, product_for, unpack
+from bert4keras_rwkv.packing import unpacked
 
 SCHEMES = [
     Scheme(16),
@@ -67,6 +68,7 @@ def test_a_packed_matrix_is_near(scheme, shape):
     arrays = pack(wanted, scheme)
     assert {name: (x.shape, x.dtype.name) for name, x in arrays.items()} == scheme.tensors(*shape)
     got = ops.convert_to_numpy(unpack(as_tensors(arrays), scheme, shape[1]))
+    np.testing.assert_array_equal(got, unpacked(arrays, scheme, shape[1]).astype("float32"))
     largest = np.abs(wanted).max()
     assert np.abs(got - wanted).max() <= largest * (furthest(scheme) + 2.0**-10)  # a scale is rounded, too
     again = ops.convert_to_numpy(unpack(as_tensors(pack(got, scheme)), scheme, shape[1]))
@@ -89,7 +91,7 @@ def test_products(scheme, shape, many, monkeypatch):
             given = ops.cast(exact, dtype)
             wanted = (exact if scheme.bits == 16 else rounded(exact)) @ unpacked.T
             scale = np.abs(exact) @ np.abs(unpacked.T)
-            for level in library().levels() if native and scheme.kernel(rows) else [None]:
+            for level in library().levels() if native and product_for(scheme, rows) else [None]:
                 if level is not None:
                     library().choose(level)
                 got = ops.convert_to_numpy(compiled(lambda x: matmul(x, tensors, scheme))(given))
@@ -114,9 +116,9 @@ def test_dense_products(dtype, shape):
                 library().choose(level)
             got = ops.convert_to_numpy(compiled(lambda x: dense(x, w))(x))
             assert got.dtype == "float32"
-            near = 2e-6 if keras.backend.backend() == "jax" or rows <= FEW and native else 2.0**-8
+            near = 2e-6 if keras.backend.backend() == "jax" or (rows <= FEW and native) else 2.0**-8
             scale = np.abs(given) @ np.abs(exact)
-            assert np.max(np.abs(got - given @ exact) / scale) < (2e-6 if dtype == "float32" else near)
+            assert np.max(np.abs(got - given @ exact) / scale) < near
     if native:
         library().choose(library().levels()[0])
 
@@ -126,7 +128,7 @@ def test_the_slopes_of_a_dense_product():
     dy = matrix(3, 70, seed=2)
 
     def loss(x, w):
-        return ops.sum(dense(x, w) * dy)
+        return ops.sum(ops.multiply(dense(x, w), ops.convert_to_tensor(dy)))
 
     dx, dw = gradients(loss)(x, w)
     np.testing.assert_allclose(ops.convert_to_numpy(dx), dy @ w.T, rtol=1e-4, atol=1e-4)

@@ -6,7 +6,14 @@ import numpy as np
 
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.kernels import cuda
-from bert4keras_rwkv.ops.kernels.library import DTYPES, ONLY_ONE_GRADIENT, OUTPUTS, key_of_sources, library, rounded_shape
+from bert4keras_rwkv.ops.kernels.library import (
+    DTYPES,
+    ONLY_ONE_GRADIENT,
+    OUTPUTS,
+    key_of_sources,
+    library,
+    rounded_shape,
+)
 
 HANDLERS = {"cpu": "rwkv_xla", "CUDA": "rwkv_cuda_xla"}  # of src/, for the platforms of XLA
 

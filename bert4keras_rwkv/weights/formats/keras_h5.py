@@ -15,12 +15,13 @@ import numpy as np
 from bert4keras_rwkv.atomic import atomic_file, atomic_folder
 from bert4keras_rwkv.versions.table import filled
 from bert4keras_rwkv.weights.casting import cast, report
-from bert4keras_rwkv.weights.folder import CONFIG, VOCABULARY, WEIGHTS, config_beside
+from bert4keras_rwkv.weights.folder import CONFIG, VOCABULARY, WEIGHTS, config_beside, key_beside
 from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, holds, open_hdf5, weights_only
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.loading import export, to_variables
+from bert4keras_rwkv.weights.packed import KEY, as_json, from_json, packed_tensor, parts_of, schemes_of, stored_dtype
 from bert4keras_rwkv.weights.shards import every_problem, weight_map
-from bert4keras_rwkv.weights.tensors import Tensors, WeightsError, dtype_named
+from bert4keras_rwkv.weights.tensors import Tensors, WeightsError, array_tensor, as_tensors, dtype_named, transposed
 
 ROOT = "layers/backbone"
 # Of a model that was tuned: kernels have the LoRA added, and the rest has files of its own.
@@ -97,37 +98,84 @@ def open_keras_h5(path, config=None):
     if config is None:
         raise WeightsError(f"'{path}' needs the model's sizes. Put its '{CONFIG}' beside it, or give the config.")
     found, close = stored(path)
-    tensors = _or_close(close, lambda: _official(found, config, path))
-    return Tensors(tensors.entries(), {}, close)
+    entries, metadata = _or_close(close, lambda: _official(found, config, path))
+    return Tensors(entries, metadata, close)
 
 
 def _official(found, config, path):
-    """Data sets as `Tensors` under official names; missing or extra ones are one `WeightsError`."""
+    """Data sets as tensors under official names, and metadata; missing or extra ones are one `WeightsError`."""
     if config.num_hidden_layers > len(found):  # before a table of so many layers is made
         raise WeightsError(f"'{path}' holds {len(found)} arrays, which cannot be {config.num_hidden_layers} layers.")
     rules = config.rules()
-    wanted = {h5_path(rule.path) for rule in filled(rules)}
-    ours = {name for name in weights_only(found) if not TUNED.fullmatch(name)}
+    packed = from_json(key_beside(path, KEY) or [], rules)
+    places = {rule.path: _places(rule.path, packed) for rule in filled(rules)}
+    wanted = {place for some in places.values() for place in some.values()}
+    _compare(wanted, {name for name in weights_only(found) if not TUNED.fullmatch(name)}, config, path)
+    if any(h5_path(f"{name}/lora_a") in found for name in packed):
+        raise WeightsError(f"'{path}' is quantised and has a LoRA. `load_weights` of a Keras model reads both.")
+    kernels = {
+        name: _matrix(name, packed[name], {part: found[place] for part, place in places[f"{name}/kernel"].items()})
+        for name in packed
+    }
+
+    def tensor(name):
+        kernel = kernels.get(name.removesuffix("/kernel"))
+        return found[places[name][None]] if kernel is None else transposed(kernel)
+
+    entries = export(rules, tensor).entries()
+    names = {rule.path.removesuffix("/kernel"): rule.names[0] for rule in filled(rules)}
+    blocks = {names[path]: described.scheme.name for path, described in packed.items()}
+    metadata = {"blocks": blocks, "stored_bytes": sum(found[place].nbytes for place in wanted)} if packed else {}
+    return entries | {names[path]: kernel for path, kernel in kernels.items()}, metadata
+
+
+def _places(path, packed):
+    """Name of a part, None for a whole -> where it lies, for the variable of an attribute path."""
+    owner = path.removesuffix("/kernel")
+    if owner == path or owner not in packed:
+        return {None: h5_path(path)}
+    return {part: h5_path(f"{owner}/{part}") for part in parts_of(packed[owner].scheme)}
+
+
+def _matrix(name, described, parts):
+    """The matrix of packed parts."""
+    return packed_tensor(name, (parts["packed"].shape or (0,))[0], described, parts)
+
+
+def _compare(wanted, ours, config, path):
+    """Raise one `WeightsError` for all data sets that are missing or too many."""
     missing, extra = sorted(wanted - ours), sorted(ours - wanted)
-    if missing or extra:
-        lines = [f"nothing at '{name}'" for name in missing] + [f"no rule for '{name}'" for name in extra]
-        raise WeightsError(
-            f"'{path}' does not hold the weights of this {config.model} with {config.num_hidden_layers} layers:\n  "
-            + "\n  ".join(lines[:20])
-        )
-    return export(rules, lambda name: found[h5_path(name)])
+    if not missing and not extra:
+        return
+    lines = [f"nothing at '{name}'" for name in missing] + [f"no rule for '{name}'" for name in extra]
+    if any(name.endswith("/vars/packed") for name in extra):
+        lines.insert(0, f"it is quantised otherwise than the '{KEY}' in a '{CONFIG}' beside it says")
+    raise WeightsError(
+        f"'{path}' does not hold the weights of this {config.model} with {config.num_hidden_layers} layers:\n  "
+        + "\n  ".join(lines[:20])
+    )
 
 
 def write_keras_h5(path, mapping, config, dtype=None, progress=None):
     """Write official name -> array as the `.weights.h5` that `RWKV.model.load_weights` reads.
 
-    Names that are missing or too many, or shapes that cannot be, are one `WeightsError`, before anything is written.
+    dtype: what its tensors are cast to; None: each its own, and packed ones stay so. Returns how those are packed, see
+    `packed.schemes_of`. Names that are missing or too many, or shapes that cannot be, are one `WeightsError`, before
+    anything is written.
     """
-    variables = to_variables(config.rules(), cast(mapping, dtype))
+    rules, tensors = config.rules(), cast(mapping, dtype)
+    variables, packed = to_variables(rules, tensors), schemes_of(rules, tensors)
+    names = {rule.path: rule.names[0] for rule in filled(rules)}
     with atomic_file(path) as unfinished, h5py.File(unfinished, "w") as file:
         for index, name in enumerate(variables):
-            _write(file, h5_path(name), variables.entry(name))
+            held = tensors.entry(names[name]).packed
+            if held is None:
+                _write(file, h5_path(name), variables.entry(name))
+            else:
+                for part, array in held.read().items():
+                    _write(file, h5_path(f"{name.removesuffix('/kernel')}/{part}"), array_tensor(array))
             report(progress, index + 1, variables)
+    return packed
 
 
 def _write(file, path, entry):
@@ -144,14 +192,16 @@ def _write(file, path, entry):
 def write_preset(folder, tensors, config, dtype=None, tokenizer=None, progress=None):
     """A preset folder: config.json, model.weights.h5 and, if there is one, the vocabulary.
 
-    It may replace another preset, and other files stay. A config.json without our weights is another program's, and a
-    ValueError.
+    dtype: as for `write_keras_h5`. It may replace another preset, and other files stay. A config.json without our
+    weights is another program's, and a ValueError.
     """
     if Path(folder, CONFIG).exists() and not list(Path(folder).glob("*.weights.*")):
         raise ValueError(f"'{folder}' holds a '{CONFIG}' of something else, which would be lost. Name another folder.")
     with atomic_folder(folder) as unfinished:
-        write_keras_h5(unfinished / WEIGHTS, tensors, config, dtype, progress)
-        keys = {**config.to_dict(), "dtype": str(dtype or tensors.dtypes["head.weight"])}
+        packed = write_keras_h5(unfinished / WEIGHTS, tensors, config, dtype, progress)
+        keys = {**config.to_dict(), "dtype": str(dtype or stored_dtype(as_tensors(tensors)))}
+        if packed:
+            keys[KEY] = as_json(packed)
         if tokenizer is not None and tokenizer.file_name is not None:
             keys[VOCABULARY] = tokenizer.file_name
             tokenizer.save(unfinished / tokenizer.file_name)

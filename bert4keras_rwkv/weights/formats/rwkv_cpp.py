@@ -11,7 +11,10 @@ import numpy as np
 
 from bert4keras_rwkv.weights.binary_file import BinaryFile
 from bert4keras_rwkv.weights.formats.llama_cpp.blocks import metadata_of, stored_size, stored_tensor
+from bert4keras_rwkv.weights.formats.llama_cpp.header import Stored
+from bert4keras_rwkv.weights.formats.llama_cpp.packed import packed_blocks
 from bert4keras_rwkv.weights.formats.registry import Format
+from bert4keras_rwkv.weights.packed import OFFERED
 from bert4keras_rwkv.weights.tensors import Tensors, WeightsError, derived, vector
 
 MAGIC = b"fmgg"  # 0x67676d66, little-endian
@@ -49,7 +52,9 @@ def open_rwkv_cpp(path, config=None):
 
 
 def _stored(reader):
-    """Name -> `Tensor` as it lies in the file, and what `metadata_of` says of their types."""
+    """Name -> `Tensor` as it lies in the file, and metadata: what `metadata_of` says of their types, and for
+    `packed.as_packed` the matrices in blocks.
+    """
     from gguf import GGMLQuantizationType
 
     magic, version, ids, width, layers, _ = struct.unpack("<4s5i", reader.read(24))
@@ -58,19 +63,23 @@ def _stored(reader):
             f"'{reader.path}' is a file of rwkv.cpp of version {version}. Versions 100 and 101 are read: convert the "
             "original `.pth` again with a newer rwkv.cpp, or load it here."
         )
-    stored, types, sizes = {}, {}, []
+    stored, types, sizes, offered = {}, {}, [], {}
     while reader.tell() < reader.size:
         name, shape, kind = _header(reader, version)
         if name in stored or len(stored) == MOST_TENSORS:
             raise reader.broken(f"it has '{name}' twice, or more than {MOST_TENSORS} tensors")
-        stored[name] = stored_tensor(reader, name, reader.tell(), shape, GGMLQuantizationType[kind])
+        at = Stored(shape, GGMLQuantizationType[kind], reader.tell())
+        stored[name] = stored_tensor(reader, name, at.offset, shape, at.kind)
         types[name] = kind
-        sizes.append(stored_size(name, shape, GGMLQuantizationType[kind]))
+        sizes.append(stored_size(name, shape, at.kind))
+        packed = packed_blocks(reader, name, at)
+        if packed is not None and name.endswith(".weight") and name != "emb.weight":
+            offered[name] = packed
         reader.seek(reader.tell() + sizes[-1])
     found = len({name.split(".")[1] for name in stored if name.startswith("blocks.")})
     if "emb.weight" not in stored or stored["emb.weight"].shape != (ids, width) or found != layers:
         raise reader.broken(f"it should have {ids} ids of width {width} and {layers} layers, and has {found} layers")
-    return stored, metadata_of(types, sizes)
+    return stored, {**metadata_of(types, sizes), OFFERED: offered}
 
 
 def _header(reader, version):

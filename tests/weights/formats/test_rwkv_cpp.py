@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.packing import unpacked
 from bert4keras_rwkv.weights import WeightsError, open_weights
 from bert4keras_rwkv.weights.formats.rwkv_cpp import open_rwkv_cpp
+from bert4keras_rwkv.weights.packed import OFFERED, as_packed
 from tests.official import VERSIONS, official_weights
 
 pytestmark = pytest.mark.backend_free
@@ -107,6 +109,18 @@ def test_blocks(rng, kind):
         )
         np.testing.assert_array_equal(found[name], expected)
         assert tensors.metadata["types"][name] == (kind if blocks else "F32")
+        assert (name in tensors.metadata[OFFERED]) == blocks
+
+
+def test_blocks_are_kept(rng, tmp_path):
+    """As they are in `quantization='keep'`: the same numbers, in the bytes of the file."""
+    arrays = official_weights("4", rng, heads=2, head_size=32, ffn=96)
+    (tmp_path / "a.bin").write_bytes(file_of("4", arrays, "Q4_1"))
+    with open_weights(tmp_path / "a.bin") as tensors:
+        for entry in as_packed(tensors).entries().values():
+            if entry.packed is not None:
+                numbers = unpacked(entry.packed.read(), entry.packed.scheme, entry.shape[1])
+                np.testing.assert_array_equal(numbers, entry.read())
 
 
 def test_float16(rng):

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import struct
+import tempfile
 from collections import namedtuple
 from functools import cache, partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from bert4keras_rwkv.data.binidx import Binidx, write_binidx
 from bert4keras_rwkv.data.records import RecordFile, write_records
 from bert4keras_rwkv.data.sources import parts_of, read_jsonl, read_text
 from bert4keras_rwkv.evaluation.lambada import read_lambada
+from bert4keras_rwkv.packing import Scheme, pack
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.tokenizers.find import find_tokenizer, load_tokenizer
@@ -24,9 +27,12 @@ from bert4keras_rwkv.tokenizers.pile import END, _alphabet
 from bert4keras_rwkv.weights import open_weights, write_keras_h5, write_safetensors
 from bert4keras_rwkv.weights.adapters import OWN, read_adapter
 from bert4keras_rwkv.weights.checkpoint import open_checkpoint
+from bert4keras_rwkv.weights.formats.keras_h5 import write_preset
 from bert4keras_rwkv.weights.formats.llama_cpp.write import write_gguf
+from bert4keras_rwkv.weights.packed import Described, as_packed, packed_tensor
 from bert4keras_rwkv.weights.states import read_state
 from bert4keras_rwkv.weights.summary import summarise
+from bert4keras_rwkv.weights.tensors import Tensors, array_tensor, as_tensors
 from tests.official import VERSIONS, official_weights
 from tests.weights.formats import test_bert4keras3, test_keras_hub, test_rwkv_cpp
 from tests.weights.formats.gguf_files import SIZES, config_for, small_tokenizer
@@ -52,6 +58,13 @@ def read_weights(path):
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.config
         return {name: np.asarray(array) for name, array in checkpoint.tensors.items()}
+
+
+def read_packed(path):
+    """What `quantization='keep'` reads: matrices as they are packed."""
+    with open_checkpoint(path) as checkpoint:
+        entries = as_packed(checkpoint.tensors).entries().values()
+        return [array for entry in entries if entry.packed for array in entry.packed.read().values()]
 
 
 def read_own(path):
@@ -175,8 +188,6 @@ def index(rng, folder, pipe):
 
 @cache
 def h5_bytes(kind):
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.weights.h5"
         if kind == "own":
@@ -196,6 +207,43 @@ def an_h5(rng, folder, pipe):
     path = written(folder / "a.weights.h5", h5_bytes(kind))
     with h5py.File(path, "r+") as file:
         for _ in range(rng.randrange(3)):
+            hdf5.change(rng, file, pipe)
+    data = path.read_bytes()
+    return path if rng.random() < 0.5 else written(path, damaged(rng, data))
+
+
+def packed_weights():
+    """Weights whose matrices are packed, some with least values."""
+    found = as_tensors(weights()).entries()
+    for number, name in enumerate(name for name in found if re.search(r"\.(key|value|output)\.weight$", name)):
+        scheme = (Scheme(8), Scheme(4), Scheme(4, least=False), Scheme(16))[number % 4]
+        parts = {part: array_tensor(array) for part, array in pack(found[name].read(), scheme).items()}
+        outputs, inputs = found[name].shape
+        found[name] = packed_tensor(name, outputs, Described(scheme, inputs), parts)
+    return Tensors(found)
+
+
+@cache
+def packed_bytes():
+    """The files of a preset of them: its weights, and what its config.json says."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_preset(Path(folder) / "a", packed_weights(), CONFIG)
+        config = json.loads((Path(folder) / "a/config.json").read_text())
+        return (Path(folder) / "a/model.weights.h5").read_bytes(), config
+
+
+def a_packed(rng, folder, pipe):
+    data, said = packed_bytes()
+    for _ in range(rng.randrange(3)):
+        group = rng.randrange(len(said["quantization"]))
+        groups = [changed(rng, one) if i == group else one for i, one in enumerate(said["quantization"])]
+        said = {**said, "quantization": rng.choice((groups, groups + groups[:1], edge(rng)))}
+        if not isinstance(said["quantization"], list) or not said["quantization"]:
+            break
+    (folder / "config.json").write_bytes(json_bytes(rng, said) if rng.random() < 0.2 else json.dumps(said).encode())
+    path = written(folder / "model.weights.h5", data)
+    with h5py.File(path, "r+") as file:
+        for _ in range(rng.randrange(2)):
             hdf5.change(rng, file, pipe)
     data = path.read_bytes()
     return path if rng.random() < 0.5 else written(path, damaged(rng, data))
@@ -457,8 +505,9 @@ KINDS = {
     "lora": Kind(lora, PART),
     "index": Kind(index, (read_weights, summarise)),
     "hdf5": Kind(an_h5, (read_weights, read_own, summarise)),
-    "gguf": Kind(a_gguf, (read_weights, summarise)),
-    "rwkv_cpp": Kind(rwkv_cpp, (read_weights, summarise)),
+    "packed": Kind(a_packed, (read_weights, read_packed, summarise)),
+    "gguf": Kind(a_gguf, (read_weights, read_packed, summarise)),
+    "rwkv_cpp": Kind(rwkv_cpp, (read_weights, read_packed, summarise)),
     "config": Kind(config, (RWKVConfig.from_json, beside)),
     "vocabulary": Kind(vocabulary, (use_vocabulary, RWKV_TOKENIZER)),
     "tokenizer": Kind(tokenizer_json, (use_vocabulary,)),

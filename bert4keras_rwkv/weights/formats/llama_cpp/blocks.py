@@ -25,10 +25,10 @@ def stored_tensor(reader, name, offset, shape, kind):
 
     def rows(start, stop):
         data = reader.array(offset + start * step, (stop - start) * step, np.dtype(np.uint8))
-        return _numbers(reader, name, data, kind).reshape(stop - start, *shape[1:])
+        return numbers_of(reader, name, data, kind).reshape(stop - start, *shape[1:])
 
     def read():
-        return rows(0, shape[0]) if len(shape) > 1 else _numbers(reader, name, rows_of_one(), kind)
+        return rows(0, shape[0]) if len(shape) > 1 else numbers_of(reader, name, rows_of_one(), kind)
 
     def rows_of_one():
         return reader.array(offset, size, np.dtype(np.uint8))
@@ -56,7 +56,7 @@ def stored_size(name, shape, kind):
     return count(shape) // block * size
 
 
-def _numbers(reader, name, data, kind):
+def numbers_of(reader, name, data, kind):
     """The float32 numbers (n,) in bytes of whole blocks. A scale that is no number is damage."""
     from gguf.quants import dequantize
 

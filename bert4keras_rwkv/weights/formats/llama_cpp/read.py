@@ -9,15 +9,17 @@ import logging
 import numpy as np
 
 from bert4keras_rwkv.untrusted import shown
-from bert4keras_rwkv.versions.table import filled
+from bert4keras_rwkv.versions.table import IDENTITY, filled
 from bert4keras_rwkv.weights.binary_file import BinaryFile
 from bert4keras_rwkv.weights.formats.llama_cpp.blocks import metadata_of, stored_size, stored_tensor
 from bert4keras_rwkv.weights.formats.llama_cpp.header import read_header
 from bert4keras_rwkv.weights.formats.llama_cpp.names import ARCHITECTURES, COPIES, gguf_rules, layers_of
+from bert4keras_rwkv.weights.formats.llama_cpp.packed import packed_blocks
 from bert4keras_rwkv.weights.formats.llama_cpp.tokens import read_tokens
 from bert4keras_rwkv.weights.formats.llama_cpp.write import DTYPES, write_gguf
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.loading import export
+from bert4keras_rwkv.weights.packed import OFFERED
 from bert4keras_rwkv.weights.shards import every_problem
 from bert4keras_rwkv.weights.tensors import Tensors, WeightsError
 
@@ -37,7 +39,8 @@ def is_gguf(path, start):
 def open_gguf(path, config=None):
     """The tensors of a GGUF file under their official names, lazily. Damage or another model is a `WeightsError`.
 
-    `metadata` has the `vocabulary`, {id: bytes} or None, and what `blocks.metadata_of` says.
+    `metadata` has the `vocabulary`, {id: bytes} or None, what `blocks.metadata_of` says, and for `packed.as_packed` the
+    matrices in blocks.
     """
     reader = BinaryFile(path)
     try:
@@ -75,14 +78,17 @@ def _opened(reader, values, stored):
     _compare_names(reader, rules, stored)
     paths = [rule.path for rule in filled(rules)]
     found = {name: stored_tensor(reader, name, at.offset, at.shape, at.kind) for name, at in stored.items()}
+    factors = {}
     if architecture == "rwkv6":
-        found |= _undivided(reader, found, layers, value(Keys.LLM.RESCALE_EVERY_N_LAYERS, 0))
+        factors = _factors(reader, layers, value(Keys.LLM.RESCALE_EVERY_N_LAYERS, 0))
+        found |= {path: found[path].changed(_times(by), found[path].dtype) for path, by in factors.items()}
     tensors = export(rules, found.__getitem__)
     types = {
         name: stored[path].kind.name for path, rule in zip(paths, filled(rules), strict=True) for name in rule.names
     }
     sizes = (stored_size(path, stored[path].shape, stored[path].kind) for path in paths)
     metadata = {"format": "gguf", **metadata_of(types, sizes), "vocabulary": read_tokens(values)}
+    metadata[OFFERED] = _packable(reader, rules, stored, factors)
     return Tensors(tensors.entries(), metadata, reader.close)
 
 
@@ -95,15 +101,21 @@ def _compare_names(reader, rules, stored):
     every_problem(reader.path, problems)
 
 
-def _undivided(reader, found, layers, every):
-    """The tensors that llama.cpp's converter divides by two for every so many layers, as they were."""
+def _packable(reader, rules, stored, factors):
+    """Official name -> `Packed` of the matrices in blocks that lie there as they do officially."""
+    alike = {rule.names[0]: rule.path for rule in filled(rules) if rule.transform is IDENTITY}
+    del alike["emb.weight"]  # whose rows are looked up
+    found = {name: packed_blocks(reader, path, stored[path], factors.get(path, 1)) for name, path in alike.items()}
+    return {name: packed for name, packed in found.items() if packed is not None}
+
+
+def _factors(reader, layers, every):
+    """Name -> what llama.cpp's converter divided it by, of the tensors that it halves for every so many layers."""
     if not isinstance(every, int) or every < 0 or (every and (layers - 1) // every > MOST_HALVINGS):
         raise reader.broken(f"it halves activations every {shown(every)} of {layers} layers")
-    result = {}
-    for i in range(every, layers) if every else ():
-        for name in (f"blk.{i}.time_mix_output.weight", f"blk.{i}.channel_mix_value.weight"):
-            result[name] = found[name].changed(_times(2 ** (i // every)), found[name].dtype)
-    return result
+    names = ("time_mix_output", "channel_mix_value")
+    divided = range(every, layers) if every else ()
+    return {f"blk.{i}.{name}.weight": 2 ** (i // every) for i in divided for name in names}
 
 
 def _times(factor):

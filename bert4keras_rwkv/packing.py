@@ -1,0 +1,138 @@
+"""Matrices that are packed into fewer bytes, in NumPy: what they are in memory and in files.
+
+A packed matrix has a row for each output. A number is 16, 8 or 4 bits: bfloat16 as it is; int8 times the scale of its
+group; 0 to 15 times the scale of its group, and its least value added (without one: 8 is zero). A group is some numbers
+of a row one after another. Scales and least values are float16.
+
+The layouts of 8 bits, and of 4, in groups of 32 are those of GGUF's Q8_0, Q4_0 and Q4_1, but for where scales lie.
+"""
+
+import math
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+UNIT = 32  # numbers in the smallest group
+PAIR = 2 * UNIT  # what the numbers of a row of 4 bits are a multiple of
+LARGEST = 2.0**14  # of numbers that are packed: scales are float16
+BITS = (16, 8, 4)
+MOST = {8: 127, 4: 15}
+NAMES = {16: ("packed",), 8: ("packed", "scales"), 4: ("packed", "scales", "least")}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a matrix is packed. bits: of a number: 16 (bfloat16), 8 or 4.
+
+    group: numbers that have a scale, a multiple of 32; None: a row has one. least: whether a group of 4 bits has a
+    least value too, which takes 16 bits more and is more accurate.
+    """
+
+    bits: int
+    group: int | None = UNIT
+    least: bool = True
+
+    def __post_init__(self):
+        if self.bits not in BITS:
+            raise ValueError(f"`bits` is 16 (bfloat16), 8 or 4. Received: {self.bits!r}.")
+        if self.group is not None and (self.group < UNIT or self.group % UNIT):
+            raise ValueError(f"`group` is a multiple of {UNIT}, or None for whole rows. Received: {self.group!r}.")
+
+    @property
+    def name(self):
+        return "bfloat16" if self.bits == 16 else f"int{self.bits}"
+
+    def numbers(self, inputs):
+        """How many numbers a row of so many inputs has: with zeros up to whole groups."""
+        unit = PAIR if self.bits == 4 else UNIT
+        whole = unit if self.bits == 16 or self.group is None else max(self.group, unit)
+        return -(-inputs // whole) * whole
+
+    def tensors(self, outputs, inputs):
+        """Name -> (shape, dtype) of the tensors of a packed matrix."""
+        numbers = self.numbers(inputs)
+        if self.bits == 16:
+            return {"packed": ((outputs, numbers), "bfloat16")}
+        scales = (outputs, numbers // (self.group or numbers)), "float16"
+        if self.bits == 8:
+            return {"packed": ((outputs, numbers), "int8"), "scales": scales}
+        found = {"packed": ((outputs, numbers // 2), "uint8"), "scales": scales}
+        return {**found, "least": scales} if self.least else found
+
+    def nbytes(self, outputs, inputs):
+        """Bytes of a packed matrix."""
+        return sum(
+            np.dtype(dtype).itemsize * math.prod(shape) for shape, dtype in self.tensors(outputs, inputs).values()
+        )
+
+
+def pack(matrix, scheme):
+    """A matrix (outputs, inputs), NumPy's, as a dict of NumPy arrays: those of `scheme.tensors`.
+
+    Each number becomes the nearest that there is. Of 8 bits, and of 4 without least values, the largest of a group is
+    kept; of 4 with them, the largest and the least.
+
+    Raises:
+        ValueError: a number is not finite, or larger than `LARGEST`.
+    """
+    outputs, inputs = matrix.shape
+    rows = np.zeros((outputs, scheme.numbers(inputs)), "float32")
+    rows[:, :inputs] = matrix
+    largest = np.abs(rows).max(initial=0.0)
+    if not largest <= LARGEST:
+        raise ValueError(f"A packed matrix has numbers of up to {LARGEST}. Received: {largest}.")
+    if scheme.bits == 16:
+        return {"packed": rows.astype(ml_dtypes.bfloat16)}
+    groups = rows.reshape(outputs, -1, scheme.group or rows.shape[1])
+    scales, least = _scales(groups, scheme)
+    numbers = _rounded(groups, scales, least, scheme).reshape(rows.shape)
+    if scheme.bits == 8:
+        return {"packed": numbers.astype("int8"), "scales": scales}
+    found = {"packed": in_halves(numbers.astype("uint8")), "scales": scales}
+    return {**found, "least": least} if scheme.least else found
+
+
+def _scales(groups, scheme):
+    """Of groups (outputs, G, numbers) the scales and least values (outputs, G), float16."""
+    if scheme.bits == 8:
+        return (np.abs(groups).max(-1) / MOST[8]).astype("float16"), None
+    if scheme.least:
+        least = groups.min(-1).astype("float16")
+        return ((groups.max(-1) - least) / MOST[4]).astype("float16"), least
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
+    scales = (largest / -8).astype("float16")  # so that the largest is exactly -8 scales, of either sign
+    return scales, -8 * scales
+
+
+def _rounded(groups, scales, least, scheme):
+    """The whole numbers that stand for those of groups."""
+    scales = scales.astype("float32")[..., None]
+    inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
+    if scheme.bits == 8:
+        return np.clip(np.rint(groups * inverse), -MOST[8], MOST[8])
+    return np.clip(np.rint((groups - least.astype("float32")[..., None]) * inverse), 0, MOST[4])
+
+
+def in_halves(numbers):
+    """Rows of numbers below 16 (outputs, numbers), uint8, two to a byte, as 4 bits are packed."""
+    halves = numbers.reshape(len(numbers), -1, 2, UNIT // 2)
+    return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(len(numbers), -1)
+
+
+def unpacked(arrays, scheme, inputs):
+    """The matrix (outputs, inputs) that packed arrays stand for: bfloat16 of 16 bits, else float32.
+
+    Each number is rounded once, so that it is, bit for bit, what `ops.matmul.unpack` makes of it.
+    """
+    packed = arrays["packed"]
+    if scheme.bits == 16:
+        return packed[:, :inputs]
+    scales = arrays["scales"].astype("float32")[..., None]
+    if scheme.bits == 4:
+        halves = packed.reshape(len(packed), -1, 1, UNIT // 2)
+        packed = np.concatenate([halves % 16, halves // 16], axis=2)
+    numbers = packed.reshape(*scales.shape[:2], -1).astype("float32") * scales
+    if scheme.bits == 4:
+        numbers += arrays["least"].astype("float32")[..., None] if scheme.least else -8 * scales
+    return numbers.reshape(len(packed), -1)[:, :inputs]

@@ -1,0 +1,222 @@
+"""Files that hold packed matrices: presets of quantised models, and GGUF files whose blocks are kept."""
+
+import json
+import logging
+
+import h5py
+import numpy as np
+import pytest
+
+from bert4keras_rwkv.cli import main
+from bert4keras_rwkv.keras_loader import ops
+from bert4keras_rwkv.layers.projection import scheme_of
+from bert4keras_rwkv.models import RWKV, build_transformer_model
+from bert4keras_rwkv.models.quantization import Quantization, projections
+from bert4keras_rwkv.packing import Scheme
+from bert4keras_rwkv.weights import WeightsError, open_weights, write_pth
+from bert4keras_rwkv.weights.formats.llama_cpp.write import write_gguf
+from tests.models.small import small_model
+
+IDS = np.array([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3]])
+MIXED = Quantization(Scheme(4, least=False), None, skip=("value",))
+WIDE = {"hidden_size": 64, "attention_head_size": 32, "num_attention_heads": 2, "intermediate_size": 96}
+
+
+def numbers(rwkv):
+    """Path -> the kernel of each projection, as it is computed with."""
+    return {path: ops.convert_to_numpy(layer.kernel) for path, layer in projections(rwkv.backbone).items()}
+
+
+def schemes(rwkv):
+    return {path: scheme_of(layer) for path, layer in projections(rwkv.backbone).items()}
+
+
+def logits(rwkv, ids=IDS):
+    return ops.convert_to_numpy(ops.stop_gradient(rwkv.forward(np.array(ids))[0]))
+
+
+@pytest.fixture
+def preset(tmp_path):
+    """The folder of a small model in int4, and the model."""
+    rwkv = small_model("7")
+    rwkv.quantize("int4")
+    rwkv.save_to_preset(tmp_path / "preset")
+    return tmp_path / "preset", rwkv
+
+
+@pytest.mark.parametrize("how", ["bfloat16", "int8", "int4", MIXED], ids=str)
+@pytest.mark.parametrize("version", ["6", "7"])
+@pytest.mark.on("torch")
+def test_a_preset_is_the_model(how, version, tmp_path):
+    """Bit for bit, and written again it is the same file; no quantization is asked for."""
+    rwkv = small_model(version)
+    rwkv.quantize(how)
+    rwkv.save_to_preset(tmp_path / "preset")
+    again = RWKV.from_preset(tmp_path / "preset")
+    assert schemes(again) == schemes(rwkv)
+    np.testing.assert_array_equal(logits(again), logits(rwkv))
+    again.save_to_preset(tmp_path / "again")
+    assert (tmp_path / "again/config.json").read_bytes() == (tmp_path / "preset/config.json").read_bytes()
+    with open_weights(tmp_path / "preset") as one, open_weights(tmp_path / "again") as other:
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_the_preset_on_this_backend(preset):
+    path, rwkv = preset
+    np.testing.assert_array_equal(logits(RWKV.from_preset(path)), logits(rwkv))
+    model = small_model("7", quantization="int4", return_keras_model=False).model
+    model.load_weights(path / "model.weights.h5")  # as Keras would have written it
+    np.testing.assert_allclose(ops.convert_to_numpy(ops.stop_gradient(model([IDS]))), logits(rwkv), atol=1e-5)
+
+
+@pytest.mark.on("torch")
+def test_quantising_twice(preset):
+    path, rwkv = preset
+    with pytest.raises(ValueError, match="Quantising twice rounds twice"):
+        RWKV.from_preset(path, quantization="int8")
+    for same in ("int4", "keep"):
+        np.testing.assert_array_equal(logits(RWKV.from_preset(path, quantization=same)), logits(rwkv))
+    with pytest.raises(ValueError, match="'keep' is as a file has its matrices"):
+        small_model("7", quantization="keep")
+    with pytest.raises(ValueError, match="or None"):
+        rwkv.quantize("keep")
+
+
+@pytest.mark.on("torch")
+def test_a_cut_vocabulary(preset):
+    """Rows of the head that are kept stay what they are."""
+    path, rwkv = preset
+    cut = RWKV.from_preset(path, keep_tokens=[0, 5, 7], compound_tokens=[[1, 2]])
+    got, wanted = logits(cut, [[1, 2]])[..., :3], logits(rwkv, [[5, 7]])[..., [0, 5, 7]]
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.on("torch")
+def test_adapters_and_states(preset, tmp_path):
+    """They go beside a preset that is quantised; in it a LoRA that adds something has no place."""
+    path, _ = preset
+    tuned = RWKV.from_preset(path)
+    tuned.enable_lora(rank=2)
+    tuned.enable_state_tuning()
+    tuned.save_to_preset(tmp_path / "nothing added")
+    for layer in projections(tuned.backbone).values():
+        if layer.lora_enabled:
+            layer.lora_kernel_b.assign(ops.ones(layer.lora_kernel_b.shape) * 0.1)
+    tuned.save_adapter(tmp_path / "tuned.safetensors")
+    with pytest.raises(ValueError, match="`save_adapter`"):
+        tuned.save_to_preset(tmp_path / "refused")
+    other = RWKV.from_preset(path)
+    other.load_adapter(tmp_path / "tuned.safetensors")
+    np.testing.assert_array_equal(logits(other), logits(tuned))
+
+
+@pytest.mark.on("torch")
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors", "model.gguf", "plain", "same"])
+def test_converting(preset, name, tmp_path, capsys):
+    """Its numbers, in floats; a preset without a dtype stays as it is."""
+    path, rwkv = preset
+    dtype = [] if name in ("same", "model.pth") else ["--dtype", "float32"]
+    assert main(["convert", str(path), str(tmp_path / name), "--check", *dtype]) == 0
+    said = capsys.readouterr()
+    assert ("int4" in said.err) == (name != "same") and "Checked" in said.out
+    again = build_transformer_model(checkpoint_path=tmp_path / name)
+    for kernel, other in zip(numbers(rwkv).values(), numbers(again).values(), strict=True):
+        np.testing.assert_array_equal(kernel, other)
+    assert schemes(again) == (schemes(rwkv) if name == "same" else dict.fromkeys(schemes(rwkv)))
+
+
+@pytest.mark.backend_free
+def test_what_it_says(preset, capsys):
+    path, rwkv = preset
+    assert main(["info", str(path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert set(said["dtypes"]) == {"int4", "int8", "float32"}
+    assert said["dtypes"]["int8"] == np.prod(numbers(rwkv)["head"].shape)
+    sizes = [np.asarray(ops.convert_to_numpy(v)).nbytes for v in rwkv.backbone.variables]
+    assert said["stored_bytes"] == sum(sizes)
+    assert said["packed"] == {
+        "int4 in groups of 32 with least values": said["dtypes"]["int4"],
+        "int8 in groups of 32": said["dtypes"]["int8"],
+    }
+    assert said["memory_bytes"]["float32"] == sum(sizes) + said["state_bytes"]
+    assert main(["info", str(path)]) == 0
+    assert "int4 in groups of 32 with least values" in capsys.readouterr().out
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("packed", lambda array: array[:-1], "time_mix/key"),
+        ("scales", lambda array: array[:, :-1], "time_mix/key"),
+        ("least", lambda array: array.astype("float32"), "time_mix/key"),
+        ("least", None, "nothing at .*time_mix/key/vars/least"),
+    ],
+)
+def test_damaged_tensors(preset, part, change, said):
+    path, _ = preset
+    with h5py.File(path / "model.weights.h5", "r+") as file:
+        group = file["layers/backbone/blocks/block/time_mix/key/vars"]
+        array = group[part][()]
+        del group[part]
+        if change is not None:
+            group.create_dataset(part, data=change(array))
+    with pytest.raises(WeightsError, match=said):
+        RWKV.from_preset(path)
+
+
+@pytest.mark.backend_free
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda groups: {}, "otherwise than the 'quantization'"),
+        (lambda groups: 5, "list of objects"),
+        (lambda groups: [{**groups[0], "bits": 3}], "bits"),
+        (lambda groups: [{**groups[0], "bits": "4"}], "whole numbers"),
+        (lambda groups: [{**groups[0], "inputs": 1 << 40}], "inputs"),
+        (lambda groups: [{**groups[0], "matrices": ["blocks/0/time_mix/bonus"]}], "no matrix of the model"),
+        (lambda groups: groups + groups, "named twice"),
+        (lambda groups: [{**group, "inputs": 17} for group in groups], "wants"),
+    ],
+)
+def test_damaged_descriptions(preset, change, said):
+    path, _ = preset
+    keys = json.loads((path / "config.json").read_text())
+    keys["quantization"] = change(keys["quantization"])
+    (path / "config.json").write_text(json.dumps(keys))
+    with pytest.raises(WeightsError, match=said):
+        RWKV.from_preset(path)
+
+
+@pytest.mark.on("torch")
+@pytest.mark.parametrize(("kind", "bits"), [("q8_0", 8), ("q4_0", 4), ("q4_1", 4), ("q5_0", 8), ("q5_1", 8)])
+@pytest.mark.parametrize("version", ["6", "7"])
+def test_blocks_are_kept(kind, bits, version, tmp_path, caplog):
+    """The numbers are those of the file, bit for bit, where a form of ours has them; else the log says how near."""
+    rwkv = small_model(version, **WIDE, vocab_size=300)
+    write_gguf(tmp_path / "a.gguf", rwkv.weights(), rwkv.config, kind)
+    plain = build_transformer_model(checkpoint_path=tmp_path / "a.gguf")
+    caplog.set_level(logging.INFO)
+    kept = build_transformer_model(checkpoint_path=tmp_path / "a.gguf", quantization="keep")
+    assert {scheme.bits for scheme in schemes(kept).values()} == {bits}
+    (said,) = [record for record in caplog.records if "kept in the bytes" in record.message]
+    exact = kind != "q5_1"
+    assert ("exact" in said.message) == exact and (said.levelno == logging.INFO) == exact
+    for path, kernel in numbers(kept).items():
+        wanted = numbers(plain)[path]
+        np.testing.assert_allclose(kernel, wanted, atol=0 if exact else np.abs(wanted).max() / 250)
+    kept.save_to_preset(tmp_path / "preset")
+    np.testing.assert_array_equal(logits(RWKV.from_preset(tmp_path / "preset")), logits(kept))
+
+
+@pytest.mark.on("torch")
+def test_bfloat16_is_kept(tmp_path):
+    """Of any file: the numbers, in half of the bytes."""
+    rwkv = small_model("7")
+    write_pth(tmp_path / "half.pth", rwkv.weights(), dtype="bfloat16")
+    half = build_transformer_model(checkpoint_path=tmp_path / "half.pth", quantization="keep")
+    assert {scheme.bits for scheme in schemes(half).values()} == {16}
+    plain = build_transformer_model(checkpoint_path=tmp_path / "half.pth", dtype="float32")
+    for path, kernel in numbers(half).items():
+        np.testing.assert_array_equal(kernel, numbers(plain)[path])
