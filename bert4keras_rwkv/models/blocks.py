@@ -11,7 +11,7 @@ from bert4keras_rwkv.generation import loop
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.models.backbone import facts
 from bert4keras_rwkv.ops import backend
-from bert4keras_rwkv.ops.compile import compiled, compiled_for_any
+from bert4keras_rwkv.ops.compile import compiled, compiled_for_any, values
 
 NARROWEST = 512  # hidden size from which a block takes longer than calling it
 
@@ -37,7 +37,7 @@ class Blocks:
         x, side = self._enter(ids, present)
         new = []
         for block, call, here in zip(self._network.blocks, self._calls, state, strict=True):
-            x, here, more = call([variable.value for variable in block.variables], x, here, side)
+            x, here, more = call(values(block.variables), x, here, side)
             side = side | more
             new.append(here)
         return x, new

@@ -7,6 +7,7 @@ from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.executables import Kept
 
+scopes = keras.src.backend.common.stateless_scope
 OURS = set()  # how TensorFlow names the functions that are compiled here
 
 
@@ -72,9 +73,20 @@ def _jax(function, variables, description):
 
     def call(*args):
         known = variables() if callable(variables) else variables
-        return program([v.value for v in known], *args)
+        return program(values(known), *args)
 
     return call
+
+
+def values(variables):
+    """The values of Keras variables, outside of the functions that are compiled.
+
+    A model has hundreds, and each asks three times in which scope it is when it is asked for its value: a millisecond a
+    token. Here it is asked once.
+    """
+    if scopes.in_stateless_scope():
+        return [variable.value for variable in variables]
+    return [variable._value for variable in variables]
 
 
 def _tensorflow(function):

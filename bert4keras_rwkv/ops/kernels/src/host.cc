@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstring>
@@ -67,6 +68,7 @@ const Kernel* find(const std::string& name) {
 }
 
 constexpr int64_t WORTHWHILE = 200 * 1000;  // multiplications that take longer than calling a helper
+constexpr int64_t BRIEF = 50 * 1000 * 1000;   // those that take not much longer than it takes a thread to wake
 
 // Items in turn to whoever is free. The caller works too, and never waits for a helper that has not begun.
 struct Shared {
@@ -93,7 +95,7 @@ template <class Schedule> bool spread(int64_t items, int64_t work, int64_t share
     }
     shared->active--;
   };
-  for (int64_t i = 0; i < useful; i++) schedule(part);
+  for (int64_t i = 0; i < useful; i++) schedule(part, items * work < BRIEF);
   part();
   while (shared->active.load() > 0) std::this_thread::yield();
   return !shared->failed;
@@ -116,7 +118,9 @@ template <class Schedule> std::string run(const char* name, const Tensor* in, in
   return std::string(name) + ": out of memory";
 }
 
-// Threads for callers that bring none. A process that was forked has none of its parent's, and starts its own.
+// Threads for callers that bring none, and for work that is done before a thread that sleeps has woken: one that has worked looks
+// for more for a while before it sleeps, and lets others run meanwhile. A process that was forked has none of its parent's,
+// and starts its own.
 class Pool {
  public:
   static Pool& get(int threads) {
@@ -132,6 +136,8 @@ class Pool {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       tasks_.push_back(std::move(task));
+      waiting_++;
+      if (asleep_ == 0) return;
     }
     wake_.notify_one();
   }
@@ -143,16 +149,32 @@ class Pool {
   }
   void serve() {
     for (;;) {
+      const auto end = std::chrono::steady_clock::now() + AWAKE;
+      while (waiting_.load() == 0 && std::chrono::steady_clock::now() < end) {
+        for (int i = 0; i < 32; i++) pause();
+        std::this_thread::yield();
+      }
       std::function<void()> task;
       {
         std::unique_lock<std::mutex> lock(mutex_);
+        asleep_++;
         wake_.wait(lock, [this] { return !tasks_.empty(); });
+        asleep_--;
         task = std::move(tasks_.front());
         tasks_.pop_front();
+        waiting_--;
       }
       task();
     }
   }
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+  static constexpr std::chrono::microseconds AWAKE{200};
+  std::atomic<int> waiting_{0};
+  int asleep_ = 0;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::function<void()>> tasks_;
@@ -188,9 +210,9 @@ int rwkv_run(const char* kernel, const Tensor* in, int inputs, const Tensor* out
   try {
     if (threads > 1) {
       Pool& pool = Pool::get(threads - 1);
-      wrong = run(kernel, in, inputs, out, outputs, threads - 1, [&](const std::function<void()>& task) { pool(task); });
+      wrong = run(kernel, in, inputs, out, outputs, threads - 1, [&](const std::function<void()>& task, bool) { pool(task); });
     } else {
-      wrong = run(kernel, in, inputs, out, outputs, 0, [](const std::function<void()>&) {});
+      wrong = run(kernel, in, inputs, out, outputs, 0, [](const std::function<void()>&, bool) {});
     }
   } catch (const std::exception& error) {
     wrong = error.what();
@@ -205,8 +227,12 @@ int rwkv_run(const char* kernel, const Tensor* in, int inputs, const Tensor* out
 
 static ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, std::string_view kernel) {
   return with_tensors(args, rets, [&](const Tensor* in, const Tensor* out) {
-    return run(std::string(kernel).c_str(), in, (int)args.size(), out, (int)rets.size(), pool.num_threads() - 1,
-               [&](const std::function<void()>& task) { pool.Schedule(std::function<void()>(task)); });
+    const int helpers = (int)pool.num_threads() - 1;
+    const auto schedule = [&](const std::function<void()>& task, bool is_brief) {
+      if (is_brief) Pool::get(helpers)(task);
+      else pool.Schedule(std::function<void()>(task));
+    };
+    return run(std::string(kernel).c_str(), in, (int)args.size(), out, (int)rets.size(), helpers, schedule);
   });
 }
 XLA_FFI_DEFINE_HANDLER_SYMBOL(rwkv_xla, call, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attr<std::string_view>("kernel"));

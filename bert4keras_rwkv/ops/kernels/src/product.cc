@@ -213,7 +213,7 @@ void bfloat16(const Tensor* in, const Tensor* out, int64_t from, int64_t to) {
     });
 }
 
-int64_t panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['I' - 'A'] / 4; }
+int64_t panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['I' - 'A']; }
 }  // namespace
 
 extern const Kernel TABLE[];

@@ -102,7 +102,7 @@ void dense_of_any(const Tensor* in, const Tensor* out, int64_t from, int64_t to)
   }
 }
 
-int64_t panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['I' - 'A'] / 2; }
+int64_t panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['I' - 'A'] * 4; }
 }  // namespace
 
 extern const Kernel TABLE[];
