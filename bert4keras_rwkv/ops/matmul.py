@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
+from bert4keras_rwkv.ops.backend import device_of
 from bert4keras_rwkv.ops.kernels.choose import chosen
 from bert4keras_rwkv.ops.kernels.native import device, packed_product
 
@@ -150,7 +151,9 @@ def matmul(x, tensors, scheme, kernel="auto"):
     inputs, leading = x.shape[-1], ops.shape(x)[:-1]
     rows = ops.reshape(x, (-1, inputs))
     y = None
-    if _is_few(rows) and chosen(kernel, x.dtype, tuple(rows.shape)) == "native" and device() == "cpu":
+    where = device_of(rows)
+    is_native = _is_few(rows) and chosen(kernel, x.dtype, tuple(rows.shape), where) == "native"
+    if is_native and device(where) == "cpu":
         y = packed_product(scheme.kernel, rows, tensors_of(tensors, scheme), Slope(scheme, inputs))
     if y is None:
         y = wide(rows if scheme.bits == 16 else rounded(rows), unpack(tensors, scheme, inputs))

@@ -94,7 +94,9 @@ def test_without_a_gpu(capsys, monkeypatch):
     library.library()
     text = listed(capsys)
     assert f"Runs        {library.library().levels()[0]}" in text
-    assert "NVRTC       none is found\nGPU         None: There is no CUDA driver (/nowhere/libcuda.so.1).\n" in text
+    assert (
+        "NVRTC       none is found\nGPU         None here: There is no CUDA driver (/nowhere/libcuda.so.1).\n" in text
+    )
 
 
 @pytest.mark.on("torch")
