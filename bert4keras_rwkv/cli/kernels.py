@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shlex
 
 from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.keras_loader import VARIABLE
@@ -55,7 +56,7 @@ def of_processor():
         else:
             plan = library.plan()
             yield f"Library     {plan.path}"
-            yield f"Compiler    {plan.version} ({plan.compiler})"
+            yield f"Compiler    {shlex.join(plan.compiler)}, version {plan.version}"
             if not kept.is_whole(plan.path):
                 yield "            It is not built yet: the first use does that, or --build."
                 return
@@ -75,7 +76,7 @@ def without_compiler():
 
 
 def is_built():
-    """Whether there is a library that can run."""
+    """Whether there is a library that can run. Raises NoLibraryError where there cannot be one."""
     return library.PREBUILT.is_file() or without_compiler() is not None or kept.is_whole(library.plan().path)
 
 
@@ -89,17 +90,27 @@ def of_gpu():
     try:
         if cubins := list(kept.folder().glob(f"cuda-*{cuda.SUFFIX}")):
             yield f"Cubins      {len(cubins)}, in {kept.folder()}"
-        if is_built():
-            device = cuda.device()
-            yield f"GPU         {device.name}, sm_{device.architecture}, a driver for CUDA {device.driver // 1000}"
-            yield f"            Its kernels are compiled by NVRTC {cuda.compiler()}."
-            heads = ", ".join(map(str, cuda.CHUNKED_HEADS))
-            if device.architecture >= cuda.CHUNKED_FROM:
-                yield f"            By chunks on tensor cores go wkv6 and wkv7 of bfloat16, for heads of {heads}."
-            else:
-                yield f"            None goes by chunks on tensor cores: that wants sm_{cuda.CHUNKED_FROM}."
+        if not is_built():
+            return
+        library.library()
+    except NoLibraryError:  # which was said of the processor
+        yield "GPU         None runs them: the library for this processor, which is not here, would start them."
+        return
+    try:
+        device = cuda.device()
+        yield f"GPU         {device.name}, sm_{device.architecture}, a driver for CUDA {device.driver // 1000}"
     except NoLibraryError as error:
-        yield f"GPU         None: {error}"
+        yield f"GPU         None here: {error}"
+        return
+    try:
+        yield f"            Its kernels are compiled by NVRTC {cuda.compiler()}."
+        heads = ", ".join(map(str, cuda.CHUNKED_HEADS))
+        if device.architecture >= cuda.CHUNKED_FROM:
+            yield f"            By chunks on tensor cores go wkv6 and wkv7 of bfloat16, for heads of {heads}."
+        else:
+            yield f"            None goes by chunks on tensor cores: that wants sm_{cuda.CHUNKED_FROM}."
+    except NoLibraryError as error:
+        yield f"            Its kernels are not compiled: {error}"
 
 
 def check(engine):

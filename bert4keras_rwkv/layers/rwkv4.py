@@ -21,7 +21,7 @@ class TimeMix(Layer):
     def __init__(self, config, index, initial, kernel="auto", **kwargs):
         super().__init__(**kwargs)
         D, policy = config.hidden_size, self.dtype_policy
-        self.kernel, self.initial = check_kernel(kernel), initial
+        self.kernel, self.initial = check_kernel(kernel, self.compute_dtype), initial
         self.receptance, self.key, self.value, self.output_projection = (
             dense(D, name, initial[name], policy) for name in ("receptance", "key", "value", "output")
         )

@@ -29,7 +29,7 @@ class TimeMix(Layer):
         self.heads, self.head_size = c.num_attention_heads, c.attention_head_size
         self.per_channel, self.gated = c.variant == "5.2", c.variant != "5.0"
         self.exponential_bonus = c.exponential_bonus
-        self.kernel, self.initial = check_kernel(kernel), initial
+        self.kernel, self.initial = check_kernel(kernel, self.compute_dtype), initial
         attention = self.heads * self.head_size
         self.receptance, self.key, self.value = (
             dense(attention, name, initial[name], policy) for name in ("receptance", "key", "value")

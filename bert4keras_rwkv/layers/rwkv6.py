@@ -23,7 +23,7 @@ class TimeMix(Layer):
         super().__init__(**kwargs)
         c, policy = config, self.dtype_policy
         self.heads, self.head_size = c.num_attention_heads, c.attention_head_size
-        self.kernel, self.initial = check_kernel(kernel), initial
+        self.kernel, self.initial = check_kernel(kernel, self.compute_dtype), initial
         attention = self.heads * self.head_size
 
         def low_rank(name, units, rank, **more):

@@ -30,7 +30,7 @@ class TimeMix(Layer):
         super().__init__(**kwargs)
         c, policy = config, self.dtype_policy
         self.heads, self.head_size, self.first = c.num_attention_heads, c.attention_head_size, index == 0
-        self.kernel, self.initial = check_kernel(kernel), initial
+        self.kernel, self.initial = check_kernel(kernel, self.compute_dtype), initial
         attention = self.heads * self.head_size
 
         def low_rank(name, rank, activation=None):

@@ -45,6 +45,46 @@ def device_kind():
     return "accelerator"
 
 
+def once_while_tracing(function):
+    """`function` of constants. PyTorch does not compile it into a program, and takes what it returns for constant."""
+    if name() != "torch":
+        return function
+    import torch
+
+    return torch.compiler.assume_constant_result(function)
+
+
+def device_of(x):
+    """The kind of device on which a tensor lies, as PyTorch names it; None on other backends, and of what is none."""
+    return getattr(getattr(x, "device", None), "type", None) if name() == "torch" else None
+
+
+def kind_of(device):
+    """`device_kind` for what `device_of` says."""
+    if device != "cuda":
+        return device
+    import torch
+
+    return "cuda" if torch.version.cuda else "accelerator"
+
+
+def beside(x, like=None):
+    """x as a tensor; what is none yet becomes one on the device of the tensor `like`."""
+    if ops.is_tensor(x):
+        return x
+    x = ops.convert_to_tensor(x)
+    return x.to(like.device) if name() == "torch" and like is not None else x
+
+
+def nothing(dtype, like):
+    """An empty tensor (0,), on the device of the tensor `like`."""
+    if name() != "torch":
+        return ops.zeros((0,), dtype)
+    import torch
+
+    return torch.empty((0,), dtype=getattr(torch, dtype), device=like.device)
+
+
 def dtype_name(x):
     """The name of a tensor's dtype. Keras' `standardize_dtype` is slow enough to tell where one token is decoded."""
     return str(x.dtype).removeprefix("torch.")

@@ -10,7 +10,7 @@ at once and token by token are the same function.
 from dataclasses import dataclass
 
 from bert4keras_rwkv.keras_loader import ops
-from bert4keras_rwkv.ops.backend import dtype_name, wide_matmul
+from bert4keras_rwkv.ops.backend import device_of, dtype_name, wide_matmul
 from bert4keras_rwkv.ops.kernels.choose import chosen
 from bert4keras_rwkv.ops.kernels.native import device, has_products_of_many, product
 from bert4keras_rwkv.packing import LARGEST, MOST, NAMES, PAIR, UNIT, Scheme, pack
@@ -67,7 +67,8 @@ def product_for(scheme, rows):
 
 def _is_native(rows, kernel):
     known = isinstance(rows.shape[0], int)
-    return known and chosen(kernel, rows.dtype, tuple(rows.shape)) == "native" and device() == "cpu"
+    where = device_of(rows)
+    return known and chosen(kernel, rows.dtype, tuple(rows.shape), where) == "native" and device(where) == "cpu"
 
 
 def tensors_of(tensors, scheme):

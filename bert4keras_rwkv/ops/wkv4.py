@@ -13,10 +13,12 @@ from bert4keras_rwkv.ops.chunks import real_resets, without_tokens
 from bert4keras_rwkv.ops.kernels.choose import chosen
 from bert4keras_rwkv.ops.kernels.native import native
 from bert4keras_rwkv.ops.scan import scan
+from bert4keras_rwkv.ops.shapes import Shapes
 
 MOST = 1e29  # keys and bonuses beyond are as good as this; two of them together stay clear of an empty state's -1e30
 STEEPEST = 60.0  # a gradient of an empty state is scaled by e^60 at most
 SMALLEST = 1e-30  # a denominator that has seen a token is about 1 at least
+SHAPES = Shapes("wkv4", {"k": "BTD", "v": "BTD", "w": "D", "u": "D"}, "3D")
 
 
 def wkv4_loop(k, v, w, u, state, present=None, reset=None, start=None):
@@ -31,7 +33,7 @@ def wkv4_loop(k, v, w, u, state, present=None, reset=None, start=None):
         k, v, *given = x
         given = dict(zip(masks, given, strict=True))
         if "reset" in given:
-            S = _choose(given["reset"], _initial_state(begin, k, u), S)
+            S = _choose(given["reset"], _initial_state(begin, k, u, given["reset"]), S)
         y, new = _read(k, v, u, S), _write(k, v, w, S)
         return _choose(given["present"], new, S) if "present" in given else new, y
 
@@ -47,7 +49,8 @@ def wkv4_step(k, v, w, u, state, present=None, reset=None, start=None):
     S = _initial_state(_parts(state), k, u)
     if reset is not None:
         begin = _parts(ops.zeros_like(state) if start is None else ops.cast(start, state.dtype))
-        S = _choose(real_resets(reset, present)[:, :1], _initial_state(begin, k, u), S)
+        begins = real_resets(reset, present)[:, :1]
+        S = _choose(begins, _initial_state(begin, k, u, begins), S)
     return _read(k, v, u, S)[:, None], _last_state(_write(k, v, w, S), state, present)
 
 
@@ -55,7 +58,12 @@ def prepare(k, v, w, u, state):
     """Everything in the dtype of the recurrence, and nothing so large that a sum of two overflows."""
     dtype = backend.accumulation_dtype(k.dtype)
     k, v, w, u, state = (ops.cast(x, dtype) for x in (k, v, w, u, state))
-    return ops.clip(k, -MOST, MOST), v, ops.where(w > -MOST, w, -MOST), ops.clip(u, -MOST, MOST), state
+    return _bounded(k), v, ops.where(w > -MOST, w, -MOST), _bounded(u), state
+
+
+def _bounded(x):
+    """x within MOST. NaN stays, and its gradient: that of `ops.clip` is 0 on PyTorch."""
+    return ops.where(x > MOST, MOST, ops.where(x < -MOST, -MOST, x))
 
 
 def _read(k, v, u, S):
@@ -82,17 +90,19 @@ def _shares(p, q):
     return ops.where(ahead, 1.0, less), ops.where(ahead, less, 1.0)
 
 
-def _initial_state(S, k, u):
+def _initial_state(S, k, u, begins=None):
     """A state that was handed in, before the token of key k. An empty one gets a maximum that never counts.
 
     Numerator and denominator 0 are an empty state whatever maximum comes with them. For them to be trainable the
     maximum must not be far below the keys: it is put just below the first, and the gradient is scaled back to the
-    maximum that was handed in.
+    maximum that was handed in. begins: (B, 1) bool, which rows will have the result; in others a key or a bonus that is
+    NaN must not get into the gradient. None: all.
     """
     a, b, p = S
     empty = ops.logical_and(ops.equal(a, 0), ops.equal(b, 0))
     below = ops.stop_gradient(k + ops.minimum(u, 0.0)) - 1.0
-    scale = ops.where(empty, ops.exp(ops.minimum(p - below, STEEPEST)), 1.0)
+    below = below if begins is None else ops.where(begins, below, 0.0)
+    scale = ops.exp(ops.where(empty, ops.minimum(p - below, STEEPEST), 0.0))
     return scale * a, scale * b, ops.where(empty, below, p)
 
 
@@ -131,10 +141,11 @@ def wkv4(k, v, w, u, state, present=None, reset=None, start=None, kernel="auto")
     `start` ((3, D), or with a leading 1 or B; None: empty).
     Returns y (B, T, D) and the state after the last token, both float32 (float64 when k is float64).
     """
+    xs, *others = SHAPES.fitted((k, v, w, u), state, present, reset, start)
     forms = {"loop": wkv4_loop, "ops": wkv4_step if k.shape[1] == 1 else wkv4_loop}
-    form = chosen(kernel, k.dtype, k.shape)
+    form = chosen(kernel, k.dtype, k.shape, backend.device_of(k))
     if k.shape[1] == 0:
-        return without_tokens(k, state)
+        return without_tokens(k, others[0])
     if form == "native":
-        return native("wkv4", (k, v, w, u), state, present, reset, start)
-    return forms[form](k, v, w, u, state, present, reset, start)
+        return native("wkv4", xs, *others)
+    return forms[form](*xs, *others)

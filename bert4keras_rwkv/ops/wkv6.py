@@ -18,8 +18,10 @@ from bert4keras_rwkv.ops.chunks import (
 )
 from bert4keras_rwkv.ops.kernels.choose import chosen
 from bert4keras_rwkv.ops.kernels.native import native
+from bert4keras_rwkv.ops.shapes import Shapes
 
 CHUNK = 32  # fastest of 8..128 for forward and for forward with gradient on a CPU
+SHAPES = Shapes("wkv6", {**dict.fromkeys("rwkv", "BTHN"), "u": "HN"}, "HNN")
 
 
 def wkv6_loop(r, w, k, v, u, state, present=None, reset=None, start=None):
@@ -107,10 +109,11 @@ def wkv6(r, w, k, v, u, state, present=None, reset=None, start=None, kernel="aut
     a token the state becomes `start` ((H, N, N), or with a leading 1 or B; None: zero).
     Returns y (B, T, H, N) and the state after the last token, both float32 (float64 when r is float64).
     """
+    xs, *others = SHAPES.fitted((r, w, k, v, u), state, present, reset, start)
     forms = {"loop": wkv6_loop, "ops": wkv6_step if r.shape[1] == 1 else wkv6_chunked}
-    form = chosen(kernel, r.dtype, r.shape)
+    form = chosen(kernel, r.dtype, r.shape, backend.device_of(r))
     if r.shape[1] == 0:
-        return without_tokens(r, state)
+        return without_tokens(r, others[0])
     if form == "native":
-        return native("wkv6", (r, w, k, v, u), state, present, reset, start)
-    return forms[form](r, w, k, v, u, state, present, reset, start)
+        return native("wkv6", xs, *others)
+    return forms[form](*xs, *others)

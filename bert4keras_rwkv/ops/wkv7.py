@@ -24,12 +24,14 @@ from bert4keras_rwkv.ops.chunks import (
 from bert4keras_rwkv.ops.gradients import unless_differentiated
 from bert4keras_rwkv.ops.kernels.choose import chosen
 from bert4keras_rwkv.ops.kernels.native import native
+from bert4keras_rwkv.ops.shapes import Shapes
 
 # B 1 and 4, T 256 to 1024, 12 heads of 64, on a CPU. JAX: with gradient, chunks of 16 take 0.75 of the time of 32 and a
 # quarter of that of the loop; without, the loop takes half the time of any chunks. TensorFlow and PyTorch: chunks of 32
 # are the fastest, with gradient 0.4 to 0.8 of the time of 16.
 CHUNK = 32
 CHUNK_JAX_CPU = 16
+SHAPES = Shapes("wkv7", dict.fromkeys("rwkvab", "BTHN"), "HNN")
 
 
 def wkv7_loop(r, w, k, v, a, b, state, present=None, reset=None, start=None):
@@ -198,11 +200,12 @@ def wkv7(r, w, k, v, a, b, state, present=None, reset=None, start=None, kernel="
     a token the state becomes `start` ((H, N, N), or with a leading 1 or B; None: zero).
     Returns y (B, T, H, N) and the state after the last token, both float32 (float64 when r is float64).
     """
+    xs, *others = SHAPES.fitted((r, w, k, v, a, b), state, present, reset, start)
     fastest = partial(wkv7_fastest, bounded=bounded)
     forms = {"loop": wkv7_loop, "ops": wkv7_step if r.shape[1] == 1 else fastest}
-    form = chosen(kernel, r.dtype, r.shape)
+    form = chosen(kernel, r.dtype, r.shape, backend.device_of(r))
     if r.shape[1] == 0:
-        return without_tokens(r, state)
+        return without_tokens(r, others[0])
     if form == "native":
-        return native("wkv7", (r, w, k, v, a, b), state, present, reset, start)
-    return forms[form](r, w, k, v, a, b, state, present, reset, start)
+        return native("wkv7", xs, *others)
+    return forms[form](*xs, *others)

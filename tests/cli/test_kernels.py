@@ -39,7 +39,9 @@ def test_from_nothing_to_nothing(cache, capsys, caplog, monkeypatch):
 def test_without_a_compiler(cache, capsys, monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere")
     assert main(["kernels"]) == 0
-    assert "none is found (/nowhere). Pure Keras ops run." in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.count("none is found (/nowhere)") == 1 and "none is found (/nowhere). Pure Keras ops run." in out
+    assert "GPU         None runs them: the library for this processor, which is not here, would start them." in out
     assert main(["kernels", "--build"]) == 1
     assert "none is found (/nowhere)" in capsys.readouterr().err
 
@@ -94,7 +96,9 @@ def test_without_a_gpu(capsys, monkeypatch):
     library.library()
     text = listed(capsys)
     assert f"Runs        {library.library().levels()[0]}" in text
-    assert "NVRTC       none is found\nGPU         None: There is no CUDA driver (/nowhere/libcuda.so.1).\n" in text
+    assert (
+        "NVRTC       none is found\nGPU         None here: There is no CUDA driver (/nowhere/libcuda.so.1).\n" in text
+    )
 
 
 @pytest.mark.on("torch")

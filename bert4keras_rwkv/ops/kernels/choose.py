@@ -3,9 +3,10 @@
 import logging
 import os
 
+from bert4keras_rwkv.ops.backend import once_while_tracing
 from bert4keras_rwkv.ops.kernels import cuda, native
 from bert4keras_rwkv.ops.kernels.library import is_loaded, library
-from bert4keras_rwkv.ops.kernels.native import why_not
+from bert4keras_rwkv.ops.kernels.native import unfit, why_not
 
 KERNELS = ("auto", "ops", "native", "loop")
 UNTRIED = (
@@ -14,38 +15,50 @@ UNTRIED = (
 )
 
 
-def check_kernel(kernel):
-    """Return `kernel`, or raise a ValueError that names the known ones, or says why none is native here."""
+def check_kernel(kernel, dtype=None):
+    """Return `kernel`, or raise a ValueError that names the known ones, or says why none is native here.
+
+    dtype: of the inputs, as in "float32"; None: not known.
+    """
     if kernel not in KERNELS:
         raise ValueError(f"`kernel` is one of {', '.join(map(repr, KERNELS))}. Received: kernel={kernel!r}.")
     if kernel == "native":
-        _insist()
+        chosen(kernel, dtype)
     if kernel == "auto":
         chosen()
     return kernel
 
 
-def chosen(kernel="auto", dtype=None, shape=()):
+def chosen(kernel="auto", dtype=None, shape=(), where=None):
     """'loop', 'ops' or 'native' for an argument that may also be 'auto', and inputs of a dtype and shape.
 
+    where: the device on which they lie, as `backend.device_of` says.
     'auto' asks the environment variable OPS_KERNEL when it is called: 1 is pure Keras ops; 0 the native kernel where
     one serves, else pure ops; not set is the same on a CPU, and pure ops on a GPU. What runs is said in the log.
     """
     if kernel not in ("auto", "native"):
         return check_kernel(kernel)
+    reason = unfit(shape, where) or _reason(kernel, dtype, where)
+    if reason and kernel == "native":
+        raise ValueError(f"kernel='native' was asked for, and cannot be: {reason} kernel='auto' takes pure ops then.")
+    return "ops" if reason else "native"
+
+
+@once_while_tracing
+def _reason(kernel, dtype, where):
+    """Why no native kernel runs for inputs of any shape, empty: one does. What runs for 'auto' is said in the log."""
     if kernel == "native":
-        _insist(dtype, shape)
-        return kernel
+        return why_not(dtype, where) or ""
     told = os.environ.get("OPS_KERNEL") or None
     if told not in (None, "0", "1"):
         raise ValueError(f"OPS_KERNEL is 0 (native kernels where there are some) or 1 (pure ops). Received: {told!r}.")
     if told == "1":
-        return "ops"
-    reason = UNTRIED if told is None and native.device() == "cuda" else why_not(dtype, shape)
+        return "OPS_KERNEL is 1."
+    reason = UNTRIED if told is None and native.device(where) == "cuda" else why_not(dtype, where)
     if reason not in _said:
         _said.add(reason)
-        _say(reason)
-    return "ops" if reason else "native"
+        _say(reason, where)
+    return reason or ""
 
 
 def native_code():
@@ -56,20 +69,14 @@ def native_code():
     return library().path.name if is_loaded() else None
 
 
-def _insist(dtype=None, shape=()):
-    reason = why_not(dtype, shape)
-    if reason is not None:
-        raise ValueError(f"kernel='native' was asked for, and cannot be: {reason} kernel='auto' takes pure ops then.")
-
-
 _said = set()
 
 
-def _say(reason):
+def _say(reason, where):
     """Say in the log what runs."""
     logger = logging.getLogger("bert4keras_rwkv")
     if reason is not None:
         logger.info("The recurrences run as pure Keras ops. %s", reason)
         return
-    where = cuda.device().name if native.device() == "cuda" else library().levels()[0]
-    logger.info("The recurrences run on native kernels (%s, %s).", where, library().path)
+    on = cuda.device().name if native.device(where) == "cuda" else library().levels()[0]
+    logger.info("The recurrences run on native kernels (%s, %s).", on, library().path)

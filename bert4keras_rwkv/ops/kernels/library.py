@@ -11,6 +11,8 @@ import importlib.util
 import logging
 import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -138,14 +140,16 @@ def _find():
         return Library(PREBUILT if PREBUILT.is_file() else build())
     except NoLibraryError as error:
         return error
+    except OSError as error:  # of a file of this package or of XLA
+        return NoLibraryError(f"Native kernels cannot be built: {error}.")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be built, and where. compiler: its path; version: what it says of itself; headers: those of XLA."""
+    """What would be built, and where. compiler: its command; version: as in 12.2.0; headers: those of XLA."""
 
     path: Path
-    compiler: str
+    compiler: tuple[str, ...]
     version: str
     levels: dict
     headers: Path | None
@@ -155,7 +159,7 @@ def plan():
     """The `Plan` of this machine. Raises NoLibraryError."""
     where, levels, headers = folder(), _levels(), _ffi_headers()
     compiler = _compiler()
-    version = "".join(_said([compiler, "--version"], "does not run").splitlines()[:1])
+    version = _version(compiler)
     key = digest([(repr((compiler, version)), b"")])[:12]
     return Plan(where / f"{_prefix(levels, headers)}{key}{SUFFIX}", compiler, version, levels, headers)
 
@@ -196,7 +200,7 @@ def build(again=False):
         return before
 
     def compile_and_say(made):
-        logging.getLogger("bert4keras_rwkv").warning(BUILDING, wanted.compiler, wanted.path.parent)
+        logging.getLogger("bert4keras_rwkv").warning(BUILDING, shlex.join(wanted.compiler), wanted.path.parent)
         _compile(wanted.compiler, wanted.levels, wanted.headers, made)
         Library(made)  # what cannot be loaded is not kept
 
@@ -210,7 +214,7 @@ def build_to(path):
 
 
 def _compile(compiler, levels, headers, target):
-    """All kernels for all levels into one library."""
+    """All kernels for all levels into one library. What is made on the way stands beside it, and goes with it."""
     xla = [] if headers is None else ["-isystem", str(headers)]
     only = ["-DONLY_PLAIN"] if list(levels) == ["plain"] else []
     tasks = {"host": ("host", [*xla, *only]), "cuda_host": ("cuda_host", xla)}
@@ -219,42 +223,73 @@ def _compile(compiler, levels, headers, target):
             table = f"{name}_{level}"
             tasks[table] = name, [f"-DWIDTH={width}", f"-DTABLE={table}", *options]
 
-    with tempfile.TemporaryDirectory(prefix="rwkv-") as room:
+    with tempfile.TemporaryDirectory(prefix="objects-", dir=Path(target).parent) as room:
 
         def run(task):
             name, (source, options) = task
-            compiled = str(Path(room) / f"{name}.o")
-            command = [compiler, *OPTIONS, *options, "-c", str(SOURCES / f"{source}.cc"), "-o", compiled]
-            _said(command, f"cannot compile {source}.cc")
-            return compiled
+            compiled = Path(room) / f"{name}.o"
+            command = [*OPTIONS, *options, "-c", str(SOURCES / f"{source}.cc"), "-o", str(compiled)]
+            _made(compiled, compiler, command, f"compile {source}.cc")
+            return str(compiled)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(run, tasks.items()))
-        _said([compiler, "-shared", "-pthread", *objects, "-o", str(target), "-ldl"], "cannot link the kernels")
+        linking = ["-shared", "-pthread", *objects, "-o", str(target), "-ldl"]
+        _made(Path(target), compiler, linking, "link the kernels")
 
 
 def _compiler():
-    """The C++ compiler: that of the environment variable CXX, or the first that is found."""
-    wanted = os.environ.get("CXX")
-    for name in (wanted,) if wanted else COMPILERS:
-        if (path := shutil.which(name)) is not None:
-            return path
+    """The command of the C++ compiler: the environment variable CXX, or the first that is found."""
+    wanted = os.environ.get("CXX", "").strip()
+    for command in _commands(wanted) if wanted else [[name] for name in COMPILERS]:
+        if (path := shutil.which(command[0])) is not None:
+            return (path, *command[1:])
     names = wanted or ", ".join(COMPILERS)
     raise NoLibraryError(f"Native kernels are built by a C++ compiler, and none is found ({names}).")
 
 
-def _said(command, failing):
-    """What a command prints, or a NoLibraryError with the line that says what is wrong."""
+def _commands(wanted):
+    """What CXX may mean: a program, whose path may have blanks, or one with options, as a shell reads it."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+        return [[wanted], shlex.split(wanted)]
+    except ValueError as error:
+        raise NoLibraryError(
+            f"CXX is a compiler and its options, as for a shell. Received: {wanted} ({error})."
+        ) from error
+
+
+def _version(compiler):
+    """The version of a compiler, as it tells programs; what it prints of itself may be another text each time."""
+    said = _said(compiler, ["-x", "c++", "-E", "-P", "-"], "does not run", input="rwkv_version __VERSION__\n")
+    found = re.search(r'^rwkv_version "(.*)"', said, re.M)
+    if found is None:
+        raise NoLibraryError(f"{shlex.join(compiler)} does not answer as a C++ compiler does. CXX names another.")
+    return found[1]
+
+
+def _made(path, compiler, arguments, doing):
+    """Let the compiler write a file; a NoLibraryError if it does not. Its own temporary files stand beside that."""
+    _said(compiler, arguments, f"cannot {doing}", env={**os.environ, "TMPDIR": str(path.parent)})
+    if not path.is_file() or path.stat().st_size == 0:
+        raise NoLibraryError(f"The compiler {shlex.join(compiler)} was to {doing}, and wrote nothing.")
+
+
+def _said(compiler, arguments, failing, input="", **options):
+    """What a compiler prints, or a NoLibraryError with the line that says what is wrong."""
+    name = shlex.join(compiler)
+    try:
+        done = subprocess.run(
+            [*compiler, *arguments], capture_output=True, text=True, errors="replace", input=input, **options
+        )
     except OSError as error:
-        raise NoLibraryError(f"The compiler {command[0]} {failing}: {error.strerror or error}.") from error
+        raise NoLibraryError(f"The compiler {name} {failing}: {error.strerror or error}.") from error
     if done.returncode:
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        line = next(
-            (line for line in lines if "error" in line), lines[0] if lines else f"exit status {done.returncode}"
+        status = (
+            f"exit status {done.returncode}" if done.returncode > 0 else f"it was ended by signal {-done.returncode}"
         )
-        raise NoLibraryError(f"The compiler {command[0]} {failing}: {line[:200]}")
+        line = next((line for line in lines if "error" in line), lines[0] if lines else status)
+        raise NoLibraryError(f"The compiler {name} {failing}: {line[:200].rstrip('.')}.")
     return done.stdout
 
 

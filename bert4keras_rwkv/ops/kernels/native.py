@@ -71,19 +71,18 @@ RECURRENCES = {
 }
 
 
-def why_not(dtype=None, shape=()):
-    """Why no native kernel runs here for inputs of a dtype (None: any) and shape, one sentence; None if one does."""
+def why_not(dtype=None, on=None):
+    """Why no native kernel runs here for inputs of a dtype (None: any), one sentence; None if one does.
+
+    on: the device on which they lie, as `backend.device_of` says.
+    """
     if backend.name() not in ON:
         return f"Native kernels run on JAX and PyTorch, and Keras runs on {backend.name()}."
-    where = device()
+    where = device(on)
     if where not in ("cpu", "cuda"):
         return f"Native kernels are for CPUs and GPUs of NVIDIA, and arrays live on another device ({where}) here."
     if dtype is not None and backend.accumulation_dtype(dtype) == "float64":
         return "Native kernels compute in float32, and the inputs are float64."
-    if not all(isinstance(size, int) for size in shape):
-        return "This program is made for sizes that are not known yet, for another process: an export."
-    if where == "cuda" and len(shape) == 4 and shape[-1] > cuda.LARGEST_HEAD:
-        return f"The kernels of a GPU are for heads of up to {cuda.LARGEST_HEAD} numbers, and these have {shape[-1]}."
     try:
         library()
         if where == "cuda":
@@ -93,7 +92,22 @@ def why_not(dtype=None, shape=()):
     return None
 
 
-def device():
+def unfit(shape, on=None):
+    """The same for inputs of a shape."""
+    if not all(isinstance(size, int) for size in shape):
+        return "This program is made for sizes that are not known yet, for another process: an export."
+    if len(shape) == 4 and device(on) == "cuda" and shape[-1] > cuda.LARGEST_HEAD:
+        return f"The kernels of a GPU are for heads of up to {cuda.LARGEST_HEAD} numbers, and these have {shape[-1]}."
+    return None
+
+
+def device(on=None):
+    """'cpu', 'cuda' or another word for the device `on` of `backend.device_of`; None, or no memory: the default one."""
+    return _here() if on in (None, "meta") else backend.kind_of(on)
+
+
+@backend.once_while_tracing
+def _here():
     """`backend.device_kind`, asked once."""
     if "here" not in _device:
         _device["here"] = backend.device_kind()
@@ -110,24 +124,31 @@ def native(name, xs, state, present=None, reset=None, start=None):
     reset, start: as in `ops.wkv6.wkv6`.
     """
     recurrence = RECURRENCES[name]
-    batch = ops.shape(xs[0])[0]
-    xs = [_with_batch(_of(x, TAKEN), letters, batch) for x, letters in zip(xs, recurrence.inputs, strict=True)]
-    if device() == "cuda":
+    first = _of(xs[0], TAKEN)
+    batch, others = ops.shape(first)[0], [_of(x, TAKEN, first) for x in xs[1:]]
+    xs = [_with_batch(x, letters, batch) for x, letters in zip([first, *others], recurrence.inputs, strict=True)]
+    if device(backend.device_of(first)) == "cuda":
         xs = _alike(recurrence, xs)
-    state, begin = _of(state), ops.zeros((0,), "float32")
+    state, begin = _with_batch(_of(state, like=first), recurrence.state, batch), backend.nothing("float32", first)
     if reset is not None and start is not None:
-        begin = _with_batch(_of(start), recurrence.state, batch)
-    return differentiable(name)(*xs, state, begin, _flags(present, reset))
+        begin = _with_batch(_of(start, like=first), recurrence.state, batch)
+    return differentiable(name)(*xs, state, begin, _flags(present, reset, first))
 
 
 def differentiable(name):
     """The function of a recurrence's tensors, (*xs, state, start, flags) -> (y, state), with gradients."""
+    _define(name)
+    return _differentiable[name]
+
+
+@backend.once_while_tracing
+def _define(name):
+    """Once in a process, and outside of what is traced."""
     if name not in _differentiable:
         with _defining:
             if name not in _differentiable:
                 on = {"jax": on_jax, "torch": on_torch}[backend.name()]
                 _differentiable[name] = on.differentiable(RECURRENCES[name])
-    return _differentiable[name]
 
 
 _defining = threading.Lock()
@@ -154,9 +175,12 @@ def has_products_of_many():
     return library().levels()[0] == "vnni"
 
 
-def _of(x, dtypes=TAKEN[:1]):
-    """x as a tensor of one of these dtypes: its own, or else the first. In a decoding loop this is half of the cost."""
-    x = x if ops.is_tensor(x) else ops.convert_to_tensor(x)
+def _of(x, dtypes=TAKEN[:1], like=None):
+    """x as a tensor of one of these dtypes: its own, or else the first. In a decoding loop this is half of the cost.
+
+    like: a tensor beside which one lies that is made.
+    """
+    x = x if ops.is_tensor(x) else backend.beside(x, like)
     return x if backend.dtype_name(x) in dtypes else ops.cast(x, dtypes[0])
 
 
@@ -165,7 +189,7 @@ def _with_batch(x, letters, batch):
     if letters[:2] == "BT":
         return x
     x = ops.expand_dims(x, 0) if len(x.shape) < len(letters) else x
-    return ops.broadcast_to(x, (batch, *x.shape[1:]))
+    return x if x.shape[0] == batch else ops.broadcast_to(x, (batch, *x.shape[1:]))
 
 
 def _alike(recurrence, xs):
@@ -182,11 +206,13 @@ def _alike(recurrence, xs):
     return [_of(x, (to,)) for x, to in zip(xs, wanted, strict=True)]
 
 
-def _flags(present, reset):
-    """(B, T) uint8 of bits of a token, or empty."""
+def _flags(present, reset, like):
+    """(B, T) uint8 of bits of a token of the input `like`, or empty."""
     if present is None and reset is None:
-        return ops.zeros((0,), "uint8")
+        return backend.nothing("uint8", like)
+    present, reset = (None if x is None else backend.beside(x, like) for x in (present, reset))
     absent = None if present is None else ops.logical_not(ops.cast(present, "bool"))
     flags = [] if absent is None else [ops.cast(absent, "uint8") * ABSENT]
     flags += [] if reset is None else [ops.cast(real_resets(reset, present), "uint8") * RESET]
-    return flags[0] if len(flags) == 1 else flags[0] + flags[1]
+    flags = flags[0] if len(flags) == 1 else flags[0] + flags[1]
+    return flags if flags.shape[0] == like.shape[0] else ops.broadcast_to(flags, like.shape[:2])

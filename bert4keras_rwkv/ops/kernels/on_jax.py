@@ -89,8 +89,10 @@ def kernel(recurrence, kind):
             x = x if is_mapped else jnp.broadcast_to(x, (size, *x.shape))
             return x[:1].reshape(-1) if x.size == 0 and x.ndim == 2 else x.reshape(-1, *x.shape[2:])
 
+        batch = tensors[0].shape[1 if mapped[0] else 0]
+
         def parted(x):
-            return jnp.zeros((size, 0), x.dtype) if x.shape == (0,) else x.reshape(size, -1, *x.shape[1:])
+            return jnp.zeros((size, 0), x.dtype) if x.shape == (0,) else x.reshape(size, batch, *x.shape[1:])
 
         results = batched(*map(joined, tensors, mapped))
         return tuple(map(parted, results)), (True,) * len(results)
@@ -165,7 +167,7 @@ def product(name, slope):
         """More rows, or one after another where it is the matrix that differs."""
         if not any(mapped[1:]):
             y = batched(x.reshape(-1, x.shape[-1]), *tensors)
-            return y.reshape(size, x.shape[1], -1), True
+            return y.reshape(size, x.shape[1], y.shape[-1]), True
         each = [i for i, is_mapped in enumerate(mapped) if is_mapped]
 
         def one(several):

@@ -2,7 +2,7 @@
 
 import threading
 
-from bert4keras_rwkv.ops.backend import dtype_name
+from bert4keras_rwkv.ops.backend import dtype_name, once_while_tracing
 from bert4keras_rwkv.ops.kernels import cuda
 from bert4keras_rwkv.ops.kernels.library import DTYPES, ONLY_ONE_GRADIENT, OUTPUTS, library, rounded_shape
 
@@ -103,11 +103,17 @@ def _defined(recurrence):
 
 def product(name):
     """(x (R, I), the tensors of a matrix) -> (R, O) float32. It has no gradient."""
+    _define_product(name)
+    return _products[name]
+
+
+@once_while_tracing
+def _define_product(name):
+    """Once in a process, and outside of what is traced."""
     if name not in _products:
         with _defining:
             if name not in _products:
                 _products[name] = _defined_product(name)
-    return _products[name]
 
 
 _defining = threading.Lock()

@@ -17,7 +17,7 @@ def compiler(folder, log=None):
         "arguments = ['-O0' if x == '-O3' else x for x in sys.argv[1:]]",
         f"log = {str(log)!r}" if log else "log = os.devnull",
         "open(log, 'a').write(' '.join(arguments) + '\\n')",
-        f"os.execv({found!r}, [{found!r}, *arguments])",
+        f"os.execv({found[0]!r}, [*{found!r}, *arguments])",
     ]
     path.write_text("\n".join(lines))
     path.chmod(path.stat().st_mode | stat.S_IXUSR)

@@ -19,7 +19,7 @@ TARGET = "bert4keras_rwkv_stand_in"
 
 def compile_with(*arguments):
     """Run the C++ compiler."""
-    library._said([library._compiler(), *map(str, arguments)], "cannot compile")
+    library._said(library._compiler(), map(str, arguments), "cannot compile")
 
 
 def emulated(name, part, options, made, *more, sources=None):
@@ -85,6 +85,7 @@ class StandIn(Card):
         super().install(monkeypatch, sources)
         cuda._found["compiler"] = Emulator(self.folder, sources)
         monkeypatch.setattr(backend, "device_kind", lambda: "cuda")
+        monkeypatch.setattr(backend, "device_of", lambda x: None)
         monkeypatch.setattr(native, "_device", {})
         monkeypatch.setitem(on_torch.RUN_ON, "cpu", lambda name, described, _: cuda.run(name, *described, None))
         if keras.backend.backend() == "jax":

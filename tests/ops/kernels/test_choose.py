@@ -29,6 +29,11 @@ def test_asked_for_it_says_why_not(monkeypatch):
     assert chosen("native") == "native"
     with pytest.raises(ValueError, match=r"kernel='native' .* float64\. kernel='auto'"):
         chosen("native", "float64")
+    heads = {"attention_head_size": 32, "num_attention_heads": 2}
+    for version, more in (("rwkv4", {}), ("rwkv5", heads), ("rwkv6", heads), ("rwkv7", heads)):
+        sizes = {"hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 8, **more}
+        with pytest.raises(ValueError, match=r"kernel='native' .* float64\. kernel='auto'"):  # before any call
+            build_transformer_model(model=version, kernel="native", dtype="float64", **sizes)
     monkeypatch.setitem(library._found, "here", library.NoLibraryError("There is no compiler."))
     with pytest.raises(ValueError, match=r"There is no compiler\."):
         build_transformer_model(model="rwkv6", kernel="native", hidden_size=64, num_hidden_layers=1, vocab_size=8)
@@ -56,8 +61,8 @@ def test_what_each_device_has(monkeypatch):
     assert chosen() == "ops"  # until a card has run them
     monkeypatch.setenv("OPS_KERNEL", "0")
     assert chosen() == "native"
-    assert native.why_not("float32", (1, 2, 3, 128)) is None
-    assert "up to 128 numbers, and these have 160" in native.why_not("float32", (1, 2, 3, 160))
+    assert native.unfit((1, 2, 3, 128)) is None
+    assert "up to 128 numbers, and these have 160" in native.unfit((1, 2, 3, 160))
 
 
 def test_what_runs_is_said_once(monkeypatch, caplog):

@@ -19,6 +19,7 @@ from bert4keras_rwkv.ops.kernels.check import check_kernels, inputs
 from bert4keras_rwkv.ops.kernels.native import CHUNK, RECURRENCES, native
 from tests.ops.kernels import every_kernel, guards, quick
 from tests.ops.kernels.card import Card
+from tests.ops.kernels.no_numbers import same_ones_are_none
 from tests.ops.kernels.stand_in import HERE, StandIn, emulated
 
 pytestmark = [
@@ -64,6 +65,16 @@ def test_every_kernel_is_the_loop(name, shape, gpu):
     assert {finding.level for finding in findings} == {f"sm_{cuda.device().architecture}"}
     assert gpu.launches() > before
     assert not [finding for finding in findings if not finding.right], findings
+
+
+@pytest.mark.on("torch")
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("where", [0, 3, 4])
+def test_no_number_passes_backwards_as_in_the_loop(where, masked, gpu, rng):
+    """Of RWKV-4: NaN in k, u or the state."""
+    before = gpu.launches()
+    same_ones_are_none(where, np.nan, masked, rng)
+    assert gpu.launches() > before
 
 
 def names(card):

@@ -1,7 +1,10 @@
 """The library of kernels is built once, whole or not at all, and whoever cannot build it says why in one sentence."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,15 @@ def build_quickly(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(quick.compiler(tmp_path)))
     monkeypatch.setattr(library, "LEVELS", {})
     monkeypatch.setattr(library, "_ffi_headers", lambda: None)
+
+
+def pretender(folder, then):
+    """A program that answers as the compiler does when it is asked who it is, and then does something else."""
+    script = folder / "c++"
+    answer = f'case "$*" in *-E*) exec {library._compiler()[0]} "$@";; esac'
+    script.write_text(f"#!/bin/sh\n{answer}\n{then}\n")
+    script.chmod(0o755)
+    return script
 
 
 def test_ten_processes_build_it_once(tmp_path):
@@ -75,10 +87,8 @@ def test_a_damaged_one_is_built_again(tmp_path, monkeypatch):
 def test_one_that_cannot_be_loaded_is_not_kept(tmp_path, monkeypatch):
     """A compiler that says that all is well, and writes nonsense."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    script = tmp_path / "c++"
-    script.write_text('#!/bin/sh\nwhile [ $# -gt 1 ]; do [ "$1" = -o ] && echo nonsense > "$2"; shift; done\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("CXX", str(script))
+    write = 'while [ $# -gt 1 ]; do [ "$1" = -o ] && echo nonsense > "$2"; shift; done'
+    monkeypatch.setenv("CXX", str(pretender(tmp_path, write)))
     with pytest.raises(library.NoLibraryError, match="cannot be loaded"):
         library.build()
     assert not list(tmp_path.rglob("*.so"))
@@ -114,7 +124,9 @@ def test_what_was_built_serves_without_a_compiler(tmp_path, monkeypatch):
     ("variables", "reason"),
     [
         ({"CXX": "/nowhere/c++"}, "none is found (/nowhere/c++)"),
-        ({"CXX": "false"}, "does not run"),
+        ({"CXX": "false"}, "does not run: exit status 1."),
+        ({"CXX": "true"}, "does not answer as a C++ compiler does. CXX names another."),
+        ({"CXX": "true 'x"}, "CXX is a compiler and its options, as for a shell. Received: true 'x"),
         ({"XDG_CACHE_HOME": "/dev/null/cache"}, "cannot be kept in the cache folder"),
     ],
 )
@@ -125,6 +137,92 @@ def test_why_there_is_none(variables, reason, tmp_path, monkeypatch):
     with pytest.raises(library.NoLibraryError) as caught:
         library.build()
     assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("then", "reason"),
+    [
+        ("exit 0", "was to compile"),
+        ("exit 1", "exit status 1."),
+        ("kill -9 $$", "it was ended by signal 9."),
+        ("echo error: No space left on device. >&2; exit 1", ": error: No space left on device."),
+    ],
+)
+def test_a_compiler_that_writes_nothing(then, reason, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(pretender(tmp_path, then)))
+    monkeypatch.setattr(library, "_found", {})
+    with pytest.raises(library.NoLibraryError) as caught:
+        library.library()
+    said = str(caught.value)
+    assert reason in said and said.endswith(".") and not said.endswith("..") and "\n" not in said
+    assert [path.name for path in (tmp_path / "bert4keras-rwkv" / "kernels").iterdir()] == ["cpu.lock"]
+
+
+def test_a_compiler_with_options(tmp_path, monkeypatch):
+    """CXX is read as a shell does, and other options are another library."""
+    build_quickly(tmp_path, monkeypatch)
+    plain, log = library.plan(), tmp_path / "log"
+    monkeypatch.delenv("CXX")
+    compiler = quick.compiler(tmp_path, log)
+    monkeypatch.setenv("CXX", f"env '{compiler}' -DNOTHING='a b'")
+    path = library.build()
+    assert path != plain.path and path == library.plan().path
+    calls = [call for call in log.read_text().splitlines() if call.startswith("-DNOTHING=a b ")]
+    assert sum(" -c " in call for call in calls) == 5 and any("-shared" in call for call in calls)
+
+
+def test_a_compiler_that_is_another_each_time(tmp_path, monkeypatch):
+    """As it says of itself: what counts is the version that it tells programs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    script = pretender(tmp_path, "exit 1")
+    script.write_text(script.read_text().replace("case", "date +%N; case", 1))
+    monkeypatch.setenv("CXX", str(script))
+    assert library.plan() == library.plan()
+
+
+def test_what_stands_in_its_place(tmp_path, monkeypatch):
+    """A link is replaced, not what it leads to; anything else is named."""
+    build_quickly(tmp_path, monkeypatch)
+    path = library.plan().path
+    monkeypatch.setattr(library, "_compile", lambda *args: Path(args[-1]).write_bytes(b"a library"))
+    monkeypatch.setattr(library, "Library", lambda path: path)
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    for target in (precious, tmp_path / "nowhere" / "x", path):
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+        assert library.build() == path and path.read_bytes() == b"a library" and not path.is_symlink()
+    assert precious.read_text() == "precious"
+    for wrong in (path, path.with_suffix(".sha256"), path.parent / "cpu.lock"):
+        wrong.unlink()
+        for make in (Path.mkdir, os.mkfifo)[: 1 if wrong.suffix == ".lock" else 2]:
+            make(wrong)
+            with pytest.raises(library.NoLibraryError) as caught:
+                library.build(again=True)
+            assert f"'{wrong}'" in str(caught.value)
+            wrong.rmdir() if wrong.is_dir() else wrong.unlink()
+
+
+def test_what_a_killed_build_left_goes_with_the_next(tmp_path, monkeypatch):
+    """It stands beside the library, whatever folder temporary files have, those of the compiler, too."""
+    begun = tmp_path / "begun"
+    sleepy = pretender(tmp_path, f'echo > "$TMPDIR/of-the-compiler"; touch {begun}; sleep 60')
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    code = BUILD.replace("print", "import os; os.setsid()\nprint")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=quick.environment(tmp_path, CXX=str(sleepy), TMPDIR=str(temporary))
+    )
+    while process.poll() is None and not begun.exists():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    where = tmp_path / "bert4keras-rwkv" / "kernels"
+    assert not list(temporary.iterdir()) and list(where.rglob("of-the-compiler"))
+    build_quickly(tmp_path, monkeypatch)
+    path = library.build()
+    assert {one.name for one in where.iterdir()} == {path.name, path.with_suffix(".sha256").name, "cpu.lock"}
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):

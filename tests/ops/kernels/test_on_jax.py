@@ -50,6 +50,25 @@ def test_mapped(name, rng):
             np.testing.assert_allclose(x[i], y, atol=2e-5 * np.abs(y).max())
 
 
+@pytest.mark.parametrize("name", ["wkv4", "wkv6", "wkv7"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_mapped_over_nothing(name, masked, rng):
+    """What comes out has the shapes of what came in, with gradients and without."""
+    import jax
+
+    xs, state, _ = inputs(rng, name, (2, 18, 2, 8))
+    present = np.ones((2, 18), bool) if masked else None
+    none = [np.zeros((0, *x.shape), "float32") for x in (*xs, state)]
+
+    def total(*given):
+        return sum((x * x).sum() for x in native(name, given[:-1], given[-1], present))
+
+    y, last = jax.vmap(lambda *given: native(name, given[:-1], given[-1], present))(*none)
+    assert y.shape == none[0].shape and last.shape == none[-1].shape
+    slopes = jax.vmap(jax.grad(total, tuple(range(len(none)))))(*none)
+    assert [x.shape for x in slopes] == [x.shape for x in none]
+
+
 SHARDED = """
 import sys
 import jax, numpy as np

@@ -1,5 +1,10 @@
 """Native kernels as operators of PyTorch: what PyTorch asks of an operator, compiled, and with odd tensors."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +12,7 @@ from keras import ops
 
 from bert4keras_rwkv.ops.kernels.check import inputs
 from bert4keras_rwkv.ops.kernels.native import RECURRENCES, native
+from bert4keras_rwkv.ops.wkv6 import wkv6
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="of PyTorch")
 NAMES = sorted(RECURRENCES)
@@ -56,6 +62,37 @@ def test_compiled_without_a_break(name, rng):
         torch.testing.assert_close(got, want)
 
 
+FIRST = """
+import sys
+import numpy as np, torch
+from bert4keras_rwkv.ops.kernels import native
+from bert4keras_rwkv.ops.kernels.check import inputs
+from bert4keras_rwkv.ops.wkv4 import wkv4
+from bert4keras_rwkv.ops.wkv6 import wkv6
+from bert4keras_rwkv.ops.wkv7 import wkv7
+
+rng = np.random.default_rng(0)
+for function, kernel in ((wkv4, "native"), (wkv6, "auto"), (wkv7, "native"), (wkv6, "auto")):
+    xs, *states = inputs(rng, function.__name__, (2, 7, 2, 8))
+    *xs, state, start = (torch.tensor(np.array(x)) for x in (*xs, *states))
+    mask = torch.tensor(rng.random((2, 7)) > 0.5)
+    run = lambda *xs: function(*xs, state, mask, mask, start, kernel=kernel)
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    found = compiled(*xs)
+    for got, want in zip(found, run(*xs), strict=True):
+        torch.testing.assert_close(got, want)
+print(sorted(native._differentiable))
+"""
+
+
+def test_compiled_as_the_first_call_of_a_process():
+    """What is asked, loaded and defined once is so outside of the program that is traced."""
+    root = str(Path(__file__).resolve().parents[3])
+    environment = {**os.environ, "PYTHONPATH": root, "OPS_KERNEL": "0"}
+    done = subprocess.run([sys.executable, "-c", FIRST], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "['wkv4', 'wkv6', 'wkv7']\n", done.stderr
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_gaps_in_memory_and_offsets(name, rng):
     """Tensors that are views of others, turned and not aligned, give what copies of them give."""
@@ -69,6 +106,18 @@ def test_gaps_in_memory_and_offsets(name, rng):
     assert not any(x.is_contiguous() for x in odd)
     for got, want in zip(native(name, odd[:-1], odd[-1]), native(name, given[:-1], given[-1]), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_all_on_another_device_than_the_default(rng):
+    """Nothing is made beside them: what is not given, and arrays, go where the tensors are."""
+    given = [x.detach().to("meta") for x in tensors(rng, "wkv6")[:-2]]
+    mask = rng.random((2, 19)) > 0.5
+    for options in ({}, {"present": mask, "reset": mask, "start": np.zeros((2, 8, 8), "float32")}):
+        for kernel in ("auto", "native"):
+            xs = [*given[:4], given[4][0]]
+            found = wkv6(*xs, given[5], **options, kernel=kernel)
+            assert [x.shape for x in found] == [given[0].shape, given[5].shape]
+            assert {x.device.type for x in found} == {"meta"}
 
 
 def test_inputs_on_two_devices(rng):

@@ -182,7 +182,8 @@ inline State entered_back(const State& s, vec k, vec u, const State& g) {
   vec scale;
   ints empty;
   entered(s, k, u, scale, empty);
-  return {g.a * scale, g.b * scale, choose(empty, vec{}, g.p)};
+  const vec of_scale = (g.a * s.a + g.b * s.b) * scale;  // 0, unless it is NaN
+  return {g.a * scale, g.b * scale, choose(empty, of_scale, g.p)};
 }
 
 void backward(const Tensor* in, const Tensor* out, int64_t from, int64_t to) {

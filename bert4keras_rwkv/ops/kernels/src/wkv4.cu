@@ -140,7 +140,8 @@ __device__ inline void write_back(const State& s, float k, float v, float w, Sta
 
 __device__ inline State entered_back(const State& s, float k, float u, const State& g) {
   const float by = scale(s, k, u);
-  return {g.a * by, g.b * by, is_empty(s) ? 0.f : g.p};
+  const float of_scale = (g.a * s.a + g.b * s.b) * by;  // 0, unless it is NaN
+  return {g.a * by, g.b * by, is_empty(s) ? of_scale : g.p};
 }
 
 __device__ inline void add(State& to, const State& x) { to.a += x.a, to.b += x.b, to.p += x.p; }
