@@ -137,6 +137,12 @@ class Strategy:
         return " -> ".join(map(str, self.parts)) or AUTO
 
 
+def widest(places):
+    """The dtype in which what is computed anywhere can be kept."""
+    found = {place.dtype for place in places}
+    return found.pop() if len(found) == 1 else "float32"
+
+
 class _Words:
     """The words of a strategy, read one after another."""
 

@@ -9,8 +9,9 @@ from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.projection import quantised_as
 from bert4keras_rwkv.models import lora, state_tuning
-from bert4keras_rwkv.models.build import backbone_and_tokenizer, functional_model
+from bert4keras_rwkv.models.build import Numbers, backbone_and_tokenizer, functional_model
 from bert4keras_rwkv.models.loss_model import training_model
+from bert4keras_rwkv.models.plan import plan_of
 from bert4keras_rwkv.models.quantization import Quantization
 from bert4keras_rwkv.models.reader import Reader
 from bert4keras_rwkv.models.request import Request, end_ids, limits, seeds, texts_that_stop, whole_number, with_text
@@ -20,6 +21,7 @@ from bert4keras_rwkv.models.text_training import Texts, is_dataset, of_text, tex
 from bert4keras_rwkv.models.writer import Writer, Writing
 from bert4keras_rwkv.ops.kernels.choose import chosen
 from bert4keras_rwkv.state import RWKVState
+from bert4keras_rwkv.strategy import Strategy
 from bert4keras_rwkv.tokenizers.prompts import Prompts, need_tokenizer, strings_in, token_ids
 from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions import version_named
@@ -360,6 +362,7 @@ class RWKV:
     def merge_adapter(self, scale=1.0):
         """Add the LoRA, times `scale`, to the weights and start it anew at zero, so that another can be stacked."""
         lora.merge_adapter(self.backbone, scale)
+        self.backbone.settle()
 
     def tuned_state(self):
         """The tuned initial state: RWKVState of one row, to save, convert, average, or pass as `state`."""
@@ -401,6 +404,7 @@ class RWKV:
         """
         first = None if base is None else read_adapter(base)
         merge_into(self.config.rules(), self.backbone.variable_at, read_adapter(path), alpha, first)
+        self.backbone.settle()
 
     def weights(self):
         """The weights as lazy `weights.Tensors` under official names, as `write_pth` and others take them.
@@ -419,6 +423,7 @@ class RWKV:
         that is quantised or has a LoRA, are a ValueError.
         """
         Quantization.of(quantization).pack(self.backbone)
+        self.backbone.settle()
 
     def forget_programs(self):
         """Compiled programs know the weights that there were."""
@@ -431,6 +436,14 @@ class RWKV:
         options: as for `build_transformer_model`.
         """
         return build_transformer_model(checkpoint_path=named(preset), **options)
+
+    @staticmethod
+    def plan(preset, strategy):
+        """What a strategy would mean for a model: a `Plan`, whose `str` is a table. The weights are not loaded.
+
+        preset: as for `from_preset`. strategy: a string or a `Strategy`, as for `build_transformer_model`.
+        """
+        return plan_of(preset, strategy)
 
     def _read(self):
         if self._reader is None:
@@ -537,6 +550,7 @@ def build_transformer_model(
     prefix="",
     name=None,
     quantization=None,
+    strategy=None,
     **config_keys,
 ):
     """Build a model, with the weights of a file or as its authors start training.
@@ -564,7 +578,9 @@ def build_transformer_model(
     sample.
 
     quantization: 'bfloat16', 'int8', 'int4' or a `Quantization`: the projections and the head are stored so, each
-    matrix as it is read (`ops.matmul`); None: in `dtype`.
+    matrix as it is read (`ops.matmul`); None: in `dtype`. strategy: instead of both, for each block where it is
+    computed, in which dtype, and how it is stored: a string as of the `rwkv` package, 'cuda fp16i8 *20 -> cpu fp32',
+    'auto', or a `Strategy` (docs/strategies.md).
 
     prefix: what the names of the inputs and layers of the Keras model begin with, so that two models fit into one.
     name: its own name, None for the version.
@@ -600,8 +616,7 @@ def build_transformer_model(
         tokenizer,
         keep_tokens,
         compound_tokens,
-        dtype,
-        Quantization.of(quantization),
+        Numbers(dtype, Quantization.of(quantization), None if strategy is None else Strategy.of(strategy)),
         kernel=kernel,
         pad_token_id=None if packed else pad_token_id,
         head=with_lm is not False,

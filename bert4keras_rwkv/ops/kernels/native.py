@@ -94,7 +94,9 @@ def why_not(dtype=None, shape=()):
 
 
 def device():
-    """`backend.device_kind`, asked once."""
+    """`backend.device_kind`, asked once, unless a device was named."""
+    if backend.KIND.get() is not None:
+        return backend.device_kind()
     if "here" not in _device:
         _device["here"] = backend.device_kind()
     return _device["here"]
