@@ -237,9 +237,13 @@ class Backbone(Layer):
         On JAX a model that `fit` calls is not found so, but there it traces anew by itself. Raises ValueError for a
         backbone whose blocks lie elsewhere: a Keras model computes on one device, the default one.
         """
+        self.check_one_device()
+        self._users.add(layer._get_call_context().entry_layer)
+
+    def check_one_device(self):
+        """Raise a ValueError unless a Keras model can compute it: all of it on the default device, nothing streamed."""
         if self.placement is not None:
             self.placement.refuse_models()
-        self._users.add(layer._get_call_context().entry_layer)
 
     def changed(self):
         """There are other variables than before, or others that train: no program compiled before may run again.

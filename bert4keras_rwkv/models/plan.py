@@ -6,7 +6,7 @@ Nothing is read of the weights but their shapes.
 import logging
 import math
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 
@@ -75,8 +75,8 @@ class Plan:
             free = self.free.get(name)
             if free is not None and taken > free:
                 yield (
-                    f"The weights on '{name}' take {taken:,} bytes and {free:,} are free, {taken - free:,} too few: put "
-                    "fewer blocks there, or store them in i8 or i4."
+                    f"The weights on '{name}' take {taken:,} bytes and {free:,} are free, {taken - free:,} too few: "
+                    "put fewer blocks there, or store them in i8 or i4."
                 )
 
     def check(self):
@@ -128,13 +128,13 @@ class Plan:
         return "\n".join([title, *(f"  {line}" for line in table), *notes])
 
 
-def plan_of(path, strategy):
+def plan_of(path, strategy, format=None):
     """The `Plan` for the model in a weight file, preset folder, or shipped with the package under a name.
 
-    strategy: a `Strategy`, or a string.
+    strategy: a `Strategy`, or a string. format: as for `open_weights`.
     """
     strategy = Strategy.of(strategy)
-    with open_checkpoint(named(path)) as checkpoint:
+    with open_checkpoint(named(path), format=format) as checkpoint:
         return plan_for(strategy, checkpoint.config, checkpoint.tensors)
 
 
@@ -183,7 +183,7 @@ def _arriving(rows):
     for row in rows:
         if row.place.streamed:
             found.setdefault(_memory(row.place.device), []).append(row.bytes)
-    return {name: max(map(sum, zip(sizes, sizes[1:], strict=False)), default=sizes[0]) for name, sizes in found.items()}
+    return {name: max(map(sum, pairwise(sizes)), default=sizes[0]) for name, sizes in found.items()}
 
 
 def _chosen(config, shapes, free, stored):

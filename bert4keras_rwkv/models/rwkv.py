@@ -238,6 +238,7 @@ class RWKV:
         Any id of the head may be written, those without a text too: for
         text build with mask_output=tokenizer.without_text(vocab_size). A row whose logits are not finite ends there.
         """
+        self.backbone.check_one_device()
         lengths = [input_lengths] if isinstance(input_lengths, int) else list(input_lengths)
         if len(lengths) != 1:
             raise ValueError(f"`input_lengths` has one length, that of the ids. Received: {input_lengths!r}.")

@@ -1,4 +1,4 @@
-"""Run by `test_placement.py` in a process in which JAX has four devices: networks on several of them, and streamed ones.
+"""Run by `test_placement.py` in a process in which JAX has four devices: networks on several of them, and streamed.
 
 A processor is made four, so all numbers have to be those of one device, but for sums in another order.
 """
