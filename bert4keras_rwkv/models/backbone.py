@@ -150,8 +150,8 @@ class Backbone(Layer):
     but float16 does not overflow. 0: never. None: 6 if float16 is computed with, else 0.
     blank: weights start at zero, for they are about to be read from a file; else as the authors start training.
     quantization: a `Quantization`, in which weights that are loaded are stored, or None.
-    dtypes: of each block, and of the norm and head behind them, where they are not all `dtype`, which is the widest
-    then, that of the state; the embedding has that of the first block.
+    dtypes: of each block, and of the norm and head behind them, where they differ; None: all are `dtype`. Else `dtype`
+    is that of the state, and the embedding has that of the first block.
     tuned: what is tuned, LoRA and states, see `lora.described`; {} for nothing.
 
     Called with (ids (B, T) int [, wkv, shift [, reset (B, T)]]) it returns (outputs, wkv, shift): outputs are (B, T, V)

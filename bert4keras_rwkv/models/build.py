@@ -83,7 +83,8 @@ class Numbers:
         if places is None:
             options |= {"dtype": _policy(self.dtype, tensors), "quantization": self.quantization}
         else:
-            options |= {"dtype": widest(places), "dtypes": [place.dtype for place in places]}
+            dtypes = [place.dtype for place in places]
+            options |= {"dtype": widest(places), "dtypes": dtypes if len(set(dtypes)) > 1 else None}
             options |= {"quantization": Quantization.of_places(places)}
         backbone = Backbone(config, blank=tensors is not None, **options)
         if places is not None:

@@ -345,6 +345,7 @@ class RWKV:
         saved or exported have the LoRA added; `save_adapter` keeps it apart.
         """
         lora.enable_lora(self.backbone, rank, alpha, targets)
+        self.backbone.settle()
 
     def save_adapter(self, path):
         """Write what was tuned, LoRA, state and other weights that train, to a safetensors file; a LoRA alone to `.pth`
@@ -359,6 +360,7 @@ class RWKV:
         and a scale for each, what the LoRAs add is added up, and tuned states are averaged with the scales as weights.
         """
         lora.load_adapter(self.backbone, path, scale, alpha)
+        self.backbone.settle()
 
     def merge_adapter(self, scale=1.0):
         """Add the LoRA, times `scale`, to the weights and start it anew at zero, so that another can be stacked."""

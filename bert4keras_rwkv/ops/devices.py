@@ -77,7 +77,8 @@ def move(variable, name, streamed=False):
         import torch
 
         value = variable.value.data.to(_devices()[name])
-        variable.value.data = value.pin_memory() if streamed and torch.cuda.is_available() else value
+        pinned = streamed and torch.cuda.is_available() and not value.is_pinned()
+        variable.value.data = value.pin_memory() if pinned else value
 
 
 class Fetched:

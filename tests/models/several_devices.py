@@ -78,7 +78,7 @@ def lies_where_it_is_planned(rwkv, plan):
 
 
 def takes_as_little_as_is_planned(folder, device):
-    """The head, and two blocks at a time, of five; a quarter of one more for what is computed."""
+    """The head, and two blocks at a time, of four; a quarter of one more for what is computed."""
     rwkv = RWKV.from_preset(folder, strategy=f"cpu:{device.id} fp32 *0+")
     block = max(sum(v.value.nbytes for v in block.variables) for block in rwkv.backbone.blocks)
     head = sum(v.value.nbytes for layer in (rwkv.backbone.head, rwkv.backbone.ln_out) for v in layer.variables)

@@ -29,7 +29,7 @@ def made(version, strategy, **options):
 @pytest.mark.skipif(BACKEND != "jax", reason="a processor is several devices for JAX only")
 def test_several_devices_compute_what_one_does(tmp_path):
     """Four of them, in a process of their own; there streamed blocks take no more memory than two of them, too."""
-    small_model("7", num_hidden_layers=5, intermediate_size=1000).save_to_preset(tmp_path / "model")
+    small_model("7", num_hidden_layers=4, intermediate_size=1000).save_to_preset(tmp_path / "model")
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.models.several_devices", str(tmp_path / "model")],
