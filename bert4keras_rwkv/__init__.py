@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = public_names(
         "RWKV_TOKENIZER": ".tokenizers",
         "Sampling": ".generation.sampling",
         "Session": ".session",
+        "Strategy": ".strategy",
         "build_transformer_model": ".models",
         "open_weights": ".weights",
     },

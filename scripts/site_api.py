@@ -15,7 +15,7 @@ PACKAGE = "bert4keras_rwkv"
 ROOT = Path(__file__).resolve().parent.parent
 # What stands on a page, by the module in which it is defined; of several that fit the longest.
 PAGES = {
-    "models": ("Models", ("models",)),
+    "models": ("Models", ("models", "strategy")),
     "writing": ("Writing text", ("session", "models.stream", "generation", "tokenizers", "templates")),
     "state": ("Config and state", ("config", "state")),
     "layers": ("Layers and losses", ("layers",)),
@@ -35,6 +35,7 @@ NAMED = {
     "models.stream": ("Stream",),
     "ops.kernels.on_jax": ("export_checks", "register"),
     "session": ("SessionStream",),
+    "strategy": ("Part", "Place"),
     "templates": ("conversation",),
     "training.distil": ("Distilled", "distil_prompt"),
     "training.learning_rates": ("FULL", "LORA", "PROMPT", "STATE", "STATE_AND_LORA", "STATE_AND_SHIFTS"),

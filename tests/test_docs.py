@@ -26,6 +26,7 @@ GUIDE_NAMES = [
     "keras-hub-programs",
     "long-documents",
     "rwkv-programs",
+    "strategies",
     "training",
     "tuning",
 ]

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "bert4keras_rwkv"
 FLOORS = [
     {"keras_loader", "untrusted", "atomic", "public_names"},
     {"versions"},
-    {"config", "state", "tokenizers", "templates", "packing", "presets"},
+    {"config", "state", "tokenizers", "templates", "packing", "presets", "strategy"},
     {"ops"},
     {"weights", "data"},
     {"layers", "generation"},
@@ -267,7 +267,7 @@ def loaded_by(*arguments):
     return json.loads(done.stderr.splitlines()[-1]), done.stdout
 
 
-LIGHT = ["", ".config", ".keras_loader", ".tokenizers", ".weights", ".evaluation", ".cli"]
+LIGHT = ["", ".config", ".strategy", ".keras_loader", ".tokenizers", ".weights", ".evaluation", ".cli"]
 LIGHT += [".bert4keras3.snippets", ".bert4keras3.tokenizers"]
 # A command names the backend, then loads it.
 LIGHT += [f".cli.{path.stem}" for path in sorted((PACKAGE / "cli").glob("[a-z]*.py"))]

@@ -3,7 +3,7 @@
 import argparse
 
 from bert4keras_rwkv import __version__
-from bert4keras_rwkv.cli.values import Real, Whole, path, utf8
+from bert4keras_rwkv.cli.values import Real, Whole, path, strategy, utf8
 
 MODEL = "finch-jargon"  # the one that ships with the package
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -132,11 +132,12 @@ def _info(commands):
     command = commands.add_parser(
         "info",
         help="tell what a weight file holds",
-        description="Version, sizes and memory, without loading the weights.",
+        description="Version, sizes and memory, without loading the weights; with --strategy what would go where.",
     )
     command.add_argument("file", type=path, metavar="FILE", help="weight file, preset folder or shipped model")
     command.add_argument("--json", action="store_true", help="for programs")
     _format_of_source(command)
+    _strategy(_engine(command))
     return command
 
 
@@ -274,11 +275,23 @@ def _evaluate(commands):
 def _running(command):
     """How a model runs. Returns the group of arguments."""
     running = _engine(command)
-    running.add_argument("--dtype", choices=DTYPES, help="what is computed with (default: what suits the device)")
+    numbers = running.add_mutually_exclusive_group()
+    numbers.add_argument("--dtype", choices=DTYPES, help="what is computed with (default: what suits the device)")
+    _strategy(numbers)
     running.add_argument(
         "--kernel", default="auto", metavar="K", help=f"form of the recurrence: {_listed(KERNELS)} (default: auto)"
     )
     return running
+
+
+def _strategy(group):
+    """`--strategy`."""
+    group.add_argument(
+        "--strategy",
+        type=strategy,
+        metavar="S",
+        help="which blocks are computed where, in which dtype, and stored how: 'cuda fp16i8 *20 -> cpu fp32', 'auto'",
+    )
 
 
 def _training(command):

@@ -64,7 +64,8 @@ def load(arguments, tokenizer):
     choose_engine(arguments.engine)
     from bert4keras_rwkv.models import RWKV
 
-    return RWKV.from_preset(path, tokenizer=tokenizer, dtype=arguments.dtype, kernel=arguments.kernel)
+    numbers = {"dtype": arguments.dtype, "strategy": arguments.strategy}
+    return RWKV.from_preset(path, tokenizer=tokenizer, kernel=arguments.kernel, **numbers)
 
 
 def tuned(rwkv, arguments):

@@ -1,9 +1,11 @@
 """`info`: version, sizes, dtype, parameters, state and memory of a weight file, without loading the weights; the sizes
-of a state or an adapter.
+of a state or an adapter. With a strategy, what of it would go where, for which a backend is asked for its devices.
 """
 
 import json
 
+from bert4keras_rwkv.cli.arguments import UsageError
+from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.versions.shapes import HEADS
 from bert4keras_rwkv.weights.adapters import adapter_sizes
 from bert4keras_rwkv.weights.checkpoint import named
@@ -16,11 +18,25 @@ def run(arguments):
     """Print what the file holds, for people or with `--json` for programs."""
     file = named(arguments.file)
     part = part_of(file)
+    if arguments.strategy is not None:
+        if part is not None:
+            raise UsageError(f"--strategy is for whole models, and '{file}' is a state or an adapter.")
+        plan = planned(arguments, file)
+        print(json.dumps(plan.to_dict(), indent=2) if arguments.json else plan)
+        return
     if part is not None:
         print(json.dumps(part, indent=2) if arguments.json else _part_as_text(part))
         return
     summary = summarise(file, arguments.format)
     print(json.dumps(as_json(summary), indent=2) if arguments.json else as_text(summary))
+
+
+def planned(arguments, file):
+    """The `Plan` of `--strategy`."""
+    choose_engine(arguments.engine)
+    from bert4keras_rwkv.models.plan import plan_of
+
+    return plan_of(file, arguments.strategy, arguments.format)
 
 
 def part_of(file):

@@ -4,6 +4,8 @@ import argparse
 import math
 from dataclasses import dataclass
 
+from bert4keras_rwkv.strategy import Strategy
+
 LARGEST = 2**31 - 1  # positions and ids are int32
 LARGEST_FLOAT = 3.4e38  # of float32
 
@@ -54,6 +56,14 @@ def path(given):
     if not given or "\0" in given:
         raise _refused("the name of a file or folder", given)
     return given
+
+
+def strategy(given):
+    """Reads a `Strategy`."""
+    try:
+        return Strategy.of(given)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removesuffix(".")) from error
 
 
 def utf8(given):

@@ -27,7 +27,7 @@ BATCH = 8
 class RWKVForLMEval(LM):
     """An RWKV as lm-eval asks for it.
 
-    pretrained: an `RWKV`, or a weight file, preset folder or shipped model; dtype, kernel: as for
+    pretrained: an `RWKV`, or a weight file, preset folder or shipped model; dtype, kernel, strategy: as for
     `build_transformer_model`. tokenizer: a `Tokenizer`, or None for that of the model. adapter, state: files to begin
     with, see `RWKV.load_adapter` and `RWKV.load_state`. batch_size, chunk_len: texts, and tokens of each, that are read
     at once. seed: of drawn answers.
@@ -49,9 +49,10 @@ class RWKVForLMEval(LM):
         seed=0,
         max_batch_size=None,
         device=None,
+        strategy=None,
     ):
         super().__init__()
-        self.rwkv = self._model(pretrained, tokenizer, dtype, kernel)
+        self.rwkv = self._model(pretrained, tokenizer=tokenizer, dtype=dtype, kernel=kernel, strategy=strategy)
         if adapter is not None:
             self.rwkv.load_adapter(adapter)
         self._state = None if state is None else self.rwkv.load_state(state)
@@ -60,13 +61,13 @@ class RWKVForLMEval(LM):
         self._seed = int(seed)
 
     @staticmethod
-    def _model(pretrained, tokenizer, dtype, kernel):
+    def _model(pretrained, **options):
         """The `RWKV` itself, or that of a file."""
         from bert4keras_rwkv.models import RWKV
 
         if isinstance(pretrained, RWKV):
             return pretrained
-        return RWKV.from_preset(pretrained, tokenizer=tokenizer, dtype=dtype, kernel=kernel)
+        return RWKV.from_preset(pretrained, **options)
 
     @property
     def tokenizer_name(self):

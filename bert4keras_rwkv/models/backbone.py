@@ -1,7 +1,9 @@
 """Token ids and a state in, hidden states (or logits) and a state out: the one forward pass."""
 
+import contextlib
 import importlib
 import weakref
+from functools import partial
 from numbers import Integral
 
 import numpy as np
@@ -22,13 +24,14 @@ from bert4keras_rwkv.layers.projection import (
 )
 from bert4keras_rwkv.layers.start_state import StartState
 from bert4keras_rwkv.models.lora import described, prepare
-from bert4keras_rwkv.ops.backend import accumulation_dtype
+from bert4keras_rwkv.ops.backend import accumulation_dtype, dtype_name
 from bert4keras_rwkv.ops.executables import Description
 from bert4keras_rwkv.ops.token_shift import shift_rows
 from bert4keras_rwkv.state import RWKVState
 
 PLAIN = (bool, int, float, str, tuple, list, type(None))
 RESCALE_FLOAT16 = 6  # blocks; what the official program takes in float16
+GIVEN = ("ids", "present", "reset", "rows")  # what `side` has before the first block
 TUNED_STATE = "tuned_state"  # in a file of weights: that it has one, and whether with last inputs
 
 
@@ -69,6 +72,21 @@ def variable_at(layer, path):
     return layer
 
 
+def as_computed(block, x, side):
+    """x (B, T, D), and what crosses layers, in the dtype that a block computes in."""
+    dtype = block.compute_dtype
+    others = {name: value for name, value in side.items() if name not in GIVEN and dtype_name(value) != dtype}
+    x = x if dtype_name(x) == dtype else ops.cast(x, dtype)
+    return x, {**side, **{name: ops.cast(value, dtype) for name, value in others.items()}}
+
+
+def called_with(block, values, x, state, side):
+    """`block(x, state, side)` with other values of its variables than they have."""
+    x, side = as_computed(block, x, side)
+    with keras.StatelessScope(state_mapping=list(zip(block.variables, values, strict=True))):
+        return block(x, state, side)
+
+
 def last_real(x, present=None):
     """The vectors of x (B, T, D) at each row's last real token, (B, D)."""
     if present is None or x.shape[1] == 1:
@@ -101,7 +119,7 @@ def layer_state(wkv, shift, i):
 def side_values(ids, present=None, reset=None):
     """The `side` with which the first block is called, see `Block`."""
     rows = shift_rows(present, reset) if present is not None and ids.shape[1] != 1 else None
-    return {"ids": ids, "present": present, "reset": reset, "rows": rows}
+    return dict(zip(GIVEN, (ids, present, reset, rows), strict=True))
 
 
 def recomputed(block, x, state, side):
@@ -112,7 +130,7 @@ def recomputed(block, x, state, side):
     """
 
     def handed_on(side):
-        return {name: value for name, value in side.items() if name not in ("ids", "present", "reset", "rows")}
+        return {name: value for name, value in side.items() if name not in GIVEN}
 
     def forward(x, state, extra):
         x, state, after = block(x, state, {**side, **extra})
@@ -132,12 +150,16 @@ class Backbone(Layer):
     but float16 does not overflow. 0: never. None: 6 if float16 is computed with, else 0.
     blank: weights start at zero, for they are about to be read from a file; else as the authors start training.
     quantization: a `Quantization`, in which weights that are loaded are stored, or None.
+    dtypes: of each block, and of the norm and head behind them, where they differ; None: all are `dtype`. Else `dtype`
+    is that of the state, and the embedding has that of the first block.
     tuned: what is tuned, LoRA and states, see `lora.described`; {} for nothing.
 
     Called with (ids (B, T) int [, wkv, shift [, reset (B, T)]]) it returns (outputs, wkv, shift): outputs are (B, T, V)
     float32 logits or (B, T, D) hidden states and carry the Keras mask `ids != pad_token_id`. `read` is the same with
     everything explicit.
     """
+
+    placement = None  # a `Placement`, where blocks lie on other devices than the default one
 
     def __init__(
         self,
@@ -150,6 +172,7 @@ class Backbone(Layer):
         blank=False,
         tuned=None,
         quantization=None,
+        dtypes=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -158,29 +181,38 @@ class Backbone(Layer):
         self._users = weakref.WeakSet()
         self.config, self.pad_token_id, self.with_head, self.remat = config, pad_token_id, head, remat
         self.kernel, self._tuned_at_first = kernel, tuned
-        self.rescale_layer = every = _rescale_layer(rescale_layer, self.compute_dtype)
-        policy = self.dtype_policy
+        count = config.num_hidden_layers
+        self.dtypes = None if dtypes is None else tuple(dtypes)
+        policies = self.dtypes or (self.dtype_policy,) * (count + 1)
+        halves = "float16" in (self.dtypes or (self.compute_dtype,))
+        self.rescale_layer = every = _rescale_layer(rescale_layer, halves)
 
-        def norm(name, scale=1.0):
+        def norm(name, policy, scale=1.0):
             epsilon = config.layer_norm_epsilon * scale**2
             return keras.layers.LayerNormalization(epsilon=epsilon, name=name, dtype=policy)
 
         V, D = config.vocab_size, config.hidden_size
         embedding = initial.blank if blank else initial.uniform(1e-4)
-        self.embed = keras.layers.Embedding(V, D, embedding, name="embed", dtype=policy)
-        self.ln0 = norm("ln0")
-        self.blocks = [new_block(config, i, policy, kernel, blank, every) for i in range(config.num_hidden_layers)]
-        self.ln_out = norm("ln_out", _scale(config.num_hidden_layers, every))
+        self.embed = keras.layers.Embedding(V, D, embedding, name="embed", dtype=policies[0])
+        self.ln0 = norm("ln0", policies[0])
+        self.blocks = [new_block(config, i, policies[i], kernel, blank, every) for i in range(count)]
+        self.ln_out = norm("ln_out", policies[count], _scale(count, every))
         self.start_states = []  # a `StartState` a layer, once states are tuned
-        self.head = dense(V, "head", initial.blank if blank else initial.orthogonal(0.5), policy)
+        self.head = dense(V, "head", initial.blank if blank else initial.orthogonal(0.5), policies[count])
         if quantization is not None and blank:
             quantization.pack(self)
 
+    def _placed(self, layer):
+        """A context in which the variables of a layer are made where they will lie."""
+        return contextlib.nullcontext() if self.placement is None else self.placement.storing(layer)
+
     def build(self, *_):
         shape = (None, None, self.config.hidden_size)
-        self.embed.build((None, None))
+        with self._placed(self.embed):
+            self.embed.build((None, None))
         for layer in (self.ln0, *self.blocks, self.ln_out, self.head):
-            layer.build(shape)
+            with self._placed(layer):
+                layer.build(shape)
         self.built = True
         for layer in self._flatten_layers():
             if isinstance(layer, Changeable):
@@ -188,6 +220,12 @@ class Backbone(Layer):
                 layer.form = self.kernel
         if self._tuned_at_first:
             prepare(self, self._tuned_at_first)
+        self.settle()
+
+    def settle(self):
+        """Let all variables lie where the placement says, if there is one, whatever was assigned to them."""
+        if self.placement is not None:
+            self.placement.settle()
 
     def used_by(self, user):
         """Let a Keras model, or what has `forget_programs`, do that when there are other variables. It may vanish."""
@@ -196,9 +234,16 @@ class Backbone(Layer):
     def called_by(self, layer):
         """`used_by` the Keras model that is being called, of which `layer` is a part: users' own too.
 
-        On JAX a model that `fit` calls is not found so, but there it traces anew by itself.
+        On JAX a model that `fit` calls is not found so, but there it traces anew by itself. Raises ValueError for a
+        backbone whose blocks lie elsewhere: a Keras model computes on one device, the default one.
         """
+        self.check_one_device()
         self._users.add(layer._get_call_context().entry_layer)
+
+    def check_one_device(self):
+        """Raise a ValueError unless a Keras model can compute it: all of it on the default device, nothing streamed."""
+        if self.placement is not None:
+            self.placement.refuse_models()
 
     def changed(self):
         """There are other variables than before, or others that train: no program compiled before may run again.
@@ -236,16 +281,21 @@ class Backbone(Layer):
         if reset is not None and self.start_states:
             state = [_with_start(here, start) for here, start in zip(state, self._tuned(), strict=True)]
         (x, side), new = self.enter(ids, present, reset), []
+        if self.placement is not None:
+            return self.placement.run([partial(called_with, block) for block in self.blocks], x, state, side)
         for block, layer_state in zip(self.blocks, state, strict=True):
             run = recomputed if self.remat else Block.__call__
-            x, layer_state, side = run(block, x, layer_state, side)
+            x, cast = as_computed(block, x, side)
+            x, layer_state, after = run(block, x, layer_state, cast)
+            side = {**after, **side}
             new.append(layer_state)
         return x, new
 
     def enter(self, ids, present=None, reset=None):
         """What the first block is called with, but for its state: x (B, T, D) and `side`."""
-        ids = ops.clip(ops.cast(ids, "int32"), 0, self.config.vocab_size - 1)
-        return self.ln0(self.embed(ids)), side_values(ids, present, reset)
+        with self._placed(self.embed):
+            ids = ops.clip(ops.cast(self._brought(ids, self.embed), "int32"), 0, self.config.vocab_size - 1)
+            return self.ln0(self.embed(ids)), side_values(ids, present, reset)
 
     def hidden(self, ids, state, present=None):
         """`read`, and of the hidden states only those of each row's last real token, (B, D).
@@ -257,19 +307,30 @@ class Backbone(Layer):
 
     def logits(self, hidden):
         """(..., D) before the final norm -> (..., V) float32."""
-        return ops.cast(self.head(self.ln_out(hidden)), self.state_dtypes[0])
+        with self._placed(self.head):
+            return ops.cast(self.head(self.ln_out(self._brought(hidden, self.head))), self.state_dtypes[0])
+
+    def _brought(self, x, layer):
+        """A tensor where a layer lies."""
+        return x if self.placement is None else self.placement.brought(x, layer)
 
     def unpack(self, wkv, shift):
         """The two arrays of an RWKVState -> the nested state of each layer."""
-        wkv_dtype, dtype = self.state_dtypes
-        wkv, shift = ops.cast(wkv, wkv_dtype), ops.cast(shift, dtype)
-        return [layer_state(wkv, shift, i) for i in range(len(self.blocks))]
+        wkv = ops.cast(wkv, self.state_dtypes[0])
+        shifts = {dtype: ops.cast(shift, dtype) for dtype in dict.fromkeys(self._block_dtypes())}
+        return [layer_state(wkv, shifts[dtype], i) for i, dtype in enumerate(self._block_dtypes())]
 
     def pack(self, state):
         """The nested state of each layer -> the two arrays of an RWKVState."""
         wkv = ops.stack([layer["time"]["wkv"] for layer in state], axis=1)
-        shift = ops.stack([x for layer in state for x in (layer["time"]["x"], layer["channel"]["x"])], axis=1)
-        return wkv, shift[:, :, None]
+        last = [x for layer in state for x in (layer["time"]["x"], layer["channel"]["x"])]
+        if self.dtypes is not None:
+            last = [ops.cast(x, self.compute_dtype) for x in last]
+        return wkv, ops.stack(last, axis=1)[:, :, None]
+
+    def _block_dtypes(self):
+        """The dtype that each block computes in."""
+        return [block.compute_dtype for block in self.blocks]
 
     def start(self, batch):
         """The nested state of each layer before the first token: the tuned one, else zero."""
@@ -293,7 +354,7 @@ class Backbone(Layer):
 
     def _tuned(self):
         """The nested tuned state of each layer, of one row."""
-        return [layer.values(self.compute_dtype) for layer in self.start_states]
+        return [layer.values(dtype) for layer, dtype in zip(self.start_states, self._block_dtypes(), strict=True)]
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
@@ -343,7 +404,8 @@ class Backbone(Layer):
 
     def _own_config(self):
         own = {"kernel": self.kernel, "pad_token_id": self.pad_token_id, "head": self.with_head, "remat": self.remat}
-        return {**own, "rescale_layer": self.rescale_layer, "config": self.config.to_dict()}
+        mixed = {} if self.dtypes is None else {"dtypes": list(self.dtypes)}
+        return {**own, **mixed, "rescale_layer": self.rescale_layer, "config": self.config.to_dict()}
 
     def get_config(self):
         tuned = {"tuned": described(self)} if self.built else {}
@@ -365,10 +427,10 @@ def _let_go(model):
         model.optimizer = type(optimizer).from_config(optimizer.get_config())
 
 
-def _rescale_layer(given, dtype):
-    """How many blocks lie between two halvings, 0 for none."""
+def _rescale_layer(given, halves):
+    """How many blocks lie between two halvings, 0 for none. halves: whether float16 is computed with."""
     if given is None:
-        return RESCALE_FLOAT16 if dtype == "float16" else 0
+        return RESCALE_FLOAT16 if halves else 0
     if isinstance(given, bool) or not isinstance(given, int) or given < 0:
         raise ValueError(
             "`rescale_layer` is after how many blocks the residual stream is halved, 0 for never. "

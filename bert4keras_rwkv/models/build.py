@@ -6,16 +6,19 @@ import functools
 import logging
 import os
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.models.backbone import Backbone
-from bert4keras_rwkv.models.quantization import KEEP, of_file
+from bert4keras_rwkv.models.placement import placed
+from bert4keras_rwkv.models.plan import plan_for
+from bert4keras_rwkv.models.quantization import KEEP, Quantization, of_file
 from bert4keras_rwkv.ops.backend import adopt, has_accelerator
 from bert4keras_rwkv.state import RWKVState
+from bert4keras_rwkv.strategy import Strategy, widest
 from bert4keras_rwkv.tokenizers.base import Tokenizer
 from bert4keras_rwkv.tokenizers.find import find_tokenizer, load_tokenizer
 from bert4keras_rwkv.untrusted import shown
@@ -28,14 +31,13 @@ from bert4keras_rwkv.weights.surgery import surgery
 logger = logging.getLogger("bert4keras_rwkv")
 
 
-def backbone_and_tokenizer(
-    path, config_path, keys, tokenizer, keep_tokens, compound_tokens, dtype, quantization, **options
-):
+def backbone_and_tokenizer(path, config_path, keys, tokenizer, keep_tokens, compound_tokens, numbers, **options):
     """A `Backbone` and the tokenizer that goes with it, or None.
 
     path: of a weight file, None for random weights. config_path: of a JSON file with the whole configuration, or None.
     keys: of a configuration, over what the files say where they are not None. tokenizer: one, its path, or None for
-    that of the weights. options: of `Backbone`; the other arguments are those of `build_transformer_model`.
+    that of the weights. numbers: `Numbers`. options: of `Backbone`; the other arguments are those of
+    `build_transformer_model`.
     """
     if not isinstance(tokenizer, Tokenizer | str | os.PathLike | None):
         raise TypeError(f"`tokenizer` is one of `tokenizers`, a path, or None. Received: {shown(tokenizer)}.")
@@ -50,20 +52,67 @@ def backbone_and_tokenizer(
         if cut is not None:
             config = replace(config, vocab_size=cut.size)
         tensors = None if checkpoint is None else checkpoint.tensors
-        if tensors is None and quantization == KEEP:
-            raise ValueError("`quantization` 'keep' is as a file has its matrices. Give `checkpoint_path`, too.")
+        if tensors is not None and numbers.quantization == KEEP:
+            tensors = as_packed(tensors)
+        given = tensors
+        tensors = tensors if cut is None or tensors is None else cut.applied(tensors, file_size)
+        backbone = numbers.backbone(config, tensors, **options)
         if tensors is not None:
-            tensors = as_packed(tensors) if quantization == KEEP else tensors
-            quantization = of_file(quantization, config.rules(), tensors)
-        options = {**options, "dtype": _policy(dtype, tensors), "quantization": quantization}
-        backbone = Backbone(config, blank=tensors is not None, **options)
-        backbone.build()
-        if tensors is None and quantization is not None:
-            quantization.pack(backbone)
-        if tensors is not None:
-            load_weights(backbone, tensors if cut is None else cut.applied(tensors, file_size))
-            say_differences(tensors)
+            load_weights(backbone, tensors)
+            say_differences(given)
         return backbone, _tokenizer(tokenizer, checkpoint, file_size, cut)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """In which dtype a model computes, how its matrices are stored, and where: arguments of `build_transformer_model`.
+
+    A strategy says all of it.
+    """
+
+    dtype: object = None
+    quantization: Quantization | None = None
+    strategy: Strategy | None = None
+
+    def __post_init__(self):
+        if self.strategy is not None and (self.dtype is not None or self.quantization is not None):
+            raise ValueError(
+                "`strategy` says in which dtype each block is computed and how it is stored. Leave out `dtype` and "
+                f"`quantization`. Received: strategy='{self.strategy}', dtype={shown(self.dtype)}, "
+                f"quantization={shown(self.quantization)}."
+            )
+
+    def backbone(self, config, tensors, **options):
+        """A `Backbone`, built, for the weights of a file, or with random ones if `tensors` is None."""
+        places = None if self.strategy is None else self._places(config, tensors)
+        if places is None:
+            options |= {"dtype": _policy(self.dtype, tensors), "quantization": self.quantization}
+        else:
+            dtypes = [place.dtype for place in places]
+            options |= {"dtype": widest(places), "dtypes": dtypes if len(set(dtypes)) > 1 else None}
+            options |= {"quantization": Quantization.of_places(places)}
+        if tensors is not None:
+            options["quantization"] = of_file(options["quantization"], config.rules(), tensors)
+        elif options["quantization"] == KEEP:
+            raise ValueError("`quantization` 'keep' is as a file has its matrices. Give `checkpoint_path`, too.")
+        backbone = Backbone(config, blank=tensors is not None, **options)
+        if places is not None:
+            backbone.placement = placed(backbone, places)
+        backbone.build()
+        if tensors is None and options["quantization"] is not None:
+            options["quantization"].pack(backbone)
+            backbone.settle()
+        return backbone
+
+    def _places(self, config, tensors):
+        """The `Place` of each block and of the head, if there is room for what is known of the weights."""
+        if tensors is not None:
+            plan = plan_for(self.strategy, config, tensors)
+            plan.check()
+            return plan.places
+        if self.strategy.is_auto:
+            raise ValueError("strategy='auto' goes by the weights of a file, and these are random: write one out.")
+        return self.strategy.places(config.num_hidden_layers)
 
 
 def load_weights(backbone, tensors, progress=None):
@@ -75,7 +124,12 @@ def load_weights(backbone, tensors, progress=None):
             "pass as `state`, or to `set_tuned_state` after `enable_state_tuning`."
         )
     variables = {rule.path: backbone.variable_at(rule.path) for rule in filled(rules)}
-    assign(rules, tensors, variables, progress, adopt)
+    if backbone.placement is None:
+        assign(rules, tensors, variables, progress, adopt)
+        return
+    there = {path: backbone.placement.target(path, variable) for path, variable in variables.items()}
+    assign(rules, tensors, there, progress)
+    backbone.settle()
 
 
 def functional_model(backbone, sequence_length, with_lm, *, input_state, output_state, packed, prefix, name):

@@ -140,6 +140,7 @@ def training_model(backbone: Backbone, sequence_length=None, packed=False, loss=
 
 def loss_model(model, layer, backbone, sequence_length, packed, loss, **options):
     """A functional model of class `model` around a `layer(backbone, loss, **options)`; the rest as `training_model`."""
+    backbone.check_one_device()
     if loss is None:
         loss = NextTokenLoss(pad_token_id=backbone.pad_token_id, name="next_token_loss")
     if not isinstance(loss, NextTokenLoss):

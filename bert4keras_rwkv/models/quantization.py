@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
-from bert4keras_rwkv.layers.low_rank import LowRank
 from bert4keras_rwkv.layers.projection import kernel_variable, lora_of, quantised_as, scheme_of
 from bert4keras_rwkv.ops.matmul import Scheme
 from bert4keras_rwkv.untrusted import shown
@@ -37,11 +36,12 @@ class _Packing:
 class Quantization(_Packing):
     """How the matrices of a model are stored; vectors, low-rank matrices and the embedding stay as they are.
 
-    blocks: the `Scheme` of the projections of all blocks. head: that of the head; None: it stays as it is. skip: parts
-    of paths, such as 'blocks/0/' or 'value'; a matrix that one of them names stays as it is.
+    blocks: the `Scheme` of the projections of all blocks, or a tuple, of those of each, None: they stay as they are.
+    head: that of the head, or None. skip: parts of paths, such as 'blocks/0/' or 'value'; a matrix that one of them
+    names stays as it is.
     """
 
-    blocks: Scheme
+    blocks: Scheme | tuple[Scheme | None, ...]
     head: Scheme | None
     skip: tuple[str, ...] = ()
 
@@ -55,12 +55,22 @@ class Quantization(_Packing):
             raise ValueError(f"`quantization` is {known}, a `Quantization`, or None. Received: {shown(given)}.")
         return cls(SCHEMES[given], SCHEMES["int8" if given == "int4" else given])
 
+    @classmethod
+    def of_places(cls, places):
+        """That of a network whose blocks and head are stored as their `strategy.Place` says; None: in their dtypes."""
+        *blocks, head = (cls.of(place.stored) for place in places)
+        if not any((*blocks, head)):
+            return None
+        return cls(tuple(one and one.blocks for one in blocks), head and head.head)
+
     def scheme(self, path):
         """The `Scheme` of the projection at a path, 'head' or 'blocks/3/time_mix/key'; None: it stays as it is."""
         parts = f"/{path}/"
         if any(f"/{skipped.strip('/')}/" in parts for skipped in self.skip):
             return None
-        return self.head if path == "head" else self.blocks
+        if path == "head":
+            return self.head
+        return self.blocks[int(path.split("/")[1])] if isinstance(self.blocks, tuple) else self.blocks
 
 
 @dataclass(frozen=True)
@@ -151,6 +161,13 @@ def _part(variable):
 
 def projections(backbone):
     """Path -> layer of the matrices of a backbone that may be packed."""
-    paths = [rule.path.removesuffix("/kernel") for rule in filled(backbone.config.rules()) if "kernel" in rule.path]
-    owners = {path: backbone.variable_at(path.rpartition("/")[0]) if "/" in path else backbone for path in paths}
-    return {path: backbone.variable_at(path) for path, owner in owners.items() if not isinstance(owner, LowRank)}
+    paths = (rule.path for rule in filled(backbone.config.rules()) if is_projection(rule.path))
+    return {path.removesuffix("/kernel"): backbone.variable_at(path.removesuffix("/kernel")) for path in paths}
+
+
+def is_projection(path):
+    """Whether the variable at an attribute path is a matrix that may be packed: the head's, or that of a mixer itself,
+    'blocks/3/time_mix/key/kernel', not of low rank.
+    """
+    *owners, name = path.split("/")
+    return name == "kernel" and len(owners) in (1, 4)

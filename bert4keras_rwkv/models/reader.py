@@ -1,10 +1,13 @@
 """Reading tokens piece by piece, with compiled programs of few shapes."""
 
+from functools import partial
 from itertools import count
 
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
+from bert4keras_rwkv.models.backbone import last_real
+from bert4keras_rwkv.models.blocks import Blocks, must_be
 from bert4keras_rwkv.ops.compile import compiled, wants_fixed_shapes
 
 SMALLEST = 16  # tokens; a shorter rest is padded to this, where shapes are compiled
@@ -19,19 +22,26 @@ class Reader:
     """
 
     def __init__(self, backbone):
+        if must_be(backbone):
+            whole, read, head = _as_it_is, *_block_by_block(backbone)
+        else:
+            whole = partial(compiled, variables=backbone.variables)
+            read, head = _at_once(backbone), backbone.logits
+
         def all_logits(ids, wkv, shift, present):
-            hidden, state = backbone.read(ids, backbone.unpack(wkv, shift), present)
-            return (backbone.logits(hidden), *backbone.pack(state))
+            hidden, wkv, shift = read(ids, wkv, shift, present)
+            return head(hidden), wkv, shift
 
         def absorb(ids, wkv, shift, present, before):
-            hidden, state = backbone.hidden(ids, backbone.unpack(wkv, shift), present)
+            hidden, wkv, shift = read(ids, wkv, shift, present)
+            hidden = last_real(hidden, present)
             if present is not None and before is not None:
                 hidden = ops.where(ops.any(present, axis=1, keepdims=True), hidden, before)
-            return (hidden, *backbone.pack(state))
+            return hidden, wkv, shift
 
         def last_logits(ids, wkv, shift, present):
             hidden, wkv, shift = absorb(ids, wkv, shift, present, None)
-            return backbone.logits(hidden), wkv, shift
+            return head(hidden), wkv, shift
 
         def scores(ids, targets, wkv, shift, present):
             logits, wkv, shift = all_logits(ids, wkv, shift, present)
@@ -39,12 +49,8 @@ class Reader:
             likeliest = ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), targets)
             return own - ops.logsumexp(logits, axis=-1), likeliest, wkv, shift
 
-        variables = backbone.variables
-        self._all = compiled(all_logits, variables)
-        self._absorb = compiled(absorb, variables)
-        self._step = compiled(last_logits, variables)
-        self._head = compiled(backbone.logits, variables)
-        self._scores = compiled(scores, variables)
+        self._all, self._absorb, self._step = whole(all_logits), whole(absorb), whole(last_logits)
+        self._head, self._scores = whole(head), whole(scores)
         self._vocab_size = backbone.config.vocab_size
         self._width, self._dtype = backbone.config.hidden_size, backbone.compute_dtype
 
@@ -81,6 +87,32 @@ class Reader:
             np.concatenate([ops.convert_to_numpy(part[i])[:, : part[-1]] for part in parts], axis=1) for i in (0, 1)
         )
         return values, likeliest, wkv, shift
+
+
+def _at_once(backbone):
+    """A function (ids, wkv, shift, present) -> (hidden states (B, T, D), wkv, shift), to be compiled."""
+
+    def read(ids, wkv, shift, present):
+        hidden, state = backbone.read(ids, backbone.unpack(wkv, shift), present)
+        return (hidden, *backbone.pack(state))
+
+    return read
+
+
+def _block_by_block(backbone):
+    """The same in programs of one block, and the head, whose logits lie where all answers do."""
+    blocks = Blocks(backbone)
+    logits = compiled(backbone.logits, blocks.behind)
+
+    def read(ids, wkv, shift, present):
+        hidden, state = blocks.read(ids, blocks.unpack(wkv, shift), present)
+        return (hidden, *blocks.pack(state))
+
+    return read, lambda hidden: backbone.placement.brought_home(logits(hidden))
+
+
+def _as_it_is(function):
+    return function
 
 
 def _pieces(ids, present, chunk):

@@ -8,8 +8,9 @@ from bert4keras_rwkv.generation.cache_model import cache_model
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.models import lora, state_tuning
-from bert4keras_rwkv.models.build import backbone_and_tokenizer, functional_model
+from bert4keras_rwkv.models.build import Numbers, backbone_and_tokenizer, functional_model
 from bert4keras_rwkv.models.loss_model import training_model
+from bert4keras_rwkv.models.plan import plan_of
 from bert4keras_rwkv.models.quantization import Quantization, asked, weights_of
 from bert4keras_rwkv.models.reader import Reader
 from bert4keras_rwkv.models.request import Request, end_ids, limits, seeds, texts_that_stop, whole_number, with_text
@@ -19,6 +20,7 @@ from bert4keras_rwkv.models.text_training import Texts, is_dataset, of_text, tex
 from bert4keras_rwkv.models.writer import Writer, Writing
 from bert4keras_rwkv.ops.kernels.choose import chosen
 from bert4keras_rwkv.state import RWKVState
+from bert4keras_rwkv.strategy import Strategy
 from bert4keras_rwkv.tokenizers.prompts import Prompts, need_tokenizer, strings_in, token_ids
 from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions import version_named
@@ -234,6 +236,7 @@ class RWKV:
         Any id of the head may be written, those without a text too: for
         text build with mask_output=tokenizer.without_text(vocab_size). A row whose logits are not finite ends there.
         """
+        self.backbone.check_one_device()
         lengths = [input_lengths] if isinstance(input_lengths, int) else list(input_lengths)
         if len(lengths) != 1:
             raise ValueError(f"`input_lengths` has one length, that of the ids. Received: {input_lengths!r}.")
@@ -340,6 +343,7 @@ class RWKV:
         saved or exported have the LoRA added; `save_adapter` keeps it apart.
         """
         lora.enable_lora(self.backbone, rank, alpha, targets)
+        self.backbone.settle()
 
     def save_adapter(self, path):
         """Write what was tuned, LoRA, state and other weights that train, to a safetensors file; a LoRA alone to `.pth`
@@ -354,10 +358,12 @@ class RWKV:
         and a scale for each, what the LoRAs add is added up, and tuned states are averaged with the scales as weights.
         """
         lora.load_adapter(self.backbone, path, scale, alpha)
+        self.backbone.settle()
 
     def merge_adapter(self, scale=1.0):
         """Add the LoRA, times `scale`, to the weights and start it anew at zero, so that another can be stacked."""
         lora.merge_adapter(self.backbone, scale)
+        self.backbone.settle()
 
     def tuned_state(self):
         """The tuned initial state: RWKVState of one row, to save, convert, average, or pass as `state`."""
@@ -403,6 +409,7 @@ class RWKV:
         """
         first = None if base is None else read_adapter(base)
         merge_into(self.config.rules(), self.backbone.variable_at, read_adapter(path), alpha, first)
+        self.backbone.settle()
 
     def weights(self):
         """The weights as lazy `weights.Tensors` under official names, as `write_pth` and others take them.
@@ -420,6 +427,7 @@ class RWKV:
         that is quantised or has a LoRA, are a ValueError.
         """
         Quantization.of(quantization).pack(self.backbone)
+        self.backbone.settle()
 
     def forget_programs(self):
         """Compiled programs know the weights that there were."""
@@ -432,6 +440,14 @@ class RWKV:
         options: as for `build_transformer_model`.
         """
         return build_transformer_model(checkpoint_path=named(preset), **options)
+
+    @staticmethod
+    def plan(preset, strategy):
+        """What a strategy would mean for a model: a `Plan`, whose `str` is a table. The weights are not loaded.
+
+        preset: as for `from_preset`. strategy: a string or a `Strategy`, as for `build_transformer_model`.
+        """
+        return plan_of(preset, strategy)
 
     def _read(self):
         if self._reader is None:
@@ -538,6 +554,7 @@ def build_transformer_model(
     prefix="",
     name=None,
     quantization=None,
+    strategy=None,
     **config_keys,
 ):
     """Build a model, with the weights of a file or as its authors start training.
@@ -567,7 +584,9 @@ def build_transformer_model(
     quantization: 'bfloat16', 'int8', 'int4' or a `Quantization`: the projections and the head are stored so, each
     matrix as it is read (`ops.matmul`). 'keep': as the file has them, blocks of a GGUF file and bfloat16 too; what has
     no form here gets the nearest one, and how near that is the log says (docs/formats.md). None: in `dtype`, but a
-    preset of a quantised model as it is.
+    preset of a quantised model as it is. strategy: instead of both, for each block where it is
+    computed, in which dtype, and how it is stored: a string as of the `rwkv` package, 'cuda fp16i8 *20 -> cpu fp32',
+    'auto', or a `Strategy` (docs/strategies.md).
 
     prefix: what the names of the inputs and layers of the Keras model begin with, so that two models fit into one.
     name: its own name, None for the version.
@@ -603,8 +622,7 @@ def build_transformer_model(
         tokenizer,
         keep_tokens,
         compound_tokens,
-        dtype,
-        asked(quantization),
+        Numbers(dtype, asked(quantization), None if strategy is None else Strategy.of(strategy)),
         kernel=kernel,
         pad_token_id=None if packed else pad_token_id,
         head=with_lm is not False,

@@ -28,8 +28,8 @@ class Writer:
         self._blocks = Blocks(backbone) if worthwhile(backbone) else None
         self._wholes, self._steps, self._draws = {}, {}, {}
         self._begins = {}
-        self._start = compiled(loop.started, (), lambda: self._description.of("start"))
-        self._pack = compiled(backbone.pack, (), lambda: self._description.of("pack"))
+        self._start = compiled(loop.started, (), self._of("start"))
+        self._pack = self._blocks.pack if self._blocks else compiled(backbone.pack, (), self._of("pack"))
         self._choose = compiled(_chosen)
 
     def write(self, request):
@@ -95,7 +95,10 @@ class Writer:
 
     def chosen(self, rows, these, others):
         """The carry with the given rows, (B,) bool, of `these`, and the rest of `others`."""
-        return self._choose(rows, these, others)
+        if self._blocks is None:
+            return self._choose(rows, these, others)
+        state = [self._choose(rows, *pair) for pair in zip(these.state, others.state, strict=True)]
+        return self._choose(rows, these._replace(state=None), others._replace(state=None))._replace(state=state)
 
     def not_finite(self, request, row, drawn):
         """The error for a row whose logits are no numbers after the tokens `drawn`. It reads the row once more."""
@@ -104,7 +107,7 @@ class Writer:
         return ValueError(
             f"No token can be drawn: after {len(ids)} tokens the logits of row {row} are not finite; the first that is "
             f"not is {layer or 'the logits'}. Damaged weights do this, and numbers too large for float16: then use "
-            "dtype='float32', or --dtype float32."
+            "dtype='float32', or --dtype float32, or in a strategy bf16 or fp32 instead of fp16."
         )
 
     def _program(self, programs, make, request, *more):
@@ -114,7 +117,12 @@ class Writer:
         return programs[key]
 
     def _compiled(self, function, *parts):
-        return compiled(function, self._network.variables, lambda: self._description.of(*parts))
+        variables = self._network.variables if self._blocks is None else self._blocks.behind
+        return compiled(function, variables, self._of(*parts))
+
+    def _of(self, *parts):
+        """What gives the `Description` of one program."""
+        return lambda: self._description.of(*parts)
 
     def _begin_row(self, chunks):
         network = self._network

@@ -1,10 +1,13 @@
 """What differs between backends and is not covered by `keras.ops`."""
 
 import contextlib
+from contextvars import ContextVar
 
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import keras, ops
+
+KIND = ContextVar("kind", default=None)  # of the device on which is computed now, if it was named; `devices.on` sets it
 
 
 def name():
@@ -14,6 +17,8 @@ def name():
 
 def has_accelerator():
     """Whether arrays live on a GPU or TPU by default."""
+    if KIND.get() is not None:
+        return KIND.get() != "cpu"
     if name() == "jax":
         import jax
 
@@ -31,6 +36,8 @@ def has_accelerator():
 
 def device_kind():
     """Where arrays live by default: 'cpu', 'cuda' (a GPU of NVIDIA), or another word for another accelerator."""
+    if KIND.get() == "cpu":
+        return "cpu"
     if not has_accelerator():
         return "cpu"
     if name() == "jax":

@@ -103,7 +103,7 @@ class Kept:
         import jax
 
         folder = programs_folder()
-        if folder is None or len(jax.devices()) > 1 or jax.config.jax_disable_jit:
+        if folder is None or len(jax.devices()) > 1 or jax.config.jax_disable_jit or _elsewhere(values):
             return self._program
         key = _key(self._description(), values, args)
         path = folder / (hashlib.sha256(key).hexdigest()[:40] + SUFFIX)
@@ -112,6 +112,13 @@ class Kept:
             executable = _compiled(self._program, values, args)
             _write(path, key, executable)
         return executable
+
+
+def _elsewhere(values):
+    """Whether values of variables lie on another device than that which `_device` tells of."""
+    import jax
+
+    return any(value.devices() != {jax.devices()[0]} for value in values)
 
 
 def _compiled(program, values, args):

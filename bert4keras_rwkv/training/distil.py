@@ -71,6 +71,7 @@ def distil_prompt(
     """
     if start not in STARTS:
         raise ValueError(f"`start` is one of {', '.join(map(repr, STARTS))}. Received: start={start!r}.")
+    rwkv.backbone.check_one_device()
     if adapted(rwkv.backbone):
         raise ValueError("LoRA is on, and would be trained with the state. Call `merge_adapter` on a model of its own.")
     readings = _readings(rwkv, prompts)

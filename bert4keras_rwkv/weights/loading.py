@@ -36,6 +36,15 @@ def assign(rules, mapping, variables, progress=None, adopt=lambda array: array):
             progress(done, len(wanted))
 
 
+def variable_shapes(rules, shapes):
+    """Path -> shape of the variables that tensors of these shapes (official name -> shape) fill.
+
+    A missing or extra name, or a shape that its rule cannot use, is a `WeightsError` with all of them.
+    """
+    refuse(_misfits(rules, shapes))
+    return {rule.path: tuple(_loaded_shape(rule, shapes)) for rule in filled(rules)}
+
+
 def export(rules, get_variable):
     """A model's variables as lazy `Tensors` under official names, in the order of a released file.
 

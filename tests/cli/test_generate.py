@@ -57,6 +57,7 @@ def test_prompt_from_stdin_echo_and_stop(model, command):
         (["--prompt", "a", "--tokenizer", "nowhere.txt"], 1, "nowhere.txt"),
         (["--prompt", "a", "--model", "nowhere"], 1, "nowhere"),
         (["--prompt", "a", "--kernel", "magic"], 1, "magic"),
+        (["--prompt", "a", "--strategy", "cuda:99 fp16"], 1, "There is no device 'cuda:99' here"),
     ],
 )
 def test_errors_are_one_line(model, capsys, monkeypatch, arguments, code, message):

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from bert4keras_rwkv.cli import main
+from bert4keras_rwkv.cli import backend, main
 from bert4keras_rwkv.config import RWKVConfig
+from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights import open_weights, write_safetensors
 from bert4keras_rwkv.weights.formats.registry import format_named, formats
 from bert4keras_rwkv.weights.tensors import as_tensors
@@ -38,6 +39,25 @@ def test_for_people(model, capsys, tmp_path):
     assert lines[1].split() == ["format", ".safetensors", "of", "a", ".pth"]
     assert lines[2].split() == ["model", "rwkv6,", "2", "layers,", "vocabulary", "262"]
     assert ["dtype", "bfloat16"] in [line.split() for line in lines]
+
+
+def test_what_would_go_where(model, capsys, monkeypatch):
+    """What `RWKV.plan` gives, as a table or for programs."""
+    monkeypatch.setattr(backend, "keep_compiled_programs", lambda: None)  # this process' JAX stays as it is
+    assert main(["info", str(model), "--strategy", "cpu fp32 *1 -> cpu bf16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "'cpu fp32 *1 -> cpu bf16' for rwkv6, 2 blocks of 16"
+    assert [line.split()[0] for line in lines[1:-1]] == ["block", "embedding", "0", "1", "head", "sum"]
+    assert main(["info", str(model), "--strategy", "cuda fp16 *1+", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [row["streamed"] for row in said["rows"]] == [False, False, True, False]
+    assert said["needed_bytes"]["cpu:0"] == said["rows"][2]["bytes"]
+
+
+def test_a_strategy_is_for_models(tmp_path, tiny_config, capsys):
+    RWKVState.zeros(tiny_config).save(tmp_path / "a.state")
+    assert main(["info", str(tmp_path / "a.state"), "--strategy", "auto"]) == 2
+    assert "--strategy is for whole models" in capsys.readouterr().err
 
 
 def test_blocks_count_as_they_are_stored(tmp_path, rng, capsys):

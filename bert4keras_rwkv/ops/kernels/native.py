@@ -108,7 +108,9 @@ def device(on=None):
 
 @backend.once_while_tracing
 def _here():
-    """`backend.device_kind`, asked once."""
+    """`backend.device_kind`, asked once, unless a device was named."""
+    if backend.KIND.get() is not None:
+        return backend.device_kind()
     if "here" not in _device:
         _device["here"] = backend.device_kind()
     return _device["here"]
