@@ -1,4 +1,4 @@
-"""This package as a worker: python -m benchmarks.ours CHECKPOINT DTYPE. The backend is KERAS_BACKEND."""
+"""This package as a worker: python -m benchmarks.ours CHECKPOINT DTYPE[+QUANTIZATION]. The backend is KERAS_BACKEND."""
 
 import sys
 import time
@@ -11,11 +11,12 @@ PROMPT = list(range(1, 9))
 
 
 def make():
-    path, dtype = sys.argv[1:]
+    path, numbers = sys.argv[1:]
+    dtype, _, quantization = numbers.partition("+")
     from bert4keras_rwkv.models import build_transformer_model
 
     started = time.perf_counter()
-    RWKV = build_transformer_model(checkpoint_path=path, dtype=dtype)
+    RWKV = build_transformer_model(checkpoint_path=path, dtype=dtype, quantization=quantization or None)
     load_s = time.perf_counter() - started
 
     class Package(Language):
@@ -41,6 +42,21 @@ def make():
             RWKV.generate(PROMPT, len(PROMPT) + n, sampling="greedy", stop_token_ids=None)
             return time.perf_counter() - started
 
+        def texts(self, n, count):
+            """n tokens in all, `count` texts side by side: what longer answers cost more than those of one token."""
+            prompts = [[1 + text] for text in range(count)]
+
+            def seconds(length):
+                started = time.perf_counter()
+                RWKV.generate(prompts, length, sampling="greedy", stop_token_ids=None)
+                return time.perf_counter() - started
+
+            if count not in self.warm:
+                self.warm.add(count)
+                seconds(2)
+            return seconds(2 + n // count) - seconds(2)
+
+    Package.warm = set()
     package = Package(load_s=load_s)
     for warm_up in (lambda: package.prefill(512), lambda: package.stream(2), lambda: package.generate(1)):
         warm_up()

@@ -6,12 +6,13 @@ from . import peer_sampling, peer_wkv
 from .checkpoints import Size, checkpoint
 from .conversion import conversion
 from .gpu import gpu
+from .quantised import quantised
 from .rounds import Worker, interleave
 from .start import start
 from .training import training
 
 USUAL = ["model", "wkv", "sampling", "convert"]  # what `make bench` measures
-GROUPS = [*USUAL, "train", "start", "gpu"]
+GROUPS = [*USUAL, "train", "start", "quantised", "gpu"]
 PROMPT, DECODE = 512, 32
 
 
@@ -33,6 +34,9 @@ def measure(options):
         yield "start", start(options, say)
     for version in ("7", "6") if "train" in options.only else []:
         yield f"train rwkv{version}", training(version, options, say)
+    for text in options.sizes if "quantised" in options.only else []:
+        for version in options.versions:
+            yield f"quantised rwkv{version} {text}", quantised(version, text, options, say)
     if "gpu" in options.only:
         yield from gpu(options, say)
 

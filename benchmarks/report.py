@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from . import gpu_page, start, training
+from . import gpu_page, quantised, start, training
 from .tables import Group, milliseconds, spread, table
 
 FLOAT_BYTES = 4
@@ -223,6 +223,8 @@ def targets(groups):
             yield from start.targets(group)
         if name.startswith("train"):
             yield from training.targets(name, group)
+        if name.startswith("quantised"):
+            yield from quantised.targets(name, group)
         if name.startswith("gpu "):
             yield from gpu_page.targets(name, group)
         if name == "sampling":
@@ -296,6 +298,7 @@ programs used this share of the processors meanwhile (median; 100% is one proces
     parts += [model_page(name, group) for name, group in models.items()]
     if models:
         parts.append(ways_page(models))
+    parts += [quantised.page(name, group) for name, group in groups.items() if name.startswith("quantised")]
     if "wkv" in groups:
         parts.append(wkv_page(groups["wkv"]))
     if "sampling" in groups:
