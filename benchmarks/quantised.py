@@ -1,4 +1,4 @@
-"""Matrices in fewer bytes: a model in every precision, ours, of `rwkv` and of llama.cpp, and its section of the page."""
+"""Matrices in fewer bytes: a model in every precision, ours, of rwkv and of llama.cpp, and its section of the page."""
 
 import subprocess
 import sys
