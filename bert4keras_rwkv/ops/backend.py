@@ -79,7 +79,11 @@ def beside(x, like=None):
     """x as a tensor; what is none yet becomes one on the device of the tensor `like`."""
     if ops.is_tensor(x):
         return x
-    x = ops.convert_to_tensor(x)
+    return there(ops.convert_to_tensor(x), like)
+
+
+def there(x, like):
+    """The tensor x on the device of the tensor `like`; Keras' operators put what they make on the default one."""
     return x.to(like.device) if name() == "torch" and like is not None else x
 
 

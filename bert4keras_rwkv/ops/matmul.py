@@ -60,7 +60,7 @@ def matmul(x, tensors, scheme, kernel="auto"):
 
 def product_for(scheme, rows):
     """The native kernel that multiplies so many rows, None: the matrix is unpacked for them."""
-    if scheme.bits != 16 and rows >= SEVERAL and has_products_of_many():
+    if rows >= SEVERAL and has_products_of_many():
         return f"product_many_{scheme.name}"
     return f"product_{scheme.name}" if 0 < rows <= FEW else None
 

@@ -32,11 +32,13 @@ HOSTS, KERNELS = ("host", "cuda_host"), ("matrix_state", "wkv4", "product", "pro
 # Instruction sets: the floats of a vector, options, and which kernels are made for it.
 AVX512 = ("-march=x86-64-v4", "-mprefer-vector-width=512")
 X86 = {
+    "bf16": (16, (*AVX512, "-mavx512vnni", "-mavx512bf16"), ("product", "product_many")),
     "vnni": (16, (*AVX512, "-mavx512vnni"), ("product", "product_many")),
     "avx512": (16, AVX512, KERNELS),
     "avx2": (8, ("-march=x86-64-v3",), KERNELS),
     "plain": (4, ("-march=x86-64",), KERNELS),
 }
+NEWER = {"bf16", "vnni"}  # than some compilers that build all else
 LEVELS = {"x86_64": X86, "AMD64": X86, "x86": X86}
 SUFFIX = ".so"
 BUILDING = "Building the native kernels with %s: once, for about 20 seconds on two cores. They are kept in '%s'."
@@ -44,7 +46,8 @@ DTYPES = {"float32": 0, "bfloat16": 1, "uint8": 2, "int8": 3, "float16": 4}  # a
 # Products -> which axis of a matrix, the first of its tensors, is that of the outputs.
 OUTPUTS = {
     "product_dense": 1,
-    **dict.fromkeys(("product_bfloat16", "product_int8", "product_int4", "product_many_int8", "product_many_int4"), 0),
+    **dict.fromkeys((f"product_{name}" for name in ("bfloat16", "int8", "int4")), 0),
+    **dict.fromkeys((f"product_many_{name}" for name in ("bfloat16", "int8", "int4")), 0),
 }
 
 ONLY_ONE_GRADIENT = (
@@ -90,7 +93,7 @@ def rounded_shape(name, x, packed):
 
     packed: the first tensor of the matrix, a row of which has as many numbers.
     """
-    if not name.startswith("product_many"):
+    if name not in ("product_many_int8", "product_many_int4"):
         return None
     numbers = packed.shape[1] * (2 if name.endswith("int4") else 1)
     return x.shape[0], numbers + numbers // 32 * 8  # as in src/product_many.cc
@@ -216,7 +219,9 @@ def build_to(path):
 def _compile(compiler, levels, headers, target):
     """All kernels for all levels into one library. What is made on the way stands beside it, and goes with it."""
     xla = [] if headers is None else ["-isystem", str(headers)]
-    only = ["-DONLY_PLAIN"] if list(levels) == ["plain"] else []
+    left_out = [level for level in sorted(NEWER & levels.keys()) if not _knows(compiler, levels[level][1])]
+    levels = {level: made for level, made in levels.items() if level not in left_out}
+    only = ["-DONLY_PLAIN"] if list(levels) == ["plain"] else [f"-DNO_{level.upper()}" for level in left_out]
     tasks = {"host": ("host", [*xla, *only]), "cuda_host": ("cuda_host", xla)}
     for level, (width, options, made) in levels.items():
         for name in made:
@@ -265,6 +270,14 @@ def _version(compiler):
     if found is None:
         raise NoLibraryError(f"{shlex.join(compiler)} does not answer as a C++ compiler does. CXX names another.")
     return found[1]
+
+
+def _knows(compiler, options):
+    """Whether a compiler takes the options of an instruction set."""
+    try:
+        return bool(_said(compiler, [*options, "-dM", "-E", "-x", "c++", "-"], "does not run"))
+    except NoLibraryError:
+        return False
 
 
 def _made(path, compiler, arguments, doing):

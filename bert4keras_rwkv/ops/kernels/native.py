@@ -174,7 +174,7 @@ def product(name, x, tensors, slope):
 
 def has_products_of_many():
     """Whether this processor multiplies whole numbers so fast that many rows, too, are multiplied so."""
-    return library().levels()[0] == "vnni"
+    return library().levels()[0] in ("vnni", "bf16")
 
 
 def _of(x, dtypes=TAKEN[:1], like=None):
@@ -190,8 +190,8 @@ def _with_batch(x, letters, batch):
     """x with a batch axis of that size, before all it has, or in the place of one of size 1."""
     if letters[:2] == "BT":
         return x
-    x = ops.expand_dims(x, 0) if len(x.shape) < len(letters) else x
-    return x if x.shape[0] == batch else ops.broadcast_to(x, (batch, *x.shape[1:]))
+    x = x[None] if len(x.shape) < len(letters) else x
+    return x if x.shape[0] == batch else backend.there(ops.broadcast_to(x, (batch, *x.shape[1:])), x)
 
 
 def _alike(recurrence, xs):
@@ -217,4 +217,4 @@ def _flags(present, reset, like):
     flags = [] if absent is None else [ops.cast(absent, "uint8") * ABSENT]
     flags += [] if reset is None else [ops.cast(real_resets(reset, present), "uint8") * RESET]
     flags = flags[0] if len(flags) == 1 else flags[0] + flags[1]
-    return flags if flags.shape[0] == like.shape[0] else ops.broadcast_to(flags, like.shape[:2])
+    return backend.there(flags if flags.shape[0] == like.shape[0] else ops.broadcast_to(flags, like.shape[:2]), like)

@@ -169,7 +169,9 @@ def test_a_compiler_with_options(tmp_path, monkeypatch):
     path = library.build()
     assert path != plain.path and path == library.plan().path
     calls = [call for call in log.read_text().splitlines() if call.startswith("-DNOTHING=a b ")]
-    assert sum(" -c " in call for call in calls) == 5 and any("-shared" in call for call in calls)
+    assert sum(" -c " in call for call in calls) == 2 + len(library.KERNELS) and any(
+        "-shared" in call for call in calls
+    )
 
 
 def test_a_compiler_that_is_another_each_time(tmp_path, monkeypatch):
@@ -279,3 +281,10 @@ def test_tensors_that_do_not_fit_are_refused():
 def test_a_library_for_a_kernel_set_that_is_not_there():
     with pytest.raises(ValueError, match=r"'neon'"):
         library.library().choose("neon")
+
+
+def test_an_instruction_set_that_the_compiler_does_not_know_is_left_out(tmp_path):
+    """And all else is built."""
+    levels = {"bf16": (4, ("-mnever-heard-of",), ("product",)), "plain": (4, (), library.KERNELS)}
+    library._compile([str(quick.compiler(tmp_path))], levels, None, tmp_path / "kernels.so")
+    assert library.Library(tmp_path / "kernels.so").levels() == ["plain"]

@@ -21,7 +21,7 @@
 #endif
 #define DECLARE(level) extern const Kernel matrix_state_##level[], wkv4_##level[], product_##level[], product_many_##level[], product_dense_##level[];
 #ifdef HAS_LEVELS
-extern const Kernel product_vnni[], product_many_vnni[];
+extern const Kernel product_vnni[], product_many_vnni[], product_bf16[], product_many_bf16[];
 DECLARE(avx512)
 DECLARE(avx2)
 #endif
@@ -38,13 +38,19 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_bf16() { return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"); }
 bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"); }
 #endif
 bool always() { return true; }
 const Level LEVELS[] = {
 #ifdef HAS_LEVELS
+#ifndef NO_BF16
+    {"bf16", has_bf16, {matrix_state_avx512, wkv4_avx512, product_bf16, product_many_bf16, product_dense_avx512}},
+#endif
+#ifndef NO_VNNI
     {"vnni", has_vnni, {matrix_state_avx512, wkv4_avx512, product_vnni, product_many_vnni, product_dense_avx512}},
+#endif
     {"avx512", has_avx512, {matrix_state_avx512, wkv4_avx512, product_avx512, product_many_avx512, product_dense_avx512}},
     {"avx2", has_avx2, {matrix_state_avx2, wkv4_avx2, product_avx2, product_many_avx2, product_dense_avx2}},
 #endif
@@ -68,7 +74,7 @@ const Kernel* find(const std::string& name) {
 }
 
 constexpr int64_t WORTHWHILE = 200 * 1000;  // multiplications that take longer than calling a helper
-constexpr int64_t BRIEF = 50 * 1000 * 1000;   // those that take not much longer than it takes a thread to wake
+constexpr int64_t BRIEF = 8 * 1000 * 1000;  // those that take not much longer than it takes a thread to wake
 
 // Items in turn to whoever is free. The caller works too, and never waits for a helper that has not begun.
 struct Shared {

@@ -22,6 +22,12 @@
 #define VNNI 0
 #endif
 
+#if defined(__AVX512BF16__)
+#define BF16 1
+#else
+#define BF16 0
+#endif
+
 #define INLINE inline __attribute__((always_inline))
 #define UNROLLED _Pragma("GCC unroll 8")
 

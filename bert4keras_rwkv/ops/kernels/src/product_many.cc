@@ -1,6 +1,9 @@
-// Products of many rows with a packed matrix of whole numbers, in two steps: the rows are rounded, once for all outputs
-// (`round_rows`), and then multiplied. A few outputs at a time, W is laid out so that each lane of a vector is an output, and a
-// lane has 4 numbers of 8 bits: the multiplication that processors have for these adds up 4 products a lane.
+// Products of many rows with a packed matrix. A few outputs at a time, W is laid out so that each lane of a vector is an output.
+//
+// Whole numbers are multiplied in two steps: the rows of x are rounded, once for all outputs (`round_rows`), and then
+// multiplied. A lane has 4 numbers of 8 bits: the multiplication that processors have for these adds up 4 products a lane.
+//
+// Of bfloat16 a lane has two numbers where x is bfloat16, too, and the processor adds up 2 products a lane; else one float32.
 #include "packed.h"
 
 namespace {
@@ -50,6 +53,24 @@ template <int BITS> INLINE ints add_products(ints total, ints w, ints x) {
   UNROLLED for (int i = 0; i < 4; i++) total += ((w << (24 - 8 * i)) >> 24) * ((x << (24 - 8 * i)) >> 24);
   return total;
 #endif
+}
+
+// Calls products(first row, how many) for rows 0 to R, AT_ONCE at most, and of about as many.
+template <class F> INLINE void by_blocks(int64_t R, const F& products) {
+  const int64_t blocks = (R + AT_ONCE - 1) / AT_ONCE;
+  for (int64_t b = 0; b < blocks; b++) {
+    const int64_t begin = b * R / blocks;
+    switch ((b + 1) * R / blocks - begin) {
+      case 1: products(begin, std::integral_constant<int, 1>()); break;
+      case 2: products(begin, std::integral_constant<int, 2>()); break;
+#if WIDTH == 16
+      case 3: products(begin, std::integral_constant<int, 3>()); break;
+      case 4: products(begin, std::integral_constant<int, 4>()); break;
+      case 5: products(begin, std::integral_constant<int, 5>()); break;
+      case 6: products(begin, std::integral_constant<int, 6>()); break;
+#endif
+    }
+  }
 }
 
 // W of TILE outputs: of each unit and step, two vectors of numbers; of each unit, two of scales and two of least values.
@@ -150,32 +171,110 @@ template <int BITS> void many(const Tensor* in, const Tensor* out, int64_t from,
       lay_out_scales(lowest, units, each, room, laid.least);
     else if (BITS == 4)
       for (int64_t i = 0; i < 2 * units; i++) laid.least[i] = -8.f * laid.scales[i];
-    const int64_t blocks = (R + AT_ONCE - 1) / AT_ONCE;
-    for (int64_t b = 0; b < blocks; b++) {
-      const int64_t begin = b * R / blocks, rows = (b + 1) * R / blocks - begin;
+    by_blocks(R, [&](int64_t begin, auto several) {
       vec y[AT_ONCE][2];
-      switch (rows) {
-        case 1: products<BITS, 1>(x, begin, laid, y); break;
-        case 2: products<BITS, 2>(x, begin, laid, y); break;
-#if WIDTH == 16
-        case 3: products<BITS, 3>(x, begin, laid, y); break;
-        case 4: products<BITS, 4>(x, begin, laid, y); break;
-        case 5: products<BITS, 5>(x, begin, laid, y); break;
-        case 6: products<BITS, 6>(x, begin, laid, y); break;
-#endif
-      }
-      for (int64_t r = 0; r < rows; r++) std::memcpy(out[0].to() + (begin + r) * O + first, y[r], count * sizeof(float));
-    }
+      products<BITS, several>(x, begin, laid, y);
+      for (int64_t r = 0; r < several; r++) std::memcpy(out[0].to() + (begin + r) * O + first, y[r], count * sizeof(float));
+    });
   }
 }
 
+// x as the products with bfloat16 take it: pairs of bfloat16, or float32. Rows are padded with zeros to J numbers.
+struct Pairs {
+  static constexpr int64_t STEP = 2;  // numbers of a row that a lane has
+  static INLINE int32_t broadcast(const float* row, int64_t i) {
+    int32_t two;
+    std::memcpy(&two, (const uint16_t*)row + i, 4);
+    return two;
+  }
+#if BF16
+  static INLINE vec add(vec total, ints w, int32_t x) { return (vec)_mm512_dpbf16_ps((__m512)total, (__m512bh)w, (__m512bh)(ints{} + x)); }
+#else
+  static INLINE vec add(vec total, ints w, int32_t x) {
+    const ints given = ints{} + x, high = ints{} + (int32_t)0xffff0000;
+    return total + (vec)(w << 16) * (vec)(given << 16) + (vec)(w & high) * (vec)(given & high);
+  }
+#endif
+};
+struct Singles {
+  static constexpr int64_t STEP = 1;
+  static INLINE float broadcast(const float* row, int64_t i) { return row[i]; }
+  static INLINE vec add(vec total, ints w, float x) { return total + (vec)w * x; }
+};
+
+// Lays out TILE rows of W of J numbers: of each STEP of them, two vectors.
+template <class Kind> void lay_out_halves(const uint16_t* const* w, int64_t J, ints* to) {
+  for (int v = 0; v < 2; v++)
+    for (int64_t at = 0; at < J / 2; at += W) {  // J is a multiple of 32
+      vec rows[W];
+      for (int l = 0; l < W; l++) {
+        const uint16_t* from = w[v * W + l] + at * 2;
+        __builtin_prefetch(from + 256);
+        rows[l] = *(const loose*)from;
+      }
+      transpose(rows);
+      for (int64_t i = 0; i < W; i++) {
+        const ints here = (ints)rows[i];
+        if (Kind::STEP == 2) {
+          to[(at + i) * 2 + v] = here;
+        } else {
+          to[(at + i) * 4 + v] = here << 16;
+          to[(at + i) * 4 + 2 + v] = here & (int32_t)0xffff0000;
+        }
+      }
+    }
+}
+
+template <class Kind, int ROWS> INLINE void half_products(const float* x, int64_t apart, const ints* w, int64_t J, vec (*y)[2]) {
+  vec total[ROWS][2] = {};
+  for (int64_t i = 0; i < J; i += Kind::STEP, w += 2)
+    UNROLLED for (int r = 0; r < ROWS; r++) {
+      const auto given = Kind::broadcast(x + r * apart, i);
+      total[r][0] = Kind::add(total[r][0], w[0], given);
+      total[r][1] = Kind::add(total[r][1], w[1], given);
+    }
+  for (int r = 0; r < ROWS; r++) y[r][0] = total[r][0], y[r][1] = total[r][1];
+}
+
+template <class Kind> void many_halves_of(const Tensor* in, const Tensor* out, int64_t from, int64_t to) {
+  const int64_t R = in[0].dims[0], I = in[0].dims[1], O = in[1].dims[0], J = in[1].dims[1];
+  const int64_t apart = padded(J / Kind::STEP);  // floats between two rows of x
+  Parts parts{scratch(R * apart + TILE * J / Kind::STEP + 2 * W)};
+  float* x = parts.take(R * apart);
+  ints* laid = (ints*)parts.take(TILE * J / Kind::STEP);
+  const char* given = (const char*)in[0].data;
+  for (int64_t r = 0; r < R; r++) {
+    std::memset(x + r * apart, 0, apart * sizeof(float));
+    if (Kind::STEP == 2) std::memcpy(x + r * apart, given + r * I * 2, I * 2);
+    else load(in[0], r * I, I, x + r * apart);
+  }
+  for (int64_t first = from * PANEL; first < std::min(O, to * PANEL); first += TILE) {
+    const int64_t count = std::min(TILE, O - first);
+    const uint16_t* rows[TILE];
+    for (int64_t o = 0; o < TILE; o++) rows[o] = (const uint16_t*)in[1].data + (first + std::min(o, count - 1)) * J;
+    lay_out_halves<Kind>(rows, J, laid);
+    by_blocks(R, [&](int64_t begin, auto several) {
+      vec y[AT_ONCE][2];
+      half_products<Kind, several>(x + begin * apart, apart, laid, J, y);
+      for (int64_t r = 0; r < several; r++) std::memcpy(out[0].to() + (begin + r) * O + first, y[r], count * sizeof(float));
+    });
+  }
+}
+
+void many_halves(const Tensor* in, const Tensor* out, int64_t from, int64_t to) {
+  if (in[0].dtype == BFLOAT16) many_halves_of<Pairs>(in, out, from, to);
+  else many_halves_of<Singles>(in, out, from, to);
+}
+
+int64_t halves_panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['I' - 'A']; }
 int64_t row(const int64_t* n) { return n['V' - 'A'] * 2; }
-int64_t panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['V' - 'A'] / 8; }
+int64_t panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['V' - 'A'] / 4; }
 }  // namespace
 
 extern const Kernel TABLE[];
 const Kernel TABLE[] = {
     {"round_rows", ROUND_ROWS, "R", row, round_rows},
+    {"product_many_bfloat16", PRODUCT_MANY_BFLOAT16, "P", halves_panel, many_halves, 2},
     {"product_many_int8", PRODUCT_MANY_INT8, "P", panel, many<8>},
     {"product_many_int4", PRODUCT_MANY_INT4, "P", panel, many<4>},
     {nullptr, nullptr, nullptr, nullptr, nullptr},

@@ -19,6 +19,7 @@ constexpr char PRODUCT_INT8[] = "RI OJ OG > RO";
 constexpr char PRODUCT_INT4[] = "RI OK OG *OG > RO";
 constexpr char PRODUCT_DENSE[] = "RI IO > RO";
 constexpr char ROUND_ROWS[] = "RI > RV";  // V: bytes of a rounded row, of J numbers, with a scale and a sum for each 32
+constexpr char PRODUCT_MANY_BFLOAT16[] = "RI OJ > RO";
 constexpr char PRODUCT_MANY_INT8[] = "RV OJ OG > RO";
 constexpr char PRODUCT_MANY_INT4[] = "RV OK OG *OG > RO";
 
