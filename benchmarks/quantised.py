@@ -22,6 +22,7 @@ OURS = {
 AGAINST = {"fp32": ("F32",), "bf16": ("BF16",), "int8": ("Q8_0",), "int4": ("Q4_0", "Q4_K_M")}
 WANTED = {"F32": 1.0, "BF16": 1.0, "Q8_0": 1.05, "Q4_0": 1.0, "Q4_K_M": 1.0}
 OF_RWKV = {"fp32": 2.0, "bf16": 2.2}
+RWKV_7 = {"7": {"RWKV_V7_ON": "1"}, "6": {}}  # how the `rwkv` package is told
 K_TYPES = {"Q4_K_M": 15}  # as llama.h numbers them
 
 
@@ -55,7 +56,7 @@ def workers(version, size, options):
     shared = [f"prefill {PROMPT}", f"decode {DECODE}"]
     batched = [f"texts {DECODE * count} {count}" for count in TEXTS]
     for name in ("fp32", "bf16") if is_small else ("bf16",):
-        yield f"rwkv {name}", "peer_rwkv", [path, f"cpu {name}", options.threads], {}, shared, sys.executable
+        yield f"rwkv {name}", "peer_rwkv", [path, f"cpu {name}", options.threads], RWKV_7[version], shared, sys.executable
     for kind in ("F32", "BF16", "Q8_0", "Q4_0", "Q4_K_M") if options.llama_cpp else ():
         if kind != "F32" or is_small:
             commands = shared + (batched if kind in ("BF16", "Q8_0") else [])
