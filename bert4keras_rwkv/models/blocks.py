@@ -42,6 +42,7 @@ class Blocks:
         shared = {}
         places = [None] * len(network.blocks) if network.placement is None else network.placement.devices
         self._calls = [self._program(*pair, shared) for pair in zip(network.blocks, places, strict=False)]
+        self._variables = [block.variables for block in network.blocks]  # when there are others, so are there `Blocks`
 
     @property
     def behind(self):
@@ -57,8 +58,8 @@ class Blocks:
             return self._placement.brought(x, self._network.head), state
         x, side = self._enter(ids, present)
         new = []
-        for block, call, here in zip(self._network.blocks, self._calls, state, strict=True):
-            x, here, more = call(values(block.variables), x, here, side)
+        for variables, call, here in zip(self._variables, self._calls, state, strict=True):
+            x, here, more = call(values(variables), x, here, side)
             side = side | more
             new.append(here)
         return x, new
