@@ -28,7 +28,8 @@ def measure_speed(
     KERAS_BACKEND. say: called with a line on what is done now. shown: whether what the programs print is seen.
 
     Raises:
-        ValueError: a peer, a strategy or a number of threads that cannot be; no model is there.
+        ValueError: a peer, a strategy or a number of threads that cannot be, or a file that is no model.
+        FileNotFoundError: no model is there.
     """
     settings, peers = Settings() if settings is None else settings, check_peers(peers)
     strategies = tuple(dict.fromkeys(map(Strategy.of, strategies)))

@@ -30,7 +30,8 @@ class LlamaCpp(Peer):
         if not model:
             raise ValueError("llama.cpp cannot read the GGUF file of this model")
         options = library.llama_context_default_params()
-        options.n_ctx, options.n_batch, options.n_ubatch, options.n_seq_max = 4096 * texts, BATCH, BATCH, texts
+        options.n_ctx, options.n_seq_max = self.options["length"] * texts, texts
+        options.n_batch = options.n_ubatch = max(BATCH, texts)
         options.n_threads = options.n_threads_batch = threads
         self.context = library.llama_init_from_model(model, options)
         if not self.context:

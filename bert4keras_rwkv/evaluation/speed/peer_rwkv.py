@@ -15,6 +15,7 @@ class Rwkv(Peer):
         super().__init__(options)
         os.environ["RWKV_JIT_ON"], os.environ["RWKV_CUDA_ON"] = "1", "0"
         os.environ["RWKV_V7_ON"] = "1" if options["version"] == "rwkv7" else "0"
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # what is pickled in a file does not run
         import torch
 
         torch.set_num_threads(options["threads"])

@@ -112,6 +112,7 @@ def peer(name, subject, strategy, settings: Settings, folder, threads):
         return Program(name, label_of(name, strategy), strategy, f"{__package__}.peer_rwkv", options, asked)
     dtype = _llama_dtype(parts)
     options |= {"path": subject.written(folder, "gguf", dtype), "texts": max(settings.texts, default=1)}
+    options["length"] = max(4096, settings.prompt + settings.decode)
     return Program(name, label_of(name, strategy), strategy, f"{__package__}.peer_llama_cpp", options, asked)
 
 
