@@ -5,6 +5,7 @@ from statistics import median
 
 from bert4keras_rwkv.evaluation.speed.programs import Subject
 from bert4keras_rwkv.evaluation.speed.settings import OF_MACHINE, PRODUCT, READ, Settings
+from bert4keras_rwkv.strategy import Strategy
 
 HOST = "cpu:0"
 NONE = "–"
@@ -67,6 +68,11 @@ class Row:
         """Whether all of it lies in the memory whose bandwidth is measured, and how much is read there is known."""
         return self.step_bytes is not None and set(self.needed_bytes) == {HOST}
 
+    @property
+    def is_float32(self):
+        """Whether all matrices are float32, and multiplied so: those in fewer bits may be multiplied faster."""
+        return all(part.dtype == "float32" and part.stored is None for part in Strategy.of(self.strategy).parts)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -90,10 +96,11 @@ class Report:
         """Tokens a second that the machine allows, of each round; none where no limit is known.
 
         Of writing: the bandwidth of the memory over the bytes that one token reads. Of reading a prompt: float32
-        products. Of several texts there is none: it is the one or the other, as they are few or many.
+        products, where matrices are float32. Of several texts there is none: it is the one or the other, as they are
+        few or many.
         """
         kind = command.split()[0]
-        if kind == "texts" or not row.is_on_processor:
+        if not row.is_on_processor or kind == "texts" or (kind == "prefill" and not row.is_float32):
             return []
         if kind == "decode":
             return [bandwidth / row.step_bytes for bandwidth in row.bandwidth()]
