@@ -18,6 +18,7 @@ pytestmark = pytest.mark.backend_free
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ["README.md", "README.zh-CN.md"]
 GUIDE_NAMES = [
+    "bench",
     "bert4keras3",
     "from-scratch",
     "environment",

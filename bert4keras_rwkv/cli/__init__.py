@@ -9,7 +9,7 @@ import sys
 from bert4keras_rwkv.cli.arguments import UsageError, parser
 
 FAILED, MISUSED, INTERRUPTED, NOBODY_READS = 1, 2, 130, 141
-PRINTING = ("generate", "info", "evaluate", "kernels")  # what they find out goes to stdout and nowhere else
+PRINTING = ("generate", "info", "evaluate", "kernels", "bench")  # what they find out goes to stdout and nowhere else
 TOLD = (ValueError, OSError, ImportError, RuntimeError, MemoryError)  # whose words are for the user
 
 

@@ -3,7 +3,7 @@
 import argparse
 
 from bert4keras_rwkv import __version__
-from bert4keras_rwkv.cli.values import Real, Whole, path, strategy, utf8
+from bert4keras_rwkv.cli.values import Names, Real, Whole, path, strategy, utf8
 
 MODEL = "finch-jargon"  # the one that ships with the package
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -13,9 +13,11 @@ KERNELS = ("auto", "ops", "native", "loop")
 WRITTEN = ("preset", "pth", "safetensors", "st", "hf", "fla", "gguf")  # formats of weights
 READ = (*WRITTEN, "sharded", "rwkv_cpp", "bert4keras3", "keras_hub")
 BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+PEERS = ("rwkv", "llama.cpp")  # programs that `bench` can compare with
 DATA_FORMS = ("jsonl", "text", "tfrecord", "binidx")
 
 COUNT, LENGTH, ID = Whole(1), Whole(2), Whole(0)
+TEXTS = Whole(1, 256)
 SEED, ANY_SEED = Whole(0, 2**32 - 1), Whole(-(2**63), 2**63 - 1)
 FINITE, ABOVE_0, FROM_0 = Real(), Real(0.0, above=True), Real(0.0)
 
@@ -76,7 +78,7 @@ def parser():
     )
     whole.add_argument("--version", action="version", version=f"bert4keras_rwkv {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_generate, _info, _convert, _data, _train, _evaluate, _tune, _state, _kernels):
+    for add in (_generate, _info, _convert, _data, _train, _evaluate, _tune, _state, _kernels, _bench):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show where an error came from")
     return whole
@@ -284,14 +286,10 @@ def _running(command):
     return running
 
 
-def _strategy(group):
-    """`--strategy`."""
-    group.add_argument(
-        "--strategy",
-        type=strategy,
-        metavar="S",
-        help="which blocks are computed where, in which dtype, and stored how: 'cuda fp16i8 *20 -> cpu fp32', 'auto'",
-    )
+def _strategy(group, said="", **options):
+    """`--strategy`. said: the end of its help."""
+    text = "which blocks are computed where, in which dtype, and stored how: 'cuda fp16i8 *20 -> cpu fp32', 'auto'"
+    group.add_argument("--strategy", type=strategy, metavar="S", help=text + said, **options)
 
 
 def _training(command):
@@ -392,6 +390,43 @@ def _kernels(commands):
     )
     command.add_argument("--clear", action="store_true", help="remove all that were built")
     _engine(command)
+    return command
+
+
+def _bench(commands):
+    """`bench`: how fast a model runs here."""
+    command = commands.add_parser(
+        "bench",
+        help="measure how fast a model runs on this machine",
+        description="Tokens a second of reading and of writing, time to load and memory, with each strategy, beside "
+        "other programs and what the machine allows. Each program is a process; they are asked in turn.",
+    )
+    _model(command)
+    _strategy(command, action="append", default=[], said="; repeatable (default: auto)")
+    command.add_argument(
+        "--compare",
+        type=Names(PEERS),
+        default=(),
+        metavar="P",
+        help=f"other programs, with what is nearest to each strategy: {','.join(PEERS)}",
+    )
+    asked = command.add_argument_group("what is measured")
+    for name, default, text in (
+        ("prompt", 512, "tokens that are read at once"),
+        ("decode", 32, "tokens that are written one by one"),
+        ("rounds", 5, "how often all of it is measured"),
+    ):
+        asked.add_argument(f"--{name}", type=COUNT, default=default, metavar="N", help=f"{text} (default: {default})")
+    asked.add_argument(
+        "--texts", type=TEXTS, nargs="+", default=(), metavar="N", help="also so many texts side by side"
+    )
+    told = command.add_argument_group("what is told")
+    told.add_argument("--json", type=path, metavar="FILE", help="all of it for programs; - instead of the table")
+    told.add_argument("--plot", type=path, metavar="FILE", help="a picture: .png, .svg or .pdf; needs matplotlib")
+    running = _engine(command)
+    running.add_argument(
+        "--threads", type=COUNT, metavar="N", help="of each program (default: as each does; one a core)"
+    )
     return command
 
 

@@ -51,6 +51,19 @@ class Real:
         return " ".join(["a finite number", *bounds])
 
 
+@dataclass(frozen=True)
+class Names:
+    """Reads some of the known names, with commas between them."""
+
+    known: tuple
+
+    def __call__(self, text):
+        names = tuple(dict.fromkeys(text.split(",")))
+        if not set(names) <= set(self.known):
+            raise _refused(f"{' or '.join(self.known)}, or {','.join(self.known)},", text)
+        return names
+
+
 def path(given):
     """Reads the name of a file or folder. An empty one, as of a shell variable that is not set, names nothing."""
     if not given or "\0" in given:

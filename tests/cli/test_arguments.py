@@ -7,8 +7,20 @@ import re
 import pytest
 
 from bert4keras_rwkv.cli import backend, main
-from bert4keras_rwkv.cli.arguments import BLOCKS, DTYPES, KERNELS, READ, SAMPLING, TRAINING, TUNING, WRITTEN, parser
+from bert4keras_rwkv.cli.arguments import (
+    BLOCKS,
+    DTYPES,
+    KERNELS,
+    PEERS,
+    READ,
+    SAMPLING,
+    TRAINING,
+    TUNING,
+    WRITTEN,
+    parser,
+)
 from bert4keras_rwkv.cli.values import Real, Whole, utf8
+from bert4keras_rwkv.evaluation import speed
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.ops.kernels import choose
 from bert4keras_rwkv.training.plan import TrainingPlan, Tuning
@@ -25,6 +37,7 @@ NEEDED = {
     "evaluate": ["a"],
     "tune": ["--out", "a"],
     "state": ["a", "--out", "b"],
+    "bench": [],
 }
 BAD = ["", "x", "nan", "inf", "-inf", "1e400", "1.5.0", "9" * 5000]
 
@@ -90,11 +103,12 @@ def test_texts(command, option, capsys):
 
 
 def test_the_help_names_what_there_is():
-    """Formats of weights, their dtypes, kernels: lists that stand there too, for the command line loads little."""
+    """Formats of weights, dtypes, kernels, programs: lists that stand there too, for the command line loads little."""
     assert set(WRITTEN) == {known.name for known in formats() if known.write}
     assert set(READ) == {known.name for known in formats()}
     assert sorted(format_named("gguf").dtypes) == sorted((*DTYPES, *BLOCKS))
     assert choose.KERNELS == KERNELS
+    assert speed.PEERS == PEERS
 
 
 @pytest.mark.parametrize("command", NEEDED)
@@ -142,7 +156,8 @@ def test_the_parser_takes_what_the_library_takes(table):
 @pytest.mark.parametrize("command", NEEDED)
 def test_what_else_is_wrong_is_one_line(command, capsys):
     """A missing argument, an option that does not exist, a value that is no choice."""
-    for arguments in ([], [*NEEDED[command], "--nonsense"], ["--debug=1"]):
+    missing = [[]] if NEEDED[command] else []
+    for arguments in (*missing, [*NEEDED[command], "--nonsense"], [*NEEDED[command], "--debug=1"]):
         with pytest.raises(SystemExit) as ended:
             main([command, *arguments])
         told = capsys.readouterr().err
