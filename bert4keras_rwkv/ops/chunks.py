@@ -17,7 +17,7 @@ def real_resets(reset, present):
 
 
 def without_tokens(x, state):
-    """What a recurrence gives for inputs x (B, 0, ...) without a token: no y, and the state that came in."""
+    """What a recurrence gives for inputs x (B, T, ...) without a token or a row: no y, and the state that came in."""
     dtype = backend.accumulation_dtype(x.dtype)
     return ops.cast(x, dtype), ops.cast(state, dtype)
 

@@ -17,6 +17,7 @@ from bert4keras_rwkv.packing import LARGEST, MOST, NAMES, PAIR, UNIT, Scheme, pa
 
 FEW = 16  # rows; of more, a packed matrix is unpacked for them all, unless this processor can
 SEVERAL = 4  # rows from which the kernels for many are faster
+TINY = 1e-30  # as in src/packed.h
 MATRICES = ("float32", "bfloat16", "float16")  # that `dense` multiplies by natively
 
 __all__ = ["FEW", "LARGEST", "PAIR", "Scheme", "dense", "matmul", "pack", "rounded", "unpack"]  # some of `packing`
@@ -49,7 +50,9 @@ def matmul(x, tensors, scheme, kernel="auto"):
     gradients in x, which pass the rounding of x as if it were not there, the matrix is unpacked.
     """
     inputs, leading = x.shape[-1], ops.shape(x)[:-1]
-    rows = ops.reshape(x, (-1, inputs))
+    rows = ops.reshape(x, (-1, inputs)) if 0 not in x.shape else ops.zeros((0, inputs), "float32")
+    if rows.shape[0] == 0:
+        return ops.zeros((*leading, tensors["packed"].shape[0]), "float32")
     y = None
     if _is_native(rows, kernel) and (name := product_for(scheme, rows.shape[0])) is not None:
         y = product(name, rows, tensors_of(tensors, scheme), Slope(scheme, inputs))
@@ -112,12 +115,16 @@ def dense_slope(dy, x, tensors):
 
 
 def rounded(rows):
-    """rows (R, inputs), of each 32 numbers the nearest of 255, float32. Its gradient is that of `rows` themselves."""
+    """rows (R, inputs), of each 32 numbers the nearest of 255, float32. Its gradient is that of `rows` themselves.
+
+    Where all 32 are below `TINY` they become zero: what 127 is divided by must not be so small that that is infinite.
+    """
     rows = ops.cast(rows, "float32")
     inputs = rows.shape[1]
     units = ops.reshape(ops.pad(rows, ((0, 0), (0, -inputs % UNIT))), (-1, -(-inputs // UNIT), UNIT))
     most = ops.max(ops.abs(units), axis=-1, keepdims=True)
-    whole = ops.round(units * (MOST[8] / ops.where(most == 0, 1.0, most)))
+    tiny = most < TINY
+    whole = ops.round(units * ops.where(tiny, 0.0, MOST[8] / ops.where(tiny, 1.0, most)))
     nearest = ops.reshape(whole * (most / MOST[8]), (-1, -(-inputs // UNIT) * UNIT))[:, :inputs]
     return rows + ops.stop_gradient(nearest - rows)
 

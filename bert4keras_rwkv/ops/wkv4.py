@@ -144,7 +144,7 @@ def wkv4(k, v, w, u, state, present=None, reset=None, start=None, kernel="auto")
     xs, *others = SHAPES.fitted((k, v, w, u), state, present, reset, start)
     forms = {"loop": wkv4_loop, "ops": wkv4_step if k.shape[1] == 1 else wkv4_loop}
     form = chosen(kernel, k.dtype, k.shape, backend.device_of(k))
-    if k.shape[1] == 0:
+    if 0 in k.shape[:2]:
         return without_tokens(k, others[0])
     if form == "native":
         return native("wkv4", xs, *others)

@@ -112,7 +112,7 @@ def wkv6(r, w, k, v, u, state, present=None, reset=None, start=None, kernel="aut
     xs, *others = SHAPES.fitted((r, w, k, v, u), state, present, reset, start)
     forms = {"loop": wkv6_loop, "ops": wkv6_step if r.shape[1] == 1 else wkv6_chunked}
     form = chosen(kernel, r.dtype, r.shape, backend.device_of(r))
-    if r.shape[1] == 0:
+    if 0 in r.shape[:2]:
         return without_tokens(r, others[0])
     if form == "native":
         return native("wkv6", xs, *others)

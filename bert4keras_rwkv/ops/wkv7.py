@@ -204,7 +204,7 @@ def wkv7(r, w, k, v, a, b, state, present=None, reset=None, start=None, kernel="
     fastest = partial(wkv7_fastest, bounded=bounded)
     forms = {"loop": wkv7_loop, "ops": wkv7_step if r.shape[1] == 1 else fastest}
     form = chosen(kernel, r.dtype, r.shape, backend.device_of(r))
-    if r.shape[1] == 0:
+    if 0 in r.shape[:2]:
         return without_tokens(r, others[0])
     if form == "native":
         return native("wkv7", xs, *others)

@@ -133,3 +133,17 @@ def test_the_slopes_of_a_dense_product():
     dx, dw = gradients(loss)(x, w)
     np.testing.assert_allclose(ops.convert_to_numpy(dx), dy @ w.T, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(ops.convert_to_numpy(dw), x.T @ dy, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "ops"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rows_of_tiny_numbers_and_no_rows(bits, kernel):
+    """What is far too small to be rounded is zero, and nothing is nothing."""
+    scheme = Scheme(bits)
+    tensors = as_tensors(pack(matrix(40, 96), scheme))
+    for rows in (1, FEW + 1):
+        x = np.zeros((rows, 96), "float32")
+        x[:, [3, 40]] = 1e-37, 1e-41
+        assert not ops.convert_to_numpy(matmul(ops.convert_to_tensor(x), tensors, scheme, kernel)).any()
+    for shape in ((0, 96), (2, 0, 96)):
+        assert tuple(matmul(ops.zeros(shape), tensors, scheme, kernel).shape) == (*shape[:-1], 40)

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from bert4keras_rwkv.ops.kernels.check import inputs
-from bert4keras_rwkv.ops.kernels.native import native
+from bert4keras_rwkv.ops.kernels.native import native, why_not
 from bert4keras_rwkv.ops.wkv4 import wkv4
 from bert4keras_rwkv.ops.wkv5 import wkv5
 from bert4keras_rwkv.ops.wkv6 import wkv6
@@ -88,3 +88,21 @@ def test_of_wkv5_too(which, rng):
 def test_no_number_passes_backwards_as_in_the_loop(where, value, masked, rng):
     """Of RWKV-4: in k, v, w, u or the state, one number that is none; the same gradients are none."""
     same_ones_are_none(where, value, masked, rng)
+
+
+@pytest.mark.parametrize("kernel", ["native", "ops", "loop"])
+@pytest.mark.parametrize(("rows", "tokens"), [(0, 5), (2, 0), (0, 0)])
+def test_no_rows_or_no_tokens(rows, tokens, kernel):
+    """Nothing is computed, and the state comes out as it went in."""
+    if kernel == "native" and why_not() is not None:
+        pytest.skip("no native kernels here")
+    x, state = ops.zeros((rows, tokens, 2, 4)), ops.ones((rows, 2, 4, 4))
+    of_channels = ops.zeros((rows, tokens, 8))
+    several = [
+        wkv6(x, x, x, x, ops.zeros((2, 4)), state, kernel=kernel),
+        wkv7(x, x, x, x, x, x, state, kernel=kernel),
+        wkv4(of_channels, of_channels, ops.zeros((8,)), ops.zeros((8,)), ops.ones((rows, 3, 8)), kernel=kernel),
+    ]
+    for y, last in several:
+        assert tuple(y.shape)[:2] == (rows, tokens) and last.shape[0] == rows
+        assert (ops.convert_to_numpy(last) == 1).all()

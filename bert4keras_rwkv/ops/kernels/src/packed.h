@@ -34,6 +34,8 @@
 namespace {
 constexpr int64_t UNIT = 32;  // numbers of x that have a scale; a group of W is some of these
 
+constexpr float TINY = 1e-30f;  // units with no number as large are zero: 127 by less might be infinite
+
 // The scales of n units in groups of `each` units, as floats.
 void spread_scales(const uint16_t* from, int64_t n, int64_t each, float* to) {
   const int64_t groups = n / each;
@@ -68,7 +70,7 @@ template <class To> INLINE void round_units(const float* x, int64_t units, float
       most = std::fabs(from[i]) > most ? std::fabs(from[i]) : most;
       check += from[i] * 0.f;  // NaN where one is infinite or none
     }
-    const float inverse = most > 0.f && check == 0.f ? 127.f / most : 0.f;
+    const float inverse = most >= TINY && check == 0.f ? 127.f / most : 0.f;
     int32_t total = 0;
     for (int half = 0; half < 2; half++) {
       int8_t* numbers = to(u, half);
