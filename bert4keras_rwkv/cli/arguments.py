@@ -13,6 +13,7 @@ KERNELS = ("auto", "ops", "native", "loop")
 WRITTEN = ("preset", "pth", "safetensors", "st", "hf", "fla", "gguf")  # formats of weights
 READ = (*WRITTEN, "sharded", "rwkv_cpp", "bert4keras3", "keras_hub")
 BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+QUANTISED = ("bfloat16", "int8", "int4")
 DATA_FORMS = ("jsonl", "text", "tfrecord", "binidx")
 
 COUNT, LENGTH, ID = Whole(1), Whole(2), Whole(0)
@@ -76,7 +77,7 @@ def parser():
     )
     whole.add_argument("--version", action="version", version=f"bert4keras_rwkv {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_generate, _info, _convert, _data, _train, _evaluate, _tune, _state, _kernels):
+    for add in (_generate, _info, _convert, _quantize, _data, _train, _evaluate, _tune, _state, _kernels):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show where an error came from")
     return whole
@@ -170,6 +171,30 @@ def _convert(commands):
     command.add_argument(
         "--check", action="store_true", help="run both on random tokens, block by block, and compare the logits"
     )
+    return command
+
+
+def _quantize(commands):
+    """`quantize`: fewer bytes for a number."""
+    command = commands.add_parser(
+        "quantize",
+        help="store a model in fewer bytes",
+        description="Store the matrices of a model in fewer bytes, as a preset folder, which loads as it is. With "
+        "--calibrate errors weigh as much as what the matrices multiply in texts like yours, a few pages of which do.",
+    )
+    command.add_argument("model", type=path, metavar="MODEL", help="weight file, preset folder or shipped model")
+    command.add_argument("out", type=path, metavar="OUT", help="the preset folder to write")
+    command.add_argument("--to", choices=QUANTISED, default="int8", help="bits of a number (default: %(default)s)")
+    command.add_argument(
+        "--tokenizer", type=path, metavar="FILE", help="vocabulary file, preset or `world` (default: the model's)"
+    )
+    calibrating = command.add_argument_group("calibration")
+    calibrating.add_argument("--calibrate", type=path, metavar="FILE", help="texts, in any form of `data`")
+    calibrating.add_argument(
+        "--compensate", action="store_true", help="columns make up for each other's errors; takes longer"
+    )
+    _form_of_data(calibrating, "the texts")
+    _running(command)
     return command
 
 

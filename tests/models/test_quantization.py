@@ -40,7 +40,7 @@ def test_bfloat16_is_the_model_of_rounded_matrices(version):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("version", SOME_VERSIONS)
 def test_at_once_and_one_by_one(version, name):
-    """The law of exact states, but that a number halfway between two may be rounded to the other one."""
+    """The law of exact states, but that a number halfway between two may be rounded to the other one: by 1/127."""
     rwkv = quantised(name, version)
     assert IDS.size > FEW
     wanted, state = rwkv.forward(IDS)
@@ -51,7 +51,7 @@ def test_at_once_and_one_by_one(version, name):
     pairs = [(ops.concatenate(got, axis=1), wanted), (now.wkv, state.wkv), (now.shift, state.shift)]
     for one, whole in pairs:
         one, whole = (ops.convert_to_numpy(ops.stop_gradient(x)) for x in (one, whole))
-        np.testing.assert_allclose(one, whole, atol=(1e-5 if name == "bfloat16" else 1e-3) * np.abs(whole).max())
+        np.testing.assert_allclose(one, whole, atol=(1e-5 if name == "bfloat16" else 1e-2) * np.abs(whole).max())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -69,10 +69,15 @@ def test_a_packed_matrix_is_near(scheme, shape):
     assert {name: (x.shape, x.dtype.name) for name, x in arrays.items()} == scheme.tensors(*shape)
     got = ops.convert_to_numpy(unpack(as_tensors(arrays), scheme, shape[1]))
     np.testing.assert_array_equal(got, unpacked(arrays, scheme, shape[1]).astype("float32"))
-    largest = np.abs(wanted).max()
-    assert np.abs(got - wanted).max() <= largest * (furthest(scheme) + 2.0**-10)  # a scale is rounded, too
+    apart, largest = np.abs(got - wanted), np.abs(wanted).max()
+    if scheme.bits == 4:  # of least squares: no group is further off as a whole than with all of its numbers in reach
+        apart = np.sqrt(np.mean(apart**2, axis=1))
+    assert apart.max() <= largest * (furthest(scheme) + 2.0**-10)  # a scale is rounded, too
     again = ops.convert_to_numpy(unpack(as_tensors(pack(got, scheme)), scheme, shape[1]))
-    np.testing.assert_allclose(again, got, atol=2e-3 * np.abs(got).max())
+    if scheme.bits == 4:  # where the ends of a group are out of reach, its scale is found anew
+        assert np.sqrt(np.mean((again - got) ** 2)) <= 0.02 * np.abs(got).max()
+    else:
+        np.testing.assert_allclose(again, got, atol=2e-3 * np.abs(got).max())
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
