@@ -3,8 +3,8 @@
     python scripts/measure_quantisation.py MODEL --texts held_out.jsonl --calibrate train.jsonl
 
 prints bits a token of held-out text; how often the likeliest token is the one of the model as it is; the divergence
-from what that predicts, in bits; and bytes. `--stdlib FOLDER` writes train.jsonl and held_out.jsonl instead, the modules
-of Python's standard library; `--bytes` reads texts as bytes with 0 after each, for models without a vocabulary.
+from what that predicts, in bits; and bytes. `--stdlib FOLDER` writes train.jsonl and held_out.jsonl instead, modules of
+Python's standard library; `--bytes` reads texts as bytes with 0 after each, for models without a vocabulary.
 """
 
 import argparse

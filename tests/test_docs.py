@@ -25,6 +25,7 @@ GUIDE_NAMES = [
     "kernels",
     "keras-hub-programs",
     "long-documents",
+    "quantised",
     "rwkv-programs",
     "training",
     "tuning",
