@@ -9,7 +9,7 @@ from bert4keras_rwkv.models.calibration import LANES, LENGTH, SHARE, lanes, mome
 from bert4keras_rwkv.models.quantization import projections
 from tests.models.small import small_model
 
-IDS = np.random.default_rng(0).integers(1, 50, 63)
+IDS = np.random.default_rng(0).integers(1, 40, 63)
 
 
 @pytest.mark.parametrize("version", ["6", pytest.param("7", marks=pytest.mark.on("torch"))])
@@ -40,13 +40,13 @@ def test_lanes(tokens, shape):
 def test_it_pays():
     """The shipped model reads what it wrote itself: the better the way to round, the nearer are its predictions."""
     rwkv = RWKV.from_preset("finch-jargon")
-    written = [rwkv.generate([0], max_new_tokens=512, seed=seed, stop_token_ids=None) for seed in range(3)]
-    wanted = log_p(rwkv, written[:1])
+    written = rwkv.generate([[0]] * 6, max_new_tokens=200, seed=0, stop_token_ids=None)  # side by side: quick
+    wanted = log_p(rwkv, written[:2])
     losses = []
-    for options in ({}, {"calibrate": written[1:]}, {"calibrate": written[1:], "compensate": True}):
+    for options in ({}, {"calibrate": written[2:]}, {"calibrate": written[2:], "compensate": True}):
         rounded = RWKV.from_preset("finch-jargon")
         rounded.quantize("int4", **options)
-        losses.append((np.exp(wanted) * (wanted - log_p(rounded, written[:1]))).sum(-1).mean())
+        losses.append((np.exp(wanted) * (wanted - log_p(rounded, written[:2]))).sum(-1).mean())
     plain, calibrated, compensated = losses
     assert compensated < 0.95 * calibrated and calibrated < plain
 
@@ -61,7 +61,7 @@ def test_bad_calls():
     rwkv = small_model("7")
     with pytest.raises(ValueError, match="Give texts"):
         rwkv.quantize("int4", compensate=True)
-    with pytest.raises(ValueError, match="0 to 49"):
+    with pytest.raises(ValueError, match="0 to 39"):
         rwkv.quantize("int4", calibrate=[1, 50])
     rwkv.backbone.blocks[1].time_mix.mix.assign(ops.full(rwkv.backbone.blocks[1].time_mix.mix.shape, np.nan))
     with pytest.raises(ValueError, match=r"blocks/1/time_mix/.* what is no number"):
