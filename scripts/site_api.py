@@ -25,6 +25,7 @@ PAGES = {
     "weights": ("Weights", ("weights",)),
     "versions": ("Versions", ("versions",)),
     "kernels": ("Native kernels", ("ops",)),
+    "packing": ("Packed matrices", ("packing",)),
     "bert4keras3": ("bert4keras3", ("bert4keras3",)),
 }
 # Public names of modules that have no list of them.

@@ -26,6 +26,7 @@ GUIDE_NAMES = [
     "kernels",
     "keras-hub-programs",
     "long-documents",
+    "quantised",
     "rwkv-programs",
     "strategies",
     "training",

@@ -14,6 +14,7 @@ WRITTEN = ("preset", "pth", "safetensors", "st", "hf", "fla", "gguf")  # formats
 READ = (*WRITTEN, "sharded", "rwkv_cpp", "bert4keras3", "keras_hub")
 BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 PEERS = ("rwkv", "llama.cpp")  # programs that `bench` can compare with
+QUANTISED = ("bfloat16", "int8", "int4")
 DATA_FORMS = ("jsonl", "text", "tfrecord", "binidx")
 
 COUNT, LENGTH, ID = Whole(1), Whole(2), Whole(0)
@@ -78,7 +79,7 @@ def parser():
     )
     whole.add_argument("--version", action="version", version=f"bert4keras_rwkv {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_generate, _info, _convert, _data, _train, _evaluate, _tune, _state, _kernels, _bench):
+    for add in (_generate, _info, _convert, _quantize, _data, _train, _evaluate, _tune, _state, _kernels, _bench):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show where an error came from")
     return whole
@@ -173,6 +174,30 @@ def _convert(commands):
     command.add_argument(
         "--check", action="store_true", help="run both on random tokens, block by block, and compare the logits"
     )
+    return command
+
+
+def _quantize(commands):
+    """`quantize`: fewer bytes for a number."""
+    command = commands.add_parser(
+        "quantize",
+        help="store a model in fewer bytes",
+        description="Store the matrices of a model in fewer bytes, as a preset folder, which loads as it is. With "
+        "--calibrate errors weigh as much as what the matrices multiply in texts like yours, a few pages of which do.",
+    )
+    command.add_argument("model", type=path, metavar="MODEL", help="weight file, preset folder or shipped model")
+    command.add_argument("out", type=path, metavar="OUT", help="the preset folder to write")
+    command.add_argument("--to", choices=QUANTISED, default="int8", help="bits of a number (default: %(default)s)")
+    command.add_argument(
+        "--tokenizer", type=path, metavar="FILE", help="vocabulary file, preset or `world` (default: the model's)"
+    )
+    calibrating = command.add_argument_group("calibration")
+    calibrating.add_argument("--calibrate", type=path, metavar="FILE", help="texts, in any form of `data`")
+    calibrating.add_argument(
+        "--compensate", action="store_true", help="columns make up for each other's errors; takes longer"
+    )
+    _form_of_data(calibrating, "the texts")
+    _running(command)
     return command
 
 
@@ -388,7 +413,9 @@ def _kernels(commands):
     command.add_argument(
         "--check", action="store_true", help="compare each with the plain loop: outputs, gradients, masks, resets"
     )
-    command.add_argument("--clear", action="store_true", help="remove all that were built")
+    command.add_argument(
+        "--clear", action="store_true", help="remove all that were built, before what else is asked for"
+    )
     _engine(command)
     return command
 

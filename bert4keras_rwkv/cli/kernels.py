@@ -40,7 +40,7 @@ def listing(engine):
     if told == "1":
         yield "Not used    OPS_KERNEL is 1: pure Keras ops run where kernel='auto'."
     elif told != "0":
-        yield f"Not used    OPS_KERNEL is 0 (native kernels) or 1 (pure ops). Received: {told!r}."
+        yield f"Wrong       OPS_KERNEL is 0 (native kernels) or 1 (pure ops), and models are refused. Received: {told!r}."
     elif name not in ("jax", "torch"):
         yield f"Not used    Keras runs on {name}: pure Keras ops."
 
@@ -94,7 +94,7 @@ def of_gpu():
             return
         library.library()
     except NoLibraryError:  # which was said of the processor
-        yield "GPU         None runs them: the library for this processor, which is not here, would start them."
+        yield "GPU         Its kernels are started by the library for the processor, and that is not here."
         return
     try:
         device = cuda.device()

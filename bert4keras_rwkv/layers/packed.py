@@ -15,8 +15,10 @@ class Packable:
     scheme = None
     form = "auto"  # of the product, see `ops.kernels.choose`
 
-    def pack_as(self, scheme):
+    def pack_as(self, scheme, arrays=None):
         """Pack the kernel. Of a layer that is not built yet: it will be packed when it is built.
+
+        arrays: what `packed_as` gave for it, None: that without weights.
 
         Raises:
             ValueError: it is packed or quantised already, has a LoRA, or numbers that cannot be packed.
@@ -25,7 +27,7 @@ class Packable:
         if not self.built:
             self.scheme = scheme
             return
-        arrays = _packed(self.path, ops.convert_to_numpy(self._kernel).T, scheme)
+        arrays = self.packed_as(scheme) if arrays is None else arrays
         inputs = self._kernel.shape[0]
         self._tracker.unlock()
         self._untrack_variable(self._kernel)
@@ -34,6 +36,10 @@ class Packable:
         self._tracker.lock()
         self._assign_packed(arrays)
         self._say_changed()
+
+    def packed_as(self, scheme, weights=None):
+        """The kernel packed, as `packing.pack` gives it; the layer stays as it is. weights: of its inputs."""
+        return _packed(self.path, ops.convert_to_numpy(self._kernel).T, scheme, weights)
 
     def check_packing(self):
         """A ValueError if `pack_as` would raise one, whatever the scheme."""
@@ -143,8 +149,8 @@ class PackedKernel:
         return np.asarray(ops.convert_to_numpy(self.layer.kernel), dtype)
 
 
-def _packed(path, matrix, scheme):
+def _packed(path, matrix, scheme, weights=None):
     try:
-        return pack(np.asarray(matrix, "float32"), scheme)
+        return pack(matrix, scheme, weights)
     except ValueError as error:
         raise ValueError(f"'{path}' cannot be quantised. {error}") from error

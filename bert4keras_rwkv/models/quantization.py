@@ -6,6 +6,7 @@ import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.projection import kernel_variable, lora_of, quantised_as, scheme_of
+from bert4keras_rwkv.models.calibration import moments_of_inputs
 from bert4keras_rwkv.ops.matmul import Scheme
 from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions.table import filled
@@ -24,12 +25,30 @@ class _Packing:
 
     def pack(self, backbone):
         """Pack the projections of a backbone; before it is built they will be packed when it is. All or nothing."""
-        chosen = {path: scheme for path in projections(backbone) if (scheme := self.scheme(path)) is not None}
-        layers = {path: layer for path, layer in projections(backbone).items() if path in chosen}
-        for layer in layers.values():
+        for layer, scheme in self._chosen(backbone).values():
+            layer.pack_as(scheme)
+
+    def pack_calibrated(self, backbone, ids, compensate=False):
+        """`pack`, the errors weighted by what the projections multiply while the backbone reads `ids` (N,).
+
+        compensate: columns of a matrix make up for the errors of those before them, see `packing.compensation`.
+        """
+        chosen = self._chosen(backbone)
+        layers = {path: layer for path, (layer, _) in chosen.items()}
+        arrays = {
+            path: layers[path].packed_as(chosen[path][1], moments)
+            for path, moments in moments_of_inputs(backbone, layers, ids, whole=compensate)
+        }
+        for path, (layer, scheme) in chosen.items():
+            layer.pack_as(scheme, arrays[path])
+
+    def _chosen(self, backbone):
+        """Path -> (layer, its `Scheme`) of what is packed; it can be, or this is a ValueError."""
+        layers = projections(backbone)
+        chosen = {path: (layers[path], scheme) for path in layers if (scheme := self.scheme(path)) is not None}
+        for layer, _ in chosen.values():
             layer.check_packing()
-        for path, layer in layers.items():
-            layer.pack_as(chosen[path])
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -52,7 +71,9 @@ class Quantization(_Packing):
             return given
         if not isinstance(given, str) or given not in SCHEMES:
             known = ", ".join(map(repr, SCHEMES))
-            raise ValueError(f"`quantization` is {known}, a `Quantization`, or None. Received: {shown(given)}.")
+            raise ValueError(
+                f"`quantization` is {known}, 'keep' where a file is loaded, a `Quantization`, or None. Received: {shown(given)}."
+            )
         return cls(SCHEMES[given], SCHEMES["int8" if given == "int4" else given])
 
     @classmethod

@@ -32,6 +32,7 @@ NEEDED = {
     "generate": ["--prompt", "a"],
     "info": ["a"],
     "convert": ["a", "b"],
+    "quantize": ["a", "b"],
     "data": ["a", "b"],
     "train": ["a", "b", "--out", "c"],
     "evaluate": ["a"],

@@ -41,7 +41,7 @@ def test_without_a_compiler(cache, capsys, monkeypatch):
     assert main(["kernels"]) == 0
     out = capsys.readouterr().out
     assert out.count("none is found (/nowhere)") == 1 and "none is found (/nowhere). Pure Keras ops run." in out
-    assert "GPU         None runs them: the library for this processor, which is not here, would start them." in out
+    assert "GPU         Its kernels are started by the library for the processor, and that is not here." in out
     assert main(["kernels", "--build"]) == 1
     assert "none is found (/nowhere)" in capsys.readouterr().err
 
@@ -80,7 +80,10 @@ def test_what_is_not_used(capsys, monkeypatch):
     assert "Not used" not in listed(capsys)
     assert "Not used    Keras runs on tensorflow: pure Keras ops." in listed(capsys, "--backend", "tensorflow")
     monkeypatch.setenv("OPS_KERNEL", "2")
-    assert "Not used    OPS_KERNEL is 0 (native kernels) or 1 (pure ops). Received: '2'." in listed(capsys)
+    assert (
+        "Wrong       OPS_KERNEL is 0 (native kernels) or 1 (pure ops), and models are refused. Received: '2'."
+        in listed(capsys)
+    )
 
 
 def listed(capsys, *options):

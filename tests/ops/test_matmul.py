@@ -48,15 +48,6 @@ def rounded(x):
     return (whole * (most / np.float32(127))).reshape(R, -1)[:, :inputs]
 
 
-def without_ties(x):
-    """x, with 0 for what lies halfway between two whole numbers when it is rounded: either of them is right."""
-    for i in range(0, x.shape[1], 32):
-        unit = x[:, i : i + 32]
-        scaled = np.abs(unit) * (127 / np.abs(unit).max(-1, keepdims=True))
-        unit[np.abs(scaled % 1 - 0.5) < 1e-3] = 0
-    return x
-
-
 def as_tensors(arrays):
     return {name: ops.convert_to_tensor(array) for name, array in arrays.items()}
 
@@ -69,10 +60,15 @@ def test_a_packed_matrix_is_near(scheme, shape):
     assert {name: (x.shape, x.dtype.name) for name, x in arrays.items()} == scheme.tensors(*shape)
     got = ops.convert_to_numpy(unpack(as_tensors(arrays), scheme, shape[1]))
     np.testing.assert_array_equal(got, unpacked(arrays, scheme, shape[1]).astype("float32"))
-    largest = np.abs(wanted).max()
-    assert np.abs(got - wanted).max() <= largest * (furthest(scheme) + 2.0**-10)  # a scale is rounded, too
+    apart, largest = np.abs(got - wanted), np.abs(wanted).max()
+    if scheme.bits == 4:  # of least squares: no group is further off as a whole than with all of its numbers in reach
+        apart = np.sqrt(np.mean(apart**2, axis=1))
+    assert apart.max() <= largest * (furthest(scheme) + 2.0**-10)  # a scale is rounded, too
     again = ops.convert_to_numpy(unpack(as_tensors(pack(got, scheme)), scheme, shape[1]))
-    np.testing.assert_allclose(again, got, atol=2e-3 * np.abs(got).max())
+    if scheme.bits == 4:  # where the ends of a group are out of reach, its scale is found anew
+        assert np.sqrt(np.mean((again - got) ** 2)) <= 0.02 * np.abs(got).max()
+    else:
+        np.testing.assert_allclose(again, got, atol=2e-3 * np.abs(got).max())
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -87,7 +83,7 @@ def test_products(scheme, shape, many, monkeypatch):
     for rows in (4, 5, 7, FEW + 3) if many else (1, 2, 5, FEW, FEW + 1):
         x = matrix(rows, shape[1], seed=1)
         for dtype in ("float32", "bfloat16") if rows == 5 else ("float32",):
-            exact = without_ties(np.array(ops.convert_to_numpy(ops.cast(ops.cast(x, dtype), "float32"))))
+            exact = np.array(ops.convert_to_numpy(ops.cast(ops.cast(x, dtype), "float32")))
             given = ops.cast(exact, dtype)
             wanted = (exact if scheme.bits == 16 else rounded(exact)) @ unpacked.T
             scale = np.abs(exact) @ np.abs(unpacked.T)

@@ -25,7 +25,7 @@ def check_kernel(kernel, dtype=None):
     if kernel == "native":
         chosen(kernel, dtype)
     if kernel == "auto":
-        chosen()
+        chosen(kernel, dtype)
     return kernel
 
 

@@ -41,7 +41,7 @@ X86 = {
 NEWER = {"bf16", "vnni"}  # than some compilers that build all else
 LEVELS = {"x86_64": X86, "AMD64": X86, "x86": X86}
 SUFFIX = ".so"
-BUILDING = "Building the native kernels with %s: once, for about 20 seconds on two cores. They are kept in '%s'."
+BUILDING = "Building the native kernels with %s: once, for about half a minute on two cores. They are kept in '%s'."
 DTYPES = {"float32": 0, "bfloat16": 1, "uint8": 2, "int8": 3, "float16": 4}  # as in src/tensors.h
 # Products -> which axis of a matrix, the first of its tensors, is that of the outputs.
 OUTPUTS = {

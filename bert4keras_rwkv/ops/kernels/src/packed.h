@@ -71,12 +71,15 @@ template <class To> INLINE void round_units(const float* x, int64_t units, float
       check += from[i] * 0.f;  // NaN where one is infinite or none
     }
     const float inverse = most >= TINY && check == 0.f ? 127.f / most : 0.f;
+    float products[UNIT];
+    for (int i = 0; i < UNIT; i++) products[i] = from[i] * inverse;
+    __asm__ volatile("" : : "r"(products) : "memory");  // each is rounded to float32 before it is to a whole number, as elsewhere
     int32_t total = 0;
     for (int half = 0; half < 2; half++) {
       int8_t* numbers = to(u, half);
       for (int i = 0; i < UNIT / 2; i++) {
         const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to a whole number
-        const int32_t n = (int32_t)((from[half * (UNIT / 2) + i] * inverse + magic) - magic);
+        const int32_t n = (int32_t)((products[half * (UNIT / 2) + i] + magic) - magic);
         numbers[i] = (int8_t)n;
         total += n;
       }

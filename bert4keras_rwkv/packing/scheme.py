@@ -1,4 +1,4 @@
-"""Matrices that are packed into fewer bytes, in NumPy: what they are in memory and in files.
+"""What packed matrices are, in memory and in files.
 
 A packed matrix has a row for each output. A number is 16, 8 or 4 bits: bfloat16 as it is; int8 times the scale of its
 group; 0 to 15 times the scale of its group, and its least value added (without one: 8 is zero). A group is some numbers
@@ -10,7 +10,6 @@ The layouts of 8 bits, and of 4, in groups of 32 are those of GGUF's Q8_0, Q4_0 
 import math
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
 UNIT = 32  # numbers in the smallest group
@@ -65,53 +64,6 @@ class Scheme:
         return sum(
             np.dtype(dtype).itemsize * math.prod(shape) for shape, dtype in self.tensors(outputs, inputs).values()
         )
-
-
-def pack(matrix, scheme):
-    """A matrix (outputs, inputs), NumPy's, as a dict of NumPy arrays: those of `scheme.tensors`.
-
-    Each number becomes the nearest that there is. Of 8 bits, and of 4 without least values, the largest of a group is
-    kept; of 4 with them, the largest and the least.
-
-    Raises:
-        ValueError: a number is not finite, or larger than `LARGEST`.
-    """
-    outputs, inputs = matrix.shape
-    rows = np.zeros((outputs, scheme.numbers(inputs)), "float32")
-    rows[:, :inputs] = matrix
-    largest = np.abs(rows).max(initial=0.0)
-    if not largest <= LARGEST:
-        raise ValueError(f"A packed matrix has numbers of up to {LARGEST}. Received: {largest}.")
-    if scheme.bits == 16:
-        return {"packed": rows.astype(ml_dtypes.bfloat16)}
-    groups = rows.reshape(outputs, -1, scheme.group or rows.shape[1])
-    scales, least = _scales(groups, scheme)
-    numbers = _rounded(groups, scales, least, scheme).reshape(rows.shape)
-    if scheme.bits == 8:
-        return {"packed": numbers.astype("int8"), "scales": scales}
-    found = {"packed": in_halves(numbers.astype("uint8")), "scales": scales}
-    return {**found, "least": least} if scheme.least else found
-
-
-def _scales(groups, scheme):
-    """Of groups (outputs, G, numbers) the scales and least values (outputs, G), float16."""
-    if scheme.bits == 8:
-        return (np.abs(groups).max(-1) / MOST[8]).astype("float16"), None
-    if scheme.least:
-        least = groups.min(-1).astype("float16")
-        return ((groups.max(-1) - least) / MOST[4]).astype("float16"), least
-    largest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
-    scales = (largest / -8).astype("float16")  # so that the largest is exactly -8 scales, of either sign
-    return scales, -8 * scales
-
-
-def _rounded(groups, scales, least, scheme):
-    """The whole numbers that stand for those of groups."""
-    scales = scales.astype("float32")[..., None]
-    inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
-    if scheme.bits == 8:
-        return np.clip(np.rint(groups * inverse), -MOST[8], MOST[8])
-    return np.clip(np.rint((groups - least.astype("float32")[..., None]) * inverse), 0, MOST[4])
 
 
 def in_halves(numbers):

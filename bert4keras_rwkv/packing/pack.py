@@ -1,0 +1,87 @@
+"""From a matrix to a packed one."""
+
+import ml_dtypes
+import numpy as np
+
+from bert4keras_rwkv.packing.compensation import compensated
+from bert4keras_rwkv.packing.scales import SHARES, ends, fitted_scales, plain_scales, whole_numbers
+from bert4keras_rwkv.packing.scheme import LARGEST, in_halves
+
+AT_ONCE = 1 << 22  # numbers of a matrix, some rows, that are packed at a time: what is computed of them takes memory
+DTYPES = {"bfloat16": ml_dtypes.bfloat16, **{name: name for name in ("int8", "uint8", "float16")}}
+
+
+def pack(matrix, scheme, weights=None):
+    """A matrix (outputs, inputs), NumPy's, as a dict of NumPy arrays: those of `scheme.tensors`.
+
+    Scales of 4 bits are those of least squares; of 8 bits, without weights, the largest number of a group is kept.
+    weights: what is known of the inputs that the matrix will be multiplied by. Their mean squares (inputs,) weight the
+    squares. Their second moments (inputs, inputs) let columns make up for the errors of those before them
+    (`compensation`), which takes longer. Of 16 bits each number becomes the nearest, whatever the weights.
+
+    Raises:
+        ValueError: a number is not finite, or larger than `LARGEST`; or weights of another shape, or negative.
+    """
+    outputs, inputs = matrix.shape
+    if np.ndim(weights) == 2:
+        return _packed(matrix, scheme, weights)
+    found = {name: np.empty(shape, DTYPES[dtype]) for name, (shape, dtype) in scheme.tensors(outputs, inputs).items()}
+    step = max(1, AT_ONCE // inputs)
+    for start in range(0, outputs, step):
+        for name, part in _packed(matrix[start : start + step], scheme, weights).items():
+            found[name][start : start + step] = part
+    return found
+
+
+def _packed(matrix, scheme, weights):
+    """`pack`, of all rows at once."""
+    outputs, inputs = matrix.shape
+    rows = np.zeros((outputs, scheme.numbers(inputs)), "float32")
+    rows[:, :inputs] = matrix
+    largest = np.abs(rows).max(initial=0.0)
+    if not largest <= LARGEST:
+        raise ValueError(f"A packed matrix has numbers of up to {LARGEST}. Received: {largest}.")
+    if scheme.bits == 16:
+        return {"packed": rows.astype(ml_dtypes.bfloat16)}
+    groups = rows.reshape(outputs, -1, scheme.group or rows.shape[1])
+    shares = SHARES if weights is not None else SHARES[:1]  # a matrix is packed as it is loaded: quickly
+    if weights is None and scheme.bits == 4:
+        weights = np.ones(inputs, "float32")
+    numbers, scales, least = _chosen(groups, scheme, _filled(weights, inputs, rows.shape[1]), shares, inputs)
+    numbers = (numbers - (ends(scheme)[0] if scheme.bits == 4 else 0)).reshape(rows.shape)
+    if scheme.bits == 8:
+        return {"packed": numbers.astype("int8"), "scales": scales}
+    found = {"packed": in_halves(numbers.astype("uint8")), "scales": scales}
+    return {**found, "least": least} if scheme.least else found
+
+
+def _chosen(groups, scheme, weights, shares, inputs):
+    """The whole numbers (outputs, G, n), scales and least values (outputs, G) of groups."""
+    if weights is not None and weights.ndim == 2:
+        return compensated(groups, weights, scheme, inputs)
+    if weights is None:
+        scales, least = plain_scales(groups, scheme)
+    else:
+        scales, least = fitted_scales(groups, weights.reshape(groups.shape[1:]), scheme, shares)
+    return whole_numbers(groups, scales, least, scheme), scales, least
+
+
+def _filled(weights, inputs, numbers):
+    """Weights for a row of so many numbers, of which those after the inputs are zeros that nothing is multiplied by."""
+    if weights is None:
+        return None
+    weights = np.asarray(weights, "float32")
+    if weights.shape not in ((inputs,), (inputs, inputs)) or not (np.isfinite(weights).all() and _positive(weights)):
+        raise ValueError(
+            f"`weights` are mean squares ({inputs},) of the inputs, or their second moments ({inputs}, {inputs}), "
+            f"finite and not negative. Received: shape {weights.shape}, least number {weights.min(initial=0.0)}."
+        )
+    filled = np.pad(weights, (0, numbers - inputs))
+    if weights.ndim == 2:
+        rest = np.arange(inputs, numbers)
+        filled[rest, rest] = np.mean(np.diagonal(weights))
+    return filled
+
+
+def _positive(weights):
+    return (weights if weights.ndim == 1 else np.diagonal(weights)).min(initial=0.0) >= 0
