@@ -40,7 +40,7 @@ def listing(engine):
     if told == "1":
         yield "Not used    OPS_KERNEL is 1: pure Keras ops run where kernel='auto'."
     elif told != "0":
-        yield f"Wrong       OPS_KERNEL is 0 (native kernels) or 1 (pure ops), and models are refused. Received: {told!r}."
+        yield f"Wrong       OPS_KERNEL is 0 (native kernels) or 1 (pure ops), else an error. Received: {told!r}."
     elif name not in ("jax", "torch"):
         yield f"Not used    Keras runs on {name}: pure Keras ops."
 
