@@ -72,7 +72,7 @@ class Quantization(_Packing):
         if not isinstance(given, str) or given not in SCHEMES:
             known = ", ".join(map(repr, SCHEMES))
             raise ValueError(
-                f"`quantization` is {known}, 'keep' where a file is loaded, a `Quantization`, or None. Received: {shown(given)}."
+                f"`quantization` is {known}, {KEEP!r} of a file, a `Quantization`, or None. Received: {shown(given)}."
             )
         return cls(SCHEMES[given], SCHEMES["int8" if given == "int4" else given])
 

@@ -17,8 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method"),  # Keras says it of each norm
 ]
 
-SOME = ("lora", "state", "int8", "int4 and lora")
-TUNED = ["plain", *(pytest.param(kind, marks=pytest.mark.on("torch")) for kind in SOME), "both"]
+TUNED = ["plain", *(pytest.param(kind, marks=pytest.mark.on("torch")) for kind in ("lora", "state")), "both"]
 
 
 @functools.cache
@@ -76,6 +75,13 @@ WAYS = {
     "deepcopy of RWKV.model": lambda r, kind, path: copy.deepcopy(r.model).get_layer("backbone"),
     "pickle": lambda r, kind, path: pickle.loads(pickle.dumps(r)).backbone,
 }
+
+
+@pytest.mark.on("torch")
+@pytest.mark.parametrize("kind", ["int8", "int4 and lora"])
+@pytest.mark.parametrize("way", ["RWKV.model as .keras", "save_weights, load_weights", "pickle"])
+def test_a_copy_is_what_keras_rounded(way, kind, tmp_path):
+    test_a_copy_is_the_model(way, kind, tmp_path)
 
 
 @pytest.mark.parametrize("kind", TUNED)
