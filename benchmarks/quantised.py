@@ -56,7 +56,14 @@ def workers(version, size, options):
     shared = [f"prefill {PROMPT}", f"decode {DECODE}"]
     batched = [f"texts {DECODE * count} {count}" for count in TEXTS]
     for name in ("fp32", "bf16") if is_small else ("bf16",):
-        yield f"rwkv {name}", "peer_rwkv", [path, f"cpu {name}", options.threads], RWKV_7[version], shared, sys.executable
+        yield (
+            f"rwkv {name}",
+            "peer_rwkv",
+            [path, f"cpu {name}", options.threads],
+            RWKV_7[version],
+            shared,
+            sys.executable,
+        )
     for kind in ("F32", "BF16", "Q8_0", "Q4_0", "Q4_K_M") if options.llama_cpp else ():
         if kind != "F32" or is_small:
             commands = shared + (batched if kind in ("BF16", "Q8_0") else [])
