@@ -8,6 +8,7 @@ import numpy as np
 from bert4keras_rwkv.generation.loop import CHUNKS, front_pack, generate
 from bert4keras_rwkv.generation.noise import threefry2x32
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.generation.stepped import stepped
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.backend import host_call
 from bert4keras_rwkv.ops.compile import compiled
@@ -41,6 +42,7 @@ class GenerateLoop(keras.layers.Layer):
     def forget_programs(self):
         """The compiled program knows the variables that there were."""
         self.program = compiled(self._generate, lambda: self.variables)
+        self._stepped = stepped(self.network, lambda: self.weighted.variables)
 
     def build(self, input_shapes):
         # Where this batch begins in the data: the row that an int seed is counted from.
@@ -103,7 +105,7 @@ class GenerateLoop(keras.layers.Layer):
             state = self.network.start(batch)
         seeds = _rows(inputs["seeds"], batch) if "seeds" in inputs else self._seeds(inputs.get("key"), batch)
         carry = generate(
-            self.network,
+            self._stepped,
             self.sampling.plan(),
             self.ends,
             ids,

@@ -44,7 +44,7 @@ def orthonormal(gain=1.0):
         tall = generator.standard_normal((max(shape), min(shape)), "float32")
         q, r = np.linalg.qr(tall)
         q = q * np.sign(np.diag(r))
-        return gain * (q if inputs >= outputs else q.T)
+        return np.ascontiguousarray(gain * (q if inputs >= outputs else q.T))
 
     return Initial(values)
 

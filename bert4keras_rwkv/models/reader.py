@@ -25,7 +25,7 @@ class Reader:
         if must_be(backbone):
             whole, read, head = _as_it_is, *_block_by_block(backbone)
         else:
-            whole = partial(compiled, variables=backbone.variables)
+            whole = partial(_few_or_many, backbone)
             read, head = _at_once(backbone), backbone.logits
 
         def all_logits(ids, wkv, shift, present):
@@ -109,6 +109,13 @@ def _block_by_block(backbone):
         return (hidden, *blocks.pack(state))
 
     return read, lambda hidden: backbone.placement.brought_home(logits(hidden))
+
+
+def _few_or_many(backbone, function):
+    """`function(x (B, T, ...), ...)` compiled; calls of one token come again and again."""
+    again = backbone.placement is None
+    one, many = (compiled(function, backbone.variables, again=each) for each in (again, False))
+    return lambda x, *others: (one if x.shape[1] == 1 else many)(x, *others)
 
 
 def _as_it_is(function):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bert4keras_rwkv.generation import loop
+from bert4keras_rwkv.generation.stepped import stepped
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.models.blocks import Blocks, worthwhile
 from bert4keras_rwkv.models.finite import not_finite_of
@@ -26,6 +27,7 @@ class Writer:
     def __init__(self, backbone):
         self._network, self._description = backbone, backbone.description(__name__)
         self._blocks = Blocks(backbone) if worthwhile(backbone) else None
+        self._stepped = stepped(backbone, lambda: backbone.variables)
         self._wholes, self._steps, self._draws = {}, {}, {}
         self._begins = {}
         self._start = compiled(loop.started, (), self._of("start"))
@@ -137,13 +139,13 @@ class Writer:
 
         def run(ids, length, limit, wkv, shift, seeds, values, ends):
             state = network.unpack(wkv, shift)
-            carry = loop.generate(network, plan, ends, ids, length, limit, state, seeds, values, chunks)
+            carry = loop.generate(self._stepped, plan, ends, ids, length, limit, state, seeds, values, chunks)
             return (carry.ids, carry.position, carry.finite, *network.pack(carry.state))
 
         return run
 
     def _step_row(self, plan):
-        return lambda carry, values, ends: loop.advance(self._network, plan, ends, carry, values)
+        return lambda carry, values, ends: loop.advance(self._stepped, plan, ends, carry, values)
 
     def _written_row(self, plan):
         return lambda carry, x, values, ends: loop.written(self._network, plan, ends, carry, x[:, 0], values)

@@ -6,18 +6,21 @@ import logging
 from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.executables import Kept
+from bert4keras_rwkv.ops.traced import Traced
 
 scopes = keras.src.backend.common.stateless_scope
 OURS = set()  # how TensorFlow names the functions that are compiled here
 
 
-def compiled(function, variables=(), description=None):
+def compiled(function, variables=(), description=None, again=False):
     """A compiled version of `function(*tensors)`, kept and used again for tensors of the same shapes.
 
     function: takes and returns nested structures (tuples, lists, dicts, None) of tensors; it may read `variables`, a
     list of Keras variables or a function that returns one, but not assign them. They are arguments of the compiled
     program, not constants in it. NumPy arrays are accepted. On torch and NumPy the function runs eagerly, without
     gradients.
+    again: it is called for one token after another, and its course does not depend on numbers in tensors: on torch its
+    operators are recorded once, and run without Keras' layers (`traced`).
     description: a function that returns the `executables.Description` of `function`: its executables are kept for the
     next process, too (JAX; ignored elsewhere). It is for calls from outside compiled functions.
     """
@@ -25,6 +28,8 @@ def compiled(function, variables=(), description=None):
         return _jax(function, variables, description)
     if backend.name() == "tensorflow":
         return _tensorflow(function)
+    if again and wants_steps():
+        return eager(Traced(function, variables, values))
     return eager(function)
 
 
@@ -41,6 +46,11 @@ def eager(function):
 def wants_fixed_shapes():
     """Whether every new shape costs a compilation."""
     return backend.name() in ("jax", "tensorflow")
+
+
+def wants_steps():
+    """Whether only functions that are called `again` and again are programs, and what loops around them is none."""
+    return backend.name() == "torch"
 
 
 def no_gradient():

@@ -14,6 +14,7 @@ import platform
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -99,21 +100,18 @@ def rounded_shape(name, x, packed):
     return x.shape[0], numbers + numbers // 32 * 8  # as in src/product_many.cc
 
 
-class Tensor(ctypes.Structure):
-    """As in tensors.h."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("dtype", ctypes.c_int32),
-        ("rank", ctypes.c_int32),
-        ("dims", ctypes.c_int64 * 6),
-    )
-
-
 def packed(tensors):
-    """An array for C, and its length."""
-    all_of_them = [(address, dtype, len(shape), tuple(shape)) for address, dtype, shape in tensors]
-    return (Tensor * len(tensors))(*all_of_them), len(tensors)
+    """Tensors, (address, dtype as in tensors.h, shape) each, as an array for C, and its length."""
+    return b"".join([_address(address) + _kind(dtype, tuple(shape)) for address, dtype, shape in tensors]), len(tensors)
+
+
+_address = struct.Struct("P").pack
+
+
+@functools.lru_cache(1024)
+def _kind(dtype, shape):
+    """The rest of a `Tensor` of tensors.h behind its address: dtype, rank and six sizes."""
+    return struct.pack("=ii6q", dtype, len(shape), *shape, *[0] * (6 - len(shape)))
 
 
 def library():

@@ -95,6 +95,7 @@ def _defined(recurrence):
     for operator, run, shapes in ((name, forward, made), (backward_name, gradient, slopes_made)):
         for device in RUN_ON:
             definitions.impl(operator, run, device.upper())
+        _implementations[operator] = run
         torch.library.register_fake(f"{NAMESPACE}::{operator}", shapes, lib=definitions)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=remember, lib=definitions)
     torch.library.register_autograd(f"{NAMESPACE}::{backward_name}", no_second, lib=definitions)
@@ -139,8 +140,18 @@ def _defined_product(name):
     LIBRARIES.append(definitions)
     definitions.define(f"{name}(Tensor x, Tensor[] packed) -> Tensor")
     definitions.impl(name, run, "CPU")
+    _implementations[name] = run
     torch.library.register_fake(f"{NAMESPACE}::{name}", made, lib=definitions)
     return getattr(torch.ops.bert4keras_rwkv, name).default
+
+
+def implementation(operator):
+    """What an operator of PyTorch calls without a gradient, if that is one of ours; else the operator itself."""
+    namespace, _, name = operator.name().partition("::")
+    return _implementations[name] if namespace == NAMESPACE else operator
+
+
+_implementations = {}
 
 
 def _has_tangent(x):
@@ -153,9 +164,19 @@ LIBRARIES = []  # operators last as long as these
 
 
 def _run(name, tensors, results):
-    given = [x.contiguous() for x in tensors]
-    described = [[(x.data_ptr(), DTYPES[dtype_name(x)], x.shape) for x in group] for group in (given, results)]
+    given = [x if x.is_contiguous() else x.contiguous() for x in tensors]
+    described = [[(x.data_ptr(), _code(x.dtype), x.shape) for x in group] for group in (given, results)]
     RUN_ON[tensors[0].device.type](name, described, tensors[0].device)
+
+
+def _code(dtype):
+    """The number of a dtype of PyTorch, looked up once: its name is slow."""
+    if dtype not in _codes:
+        _codes[dtype] = DTYPES[str(dtype).removeprefix("torch.")]
+    return _codes[dtype]
+
+
+_codes = {}
 
 
 def _on_cpu(name, described, _):
