@@ -56,7 +56,7 @@ def backbone_and_tokenizer(path, config_path, keys, tokenizer, keep_tokens, comp
             tensors = as_packed(tensors)
         given = tensors
         tensors = tensors if cut is None or tensors is None else cut.applied(tensors, file_size)
-        backbone = numbers.backbone(config, tensors, **options)
+        backbone = numbers.backbone(config, tensors, given, **options)
         if tensors is not None:
             load_weights(backbone, tensors)
             say_differences(given)
@@ -82,8 +82,11 @@ class Numbers:
                 f"quantization={shown(self.quantization)}."
             )
 
-    def backbone(self, config, tensors, **options):
-        """A `Backbone`, built, for the weights of a file, or with random ones if `tensors` is None."""
+    def backbone(self, config, tensors, given, **options):
+        """A `Backbone`, built, for the weights of a file, or with random ones if `tensors` is None.
+
+        given: the tensors as the file has them; of a vocabulary that was cut, `tensors` have other rows.
+        """
         places = None if self.strategy is None else self._places(config, tensors)
         if places is None:
             options |= {"dtype": _policy(self.dtype, tensors), "quantization": self.quantization}
@@ -92,7 +95,7 @@ class Numbers:
             options |= {"dtype": widest(places), "dtypes": dtypes if len(set(dtypes)) > 1 else None}
             options |= {"quantization": Quantization.of_places(places)}
         if tensors is not None:
-            options["quantization"] = of_file(options["quantization"], config.rules(), tensors)
+            options["quantization"] = of_file(options["quantization"], config.rules(), given)
         elif options["quantization"] == KEEP:
             raise ValueError("`quantization` 'keep' is as a file has its matrices. Give `checkpoint_path`, too.")
         backbone = Backbone(config, blank=tensors is not None, **options)
