@@ -42,8 +42,8 @@ def test_bfloat16_is_the_model_of_rounded_matrices(version):
 def test_at_once_and_one_by_one(version, name):
     """The law of exact states, but that a number halfway between two may be rounded to the other one.
 
-    Among so few numbers that is half a percent, of all tokens from there on. That rows of any number are rounded alike is
-    a law of `matmul` (tests/ops/test_matmul.py).
+    Among so few numbers that is half a percent, of all tokens from there on. That rows of any number are rounded
+    alike is a law of `matmul` (tests/ops/test_matmul.py).
     """
     rwkv = quantised(name, version)
     assert IDS.size > FEW
