@@ -195,7 +195,7 @@ def _policy(dtype, tensors):
 def _say_float32(stored):
     logger.warning(
         "The weights are %s; on a CPU they are held and computed in float32, in which they can be trained. "
-        "quantization='keep' holds matrices in bfloat16 as they are, dtype=%r all: half the memory, and faster.",
+        "The dtype %r takes half the memory; quantization='keep' leaves matrices in bfloat16 as they are.",
         stored,
         stored,
     )

@@ -46,8 +46,8 @@ def unpack(tensors, scheme, inputs, dtype="float32"):
 def matmul(x, tensors, scheme, kernel="auto"):
     """x (..., inputs) times a packed matrix (outputs, inputs), transposed: (..., outputs) float32.
 
-    A few rows go to a native kernel where there is one, which reads the matrix as it is packed; for more, and for
-    gradients in x, which pass the rounding of x as if it were not there, the matrix is unpacked.
+    Rows go to a native kernel where there is one for so many (`product_for`), which reads the matrix as it is packed.
+    Else, and for gradients in x, which pass the rounding of x as if it were not there, the matrix is unpacked.
     """
     inputs, leading = x.shape[-1], ops.shape(x)[:-1]
     rows = ops.reshape(x, (-1, inputs)) if 0 not in x.shape else ops.zeros((0, inputs), "float32")
@@ -97,7 +97,8 @@ class Slope:
 def dense(x, matrix, kernel="auto"):
     """x (R, I) times a matrix (I, O) of the same dtype: (R, O) float32.
 
-    A few rows go to a native kernel where there is one. Halves are multiplied with float32 sums.
+    A few rows go to a native kernel where there is one. More halves are multiplied as the backend does: with float32
+    sums, and on PyTorch and TensorFlow with a result that is rounded to halves before it is float32 again.
     """
     matrix = ops.convert_to_tensor(matrix)
     if _is_native(x, kernel) and 0 < x.shape[0] <= FEW and dtype_name(matrix) in MATRICES:
