@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "shapes.h"
+#include "vectors.h"
 
 #if defined(__x86_64__) && !defined(ONLY_PLAIN)
 #define HAS_LEVELS
@@ -74,35 +75,57 @@ const Kernel* find(const std::string& name) {
 }
 
 constexpr int64_t WORTHWHILE = 200 * 1000;  // multiplications that take longer than calling a helper
+constexpr int64_t LEAST = 50 * 1000;        // those that are taken at a time, at least
 constexpr int64_t BRIEF = 8 * 1000 * 1000;  // those that take not much longer than it takes a thread to wake
 
-// Items in turn to whoever is free. The caller works too, and never waits for a helper that has not begun.
-struct Shared {
-  std::atomic<int64_t> next{0};
-  std::atomic<int> active{0};
-  std::atomic<bool> failed{false};
+// Items in a row, of which a part is taken at a time: half of what is left, so that the last parts are small.
+struct alignas(64) Range {
+  std::atomic<int64_t> next;
+  int64_t end;
+
+  bool take(int64_t least, int64_t* from, int64_t* to) {
+    *from = next;
+    do {
+      if (*from >= end) return false;
+      *to = std::min(end, *from + std::max(least, (end - *from) / 2));
+    } while (!next.compare_exchange_weak(*from, *to));
+    return true;
+  }
 };
 
-template <class Schedule> bool spread(int64_t items, int64_t work, int64_t shares, int64_t helpers, const Schedule& schedule, const std::function<void(int64_t, int64_t)>& run) {
+// The items of a call. Each who works on them has a range of his own, which he goes through from its beginning, for memory is read
+// fastest in a line, and then takes of what others have left: the caller never waits for a helper that has not begun.
+struct Shared {
+  std::unique_ptr<Range[]> ranges;
+  const int64_t workers, least;
+  std::atomic<int> active{0};
+  std::atomic<bool> failed{false};
+
+  Shared(int64_t items, int64_t many, int64_t at_once) : ranges(new Range[many]), workers(many), least(at_once) {
+    for (int64_t i = 0; i < many; i++) ranges[i].next = i * items / many, ranges[i].end = (i + 1) * items / many;
+  }
+  template <class Run> void work(int64_t worker, const Run& run) {
+    active++;
+    try {
+      for (int64_t k = 0, from, to; k < workers; k++)
+        while (!failed && ranges[(worker + k) % workers].take(least, &from, &to)) run(from, to);
+    } catch (...) {
+      failed = true;
+    }
+    active--;
+  }
+};
+
+template <class Schedule> bool spread(int64_t items, int64_t work, int64_t helpers, const Schedule& schedule, const std::function<void(int64_t, int64_t)>& run) {
   if (items * work < WORTHWHILE || items < 2 || helpers < 1) {
     run(0, items);
     return true;
   }
-  const int64_t step = work * 4 > WORTHWHILE ? std::max<int64_t>(1, items / (shares * (helpers + 1))) : std::max<int64_t>(1, std::min(items / (2 * (helpers + 1)), WORTHWHILE / work));
-  const int64_t useful = std::min(helpers, (items + step - 1) / step - 1);
-  auto shared = std::make_shared<Shared>();
-  auto part = [shared, items, step, todo = &run] {
-    shared->active++;
-    try {
-      for (int64_t i; (i = shared->next.fetch_add(step)) < items;) (*todo)(i, std::min(i + step, items));
-    } catch (...) {
-      shared->failed = true;
-      shared->next = items;
-    }
-    shared->active--;
-  };
-  for (int64_t i = 0; i < useful; i++) schedule(part, items * work < BRIEF);
-  part();
+  const int64_t useful = std::min(helpers, items - 1);
+  auto shared = std::make_shared<Shared>(items, useful + 1, std::max<int64_t>(1, LEAST / work));
+  for (int64_t i = 1; i <= useful; i++)
+    schedule([shared, i, todo = &run] { shared->work(i, *todo); }, items * work < BRIEF);
+  shared->work(0, run);
   while (shared->active.load() > 0) std::this_thread::yield();
   return !shared->failed;
 }
@@ -118,7 +141,9 @@ template <class Schedule> std::string run(const char* name, const Tensor* in, in
   if (items == 0) return "";
   if (sizes['T' - 'A'] == 0) return std::string(name) + " is of at least one token";
   try {
-    if (spread(items, kernel->work(sizes), kernel->shares, helpers, schedule, [&](int64_t from, int64_t to) { kernel->run(in, out, from, to); })) return "";
+    float* prepared = kernel->prepare ? scratch<PREPARED>(kernel->room(sizes)) : nullptr;
+    if (prepared) kernel->prepare(in, prepared);
+    if (spread(items, kernel->work(sizes), helpers, schedule, [&](int64_t from, int64_t to) { kernel->run(in, out, prepared, from, to); })) return "";
   } catch (const std::bad_alloc&) {
   }
   return std::string(name) + ": out of memory";
@@ -157,7 +182,7 @@ class Pool {
     for (;;) {
       const auto end = std::chrono::steady_clock::now() + AWAKE;
       while (waiting_.load() == 0 && std::chrono::steady_clock::now() < end) {
-        for (int i = 0; i < 32; i++) pause();
+        for (int i = 0; i < 32 && waiting_.load() == 0; i++) pause();
         std::this_thread::yield();
       }
       std::function<void()> task;

@@ -11,7 +11,7 @@ typedef double loose_double __attribute__((aligned(4), may_alias));
 // So many sums are made side by side, that one need not wait for the other.
 constexpr int chains(int rows) { return rows < 4 ? 4 / rows : 1; }
 
-// A row of x in whole numbers: of each unit the scale, and the scale times the sum. For W of 4 bits, where TOGETHER units fill a
+// A row of x in whole numbers: of each unit the scale, and the scale times the sum, and zeros up to a whole vector. For W of 4 bits, where TOGETHER units fill a
 // vector of W, the numbers of so many lie as those of W do: the first halves of all, and then the others. Whole vectors are
 // read: beyond the last unit numbers and factors are zero.
 struct Whole {
@@ -28,10 +28,36 @@ template <int BITS> INLINE int64_t half_at(int64_t u, int half) {
   return u / TOGETHER * TOGETHER * UNIT + half * TOGETHER * (UNIT / 2) + u % TOGETHER * (UNIT / 2);
 }
 
-template <int BITS> void to_whole(const float* x, int64_t units, const Whole& to) {
-  std::memset(to.numbers, 0, whole_units(units) * UNIT);
-  round_units(x, units, to.scales, to.sums, [&](int64_t u, int half) { return to.numbers + half_at<BITS>(u, half); });
-  for (int64_t u = 0; u < units; u++) to.sums[u] *= to.scales[u];
+// Rows of x in memory, one after another. `units` of each, with those that fill vectors.
+struct Rows {
+  const float* begin;
+  int64_t units;
+  explicit Rows(const float* memory, int64_t of_numbers) : begin(memory), units(padded(whole_units(of_numbers))) {}
+  int64_t floats() const { return units * (UNIT / 4 + 2); }
+  Whole operator[](int64_t r) const {
+    float* row = const_cast<float*>(begin) + r * floats();
+    return {(int8_t*)row, row + units * UNIT / 4, row + units * (UNIT / 4 + 1)};
+  }
+};
+
+int64_t units_of(const Tensor& w, int bits) { return w.dims[1] * 8 / bits / UNIT; }
+
+template <int BITS> int64_t whole_rows(const int64_t* n) {
+  const int64_t units = BITS == 4 ? n['K' - 'A'] * 2 / UNIT : n['J' - 'A'] / UNIT;
+  return n['R' - 'A'] * Rows(nullptr, units).floats();
+}
+
+template <int BITS> void to_whole(const Tensor* in, float* room) {
+  const int64_t R = in[0].dims[0], I = in[0].dims[1], units = units_of(in[1], BITS);
+  float* row = scratch(units * UNIT + W);
+  std::memset(room, 0, R * Rows(room, units).floats() * sizeof(float));
+  for (int64_t r = 0; r < R; r++) {
+    const Whole to = Rows(room, units)[r];
+    load(in[0], r * I, I, row);
+    std::memset(row + I, 0, (units * UNIT - I) * sizeof(float));
+    round_units(row, units, to.scales, to.sums, [&](int64_t u, int half) { return to.numbers + half_at<BITS>(u, half); });
+    for (int64_t u = 0; u < units; u++) to.sums[u] *= to.scales[u];
+  }
 }
 
 #if VNNI
@@ -56,7 +82,7 @@ template <int BITS, int ROWS> INLINE void add_step(const Whole* x, const uint8_t
     sums[r * jump] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(lanes, few), sums[r * jump]);
   }
 }
-INLINE float total(some x) { return _mm512_reduce_add_ps(x); }
+INLINE float total(some x, vec more) { return _mm512_reduce_add_ps(x + (some)more); }
 #elif defined(__AVX2__)
 typedef __m256 some;
 template <int BITS> constexpr int64_t STEP = BITS == 4 ? 2 : 1;
@@ -81,7 +107,12 @@ template <int BITS, int ROWS> INLINE void add_step(const Whole* x, const uint8_t
     sums[r * jump] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones)), by, sums[r * jump]);
   }
 }
-INLINE float total(some x) {
+INLINE float total(some x, vec more) {
+#if WIDTH == 16
+  x += _mm256_add_ps(_mm512_castps512_ps256((__m512)more), _mm512_extractf32x8_ps((__m512)more, 1));
+#else
+  x += (some)more;
+#endif
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)), two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
@@ -100,11 +131,12 @@ template <int BITS, int ROWS> INLINE void add_step(const Whole* x, const uint8_t
     sums[r * jump] += (float)dot * factors[r * apart + u];
   }
 }
-INLINE float total(some x) { return x; }
+INLINE float total(some x, vec more) { return x + sum(more); }
 #endif
 
 // The products of ROWS rows of x with a row of W. factors: of each row and unit the product of both scales, rows `apart` apart.
-template <int BITS, int ROWS> INLINE void whole_products(const Whole* x, const uint8_t* w, const float* factors, int64_t apart, int64_t units, float* y) {
+// more: what is added to a product, in any lane.
+template <int BITS, int ROWS> INLINE void whole_products(const Whole* x, const uint8_t* w, const float* factors, int64_t apart, int64_t units, const vec* more, float* y) {
   constexpr int CHAINS = chains(ROWS);
   constexpr int64_t step = STEP<BITS>, bytes = step * UNIT * BITS / 8;
   some sums[ROWS * CHAINS] = {};
@@ -116,17 +148,8 @@ template <int BITS, int ROWS> INLINE void whole_products(const Whole* x, const u
   for (; u < units; u += step, w += bytes) add_step<BITS, ROWS>(x, w, u, units, factors, apart, sums, CHAINS);
   UNROLLED for (int r = 0; r < ROWS; r++) {
     for (int c = 1; c < CHAINS; c++) sums[r * CHAINS] += sums[r * CHAINS + c];
-    y[r] = total(sums[r * CHAINS]);
+    y[r] = total(sums[r * CHAINS], more[r]);
   }
-}
-
-INLINE float dot(const float* a, const float* b, int64_t n) {
-  vec total = {};
-  int64_t i = 0;
-  for (; i + W <= n; i += W) total += *(const loose*)(a + i) * *(const loose*)(b + i);
-  float rest = sum(total);
-  for (; i < n; i++) rest += a[i] * b[i];
-  return rest;
 }
 
 // x has the even numbers first, and then the odd ones: two of W are one lane.
@@ -161,54 +184,67 @@ template <class F> INLINE void by_rows(int64_t R, const F& products) {
   for (; r < R; r++) products(r, std::integral_constant<int, 1>());
 }
 
-template <int BITS> void whole(const Tensor* in, const Tensor* out, int64_t from, int64_t to) {
-  const Tensor &x = in[0], &w = in[1], &scale = in[2], *least = BITS == 4 ? in + 3 : nullptr;
-  const int64_t R = x.dims[0], I = x.dims[1], O = w.dims[0], row = w.dims[1], units = row * 8 / BITS / UNIT;
-  const int64_t groups = scale.dims[1], each = units / groups, room_units = padded(whole_units(units));
-  const bool has_least = least && *least;
-  Parts parts{scratch(units * UNIT + R * room_units * (UNIT / 4 + 2) + (MOST_ROWS + 2) * room_units)};
-  float* room = parts.take(units * UNIT);
-  std::vector<Whole> rows(R);
-  for (int64_t r = 0; r < R; r++) {
-    rows[r] = {(int8_t*)parts.take(room_units * UNIT / 4), parts.take(room_units), parts.take(room_units)};
-    load(x, r * I, I, room);
-    std::memset(room + I, 0, (units * UNIT - I) * sizeof(float));
-    to_whole<BITS>(room, units, rows[r]);
+// The numbers of units u to u + W of a row of W that has one for each of its groups; those beyond `units` are zero.
+struct Groups {
+  const uint16_t* begin;
+  int64_t units, each;
+  INLINE vec at(int64_t u) const {
+    if (each == 1 && u + W <= units) return wide_halves(begin + u);
+    uint16_t some[W] = {};
+    for (int64_t i = 0; i < W && u + i < units; i++) some[i] = begin[(u + i) / each];
+    return wide_halves(some);
   }
-  float *scales = parts.take(room_units), *lowest = parts.take(room_units), *factors = parts.take(MOST_ROWS * room_units);
-  std::memset(factors, 0, MOST_ROWS * room_units * sizeof(float));
+};
+
+template <int BITS> void whole(const Tensor* in, const Tensor* out, const float* prepared, int64_t from, int64_t to) {
+  const Tensor &w = in[1], &scale = in[2], *least = BITS == 4 ? in + 3 : nullptr;
+  const int64_t R = in[0].dims[0], O = w.dims[0], row = w.dims[1], units = units_of(w, BITS), groups = scale.dims[1];
+  const bool has_least = least && *least;
+  const Rows rows(prepared, units);
+  float* factors = scratch(MOST_ROWS * rows.units);
+  std::memset(factors, 0, MOST_ROWS * rows.units * sizeof(float));
   for (int64_t o = from * PANEL; o < std::min(O, to * PANEL); o++) {
-    spread_scales((const uint16_t*)scale.data + o * groups, units, each, scales);
-    if (has_least) spread_scales((const uint16_t*)least->data + o * groups, units, each, lowest);
+    const Groups scales{(const uint16_t*)scale.data + o * groups, units, units / groups};
+    const Groups lowest{has_least ? (const uint16_t*)least->data + o * groups : nullptr, units, units / groups};
     by_rows(R, [&](int64_t r, auto several) {
-      for (int q = 0; q < several; q++)
-        for (int64_t u = 0; u < units; u++) factors[q * room_units + u] = scales[u] * rows[r + q].scales[u];
-      float y[several];
-      whole_products<BITS, several>(&rows[r], (const uint8_t*)w.data + o * row, factors, room_units, units, y);
-      for (int q = 0; q < several; q++) {
-        if (BITS == 4) y[q] += has_least ? dot(lowest, rows[r + q].sums, units) : -8.f * dot(scales, rows[r + q].sums, units);
-        out[0].to()[(r + q) * O + o] = y[q];
+      Whole x[several];
+      vec more[several] = {};
+      for (int q = 0; q < several; q++) x[q] = rows[r + q];
+      for (int64_t u = 0; u < units; u += W) {
+        const vec of_w = scales.at(u), low = has_least ? lowest.at(u) : of_w * -8.f;
+        UNROLLED for (int q = 0; q < several; q++) {
+          *(vec*)(factors + q * rows.units + u) = of_w * *(const vec*)(x[q].scales + u);
+          if (BITS == 4) more[q] += low * *(const vec*)(x[q].sums + u);
+        }
       }
+      float y[several];
+      whole_products<BITS, several>(x, (const uint8_t*)w.data + o * row, factors, rows.units, units, more, y);
+      for (int q = 0; q < several; q++) out[0].to()[(r + q) * O + o] = y[q];
     });
   }
 }
 
-void bfloat16(const Tensor* in, const Tensor* out, int64_t from, int64_t to) {
-  const Tensor &x = in[0], &w = in[1];
-  const int64_t R = x.dims[0], I = x.dims[1], O = w.dims[0], J = w.dims[1];
-  Parts parts{scratch((R + 1) * (J + 2 * W))};
-  float* room = parts.take(J);
-  std::vector<float*> rows(R);
-  for (int64_t r = 0; r < R; r++) {
-    rows[r] = parts.take(J);
-    load(x, r * I, I, room);
-    std::memset(room + I, 0, (J - I) * sizeof(float));
-    for (int64_t i = 0; i < J; i += 2) rows[r][i / 2] = room[i], rows[r][(J + i) / 2] = room[i + 1];
+int64_t float_rows(const int64_t* n) { return n['R' - 'A'] * padded(n['J' - 'A']); }
+
+// Of each row the even numbers, and then the odd ones.
+void to_floats(const Tensor* in, float* room) {
+  const int64_t R = in[0].dims[0], I = in[0].dims[1], J = in[1].dims[1];
+  float* row = scratch(J + W);
+  for (int64_t r = 0; r < R; r++, room += padded(J)) {
+    load(in[0], r * I, I, row);
+    std::memset(row + I, 0, (J - I) * sizeof(float));
+    for (int64_t i = 0; i < J; i += 2) room[i / 2] = row[i], room[(J + i) / 2] = row[i + 1];
   }
+}
+
+void bfloat16(const Tensor* in, const Tensor* out, const float* prepared, int64_t from, int64_t to) {
+  const int64_t R = in[0].dims[0], O = in[1].dims[0], J = in[1].dims[1];
   for (int64_t o = from * PANEL; o < std::min(O, to * PANEL); o++)
     by_rows(R, [&](int64_t r, auto several) {
+      const float* x[several];
       float y[several];
-      float_products<several>(&rows[r], (const uint16_t*)w.data + o * J, J, y);
+      for (int q = 0; q < several; q++) x[q] = prepared + (r + q) * padded(J);
+      float_products<several>(x, (const uint16_t*)in[1].data + o * J, J, y);
       for (int q = 0; q < several; q++) out[0].to()[(r + q) * O + o] = y[q];
     });
 }
@@ -218,8 +254,8 @@ int64_t panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['I' - 'A']; }
 
 extern const Kernel TABLE[];
 const Kernel TABLE[] = {
-    {"product_bfloat16", PRODUCT_BFLOAT16, "P", panel, bfloat16},
-    {"product_int8", PRODUCT_INT8, "P", panel, whole<8>},
-    {"product_int4", PRODUCT_INT4, "P", panel, whole<4>},
+    {"product_bfloat16", PRODUCT_BFLOAT16, "P", panel, bfloat16, float_rows, to_floats},
+    {"product_int8", PRODUCT_INT8, "P", panel, whole<8>, whole_rows<8>, to_whole<8>},
+    {"product_int4", PRODUCT_INT4, "P", panel, whole<4>, whole_rows<4>, to_whole<4>},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };

@@ -6,10 +6,6 @@
 #include "shapes.h"
 #include "vectors.h"
 
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
-
 #define INLINE inline __attribute__((always_inline))
 #define UNROLLED _Pragma("GCC unroll 8")
 
@@ -28,17 +24,7 @@ struct Bfloat16 {
 };
 struct Float16 {
   typedef uint16_t number;
-  static INLINE vec wide(const uint16_t* from) {
-#if WIDTH == 16 && defined(__AVX512F__)
-    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
-#elif WIDTH == 8 && defined(__F16C__)
-    return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
-#else
-    vec found;
-    for (int l = 0; l < W; l++) found[l] = from_half(from[l]);
-    return found;
-#endif
-  }
+  static INLINE vec wide(const uint16_t* from) { return wide_halves(from); }
 };
 
 // Adds to y, ROWS rows `apart` numbers apart, what COUNT rows of W from `w` on give, in columns 0 to n; of x those numbers begin.
@@ -68,7 +54,7 @@ template <class Kind, int COUNT> INLINE void add_rows(const float* const* x, int
   }
 }
 
-template <class Kind> void dense(const Tensor* in, const Tensor* out, int64_t from, int64_t to) {
+template <class Kind> void dense(const Tensor* in, const Tensor* out, const float*, int64_t from, int64_t to) {
   const int64_t R = in[0].dims[0], I = in[0].dims[1], O = in[1].dims[1];
   const auto* w = static_cast<const typename Kind::number*>(in[1].data);
   float* y = out[0].to();
@@ -94,11 +80,11 @@ template <class Kind> void dense(const Tensor* in, const Tensor* out, int64_t fr
   }
 }
 
-void dense_of_any(const Tensor* in, const Tensor* out, int64_t from, int64_t to) {
+void dense_of_any(const Tensor* in, const Tensor* out, const float* prepared, int64_t from, int64_t to) {
   switch (in[1].dtype) {
-    case BFLOAT16: return dense<Bfloat16>(in, out, from, to);
-    case FLOAT16: return dense<Float16>(in, out, from, to);
-    default: return dense<Float32>(in, out, from, to);
+    case BFLOAT16: return dense<Bfloat16>(in, out, prepared, from, to);
+    case FLOAT16: return dense<Float16>(in, out, prepared, from, to);
+    default: return dense<Float32>(in, out, prepared, from, to);
   }
 }
 
@@ -107,6 +93,6 @@ int64_t panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['I' - 'A'] * 4
 
 extern const Kernel TABLE[];
 const Kernel TABLE[] = {
-    {"product_dense", PRODUCT_DENSE, "P", panel, dense_of_any, 2},
+    {"product_dense", PRODUCT_DENSE, "P", panel, dense_of_any},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };

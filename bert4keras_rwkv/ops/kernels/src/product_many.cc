@@ -23,7 +23,7 @@ struct Rows {
   const float* sums(int64_t r) const { return scales(r) + units; }
 };
 
-void round_rows(const Tensor* in, const Tensor* out, int64_t from, int64_t to) {
+void round_rows(const Tensor* in, const Tensor* out, const float*, int64_t from, int64_t to) {
   const int64_t I = in[0].dims[1], units = out[0].dims[1] / (UNIT + 2 * sizeof(float));
   const Rows rows{(const char*)out[0].data, units};
   float* room = scratch(units * UNIT + W);
@@ -148,7 +148,7 @@ void lay_out_scales(const uint16_t* const* row, int64_t units, int64_t each, flo
   }
 }
 
-template <int BITS> void many(const Tensor* in, const Tensor* out, int64_t from, int64_t to) {
+template <int BITS> void many(const Tensor* in, const Tensor* out, const float*, int64_t from, int64_t to) {
   const Tensor &w = in[1], &scale = in[2], *least = BITS == 4 ? in + 3 : nullptr;
   const int64_t R = in[0].dims[0], O = w.dims[0], row = w.dims[1], units = row * 8 / BITS / UNIT, groups = scale.dims[1], each = units / groups;
   const Rows x{(const char*)in[0].data, units};
@@ -236,18 +236,19 @@ template <class Kind, int ROWS> INLINE void half_products(const float* x, int64_
   for (int r = 0; r < ROWS; r++) y[r][0] = total[r][0], y[r][1] = total[r][1];
 }
 
-template <class Kind> void many_halves_of(const Tensor* in, const Tensor* out, int64_t from, int64_t to) {
-  const int64_t R = in[0].dims[0], I = in[0].dims[1], O = in[1].dims[0], J = in[1].dims[1];
-  const int64_t apart = padded(J / Kind::STEP);  // floats between two rows of x
-  Parts parts{scratch(R * apart + TILE * J / Kind::STEP + 2 * W)};
-  float* x = parts.take(R * apart);
-  ints* laid = (ints*)parts.take(TILE * J / Kind::STEP);
-  const char* given = (const char*)in[0].data;
-  for (int64_t r = 0; r < R; r++) {
-    std::memset(x + r * apart, 0, apart * sizeof(float));
-    if (Kind::STEP == 2) std::memcpy(x + r * apart, given + r * I * 2, I * 2);
-    else load(in[0], r * I, I, x + r * apart);
+// The rows of x, padded to J numbers.
+void pad_rows(const Tensor* in, float* room) {
+  const int64_t R = in[0].dims[0], I = in[0].dims[1], J = in[1].dims[1], floats = in[0].dtype == BFLOAT16 ? J / 2 : J;
+  const int64_t bytes = I * (in[0].dtype == BFLOAT16 ? 2 : 4);
+  for (int64_t r = 0; r < R; r++, room += floats) {
+    std::memcpy(room, (const char*)in[0].data + r * bytes, bytes);
+    std::memset((char*)room + bytes, 0, floats * sizeof(float) - bytes);
   }
+}
+
+template <class Kind> void many_halves_of(const Tensor* in, const Tensor* out, const float* x, int64_t from, int64_t to) {
+  const int64_t R = in[0].dims[0], O = in[1].dims[0], J = in[1].dims[1], apart = J / Kind::STEP;
+  ints* laid = (ints*)scratch(TILE * apart);
   for (int64_t first = from * PANEL; first < std::min(O, to * PANEL); first += TILE) {
     const int64_t count = std::min(TILE, O - first);
     const uint16_t* rows[TILE];
@@ -261,11 +262,12 @@ template <class Kind> void many_halves_of(const Tensor* in, const Tensor* out, i
   }
 }
 
-void many_halves(const Tensor* in, const Tensor* out, int64_t from, int64_t to) {
-  if (in[0].dtype == BFLOAT16) many_halves_of<Pairs>(in, out, from, to);
-  else many_halves_of<Singles>(in, out, from, to);
+void many_halves(const Tensor* in, const Tensor* out, const float* x, int64_t from, int64_t to) {
+  if (in[0].dtype == BFLOAT16) many_halves_of<Pairs>(in, out, x, from, to);
+  else many_halves_of<Singles>(in, out, x, from, to);
 }
 
+int64_t padded_rows(const int64_t* n) { return n['R' - 'A'] * n['J' - 'A']; }
 int64_t halves_panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['I' - 'A']; }
 int64_t row(const int64_t* n) { return n['V' - 'A'] * 2; }
 int64_t panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['V' - 'A'] / 4; }
@@ -274,7 +276,7 @@ int64_t panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['V' - 'A'] / 4
 extern const Kernel TABLE[];
 const Kernel TABLE[] = {
     {"round_rows", ROUND_ROWS, "R", row, round_rows},
-    {"product_many_bfloat16", PRODUCT_MANY_BFLOAT16, "P", halves_panel, many_halves, 2},
+    {"product_many_bfloat16", PRODUCT_MANY_BFLOAT16, "P", halves_panel, many_halves, padded_rows, pad_rows},
     {"product_many_int8", PRODUCT_MANY_INT8, "P", panel, many<8>},
     {"product_many_int4", PRODUCT_MANY_INT4, "P", panel, many<4>},
     {nullptr, nullptr, nullptr, nullptr, nullptr},

@@ -30,6 +30,8 @@ struct Kernel {
   const char* arguments;  // as in shapes.h
   const char* split;
   int64_t (*work)(const int64_t* sizes);  // of one item, in multiplications, about
-  void (*run)(const Tensor* arguments, const Tensor* results, int64_t from, int64_t to);
-  int64_t shares = 8;  // in how many pieces a thread takes its part of much work, about
+  void (*run)(const Tensor* arguments, const Tensor* results, const float* prepared, int64_t from, int64_t to);
+  // What all items need of the arguments: how many floats, and what writes them, before the items are run.
+  int64_t (*room)(const int64_t* sizes) = nullptr;
+  void (*prepare)(const Tensor* arguments, float* room) = nullptr;
 };

@@ -13,6 +13,10 @@
 #define WIDTH 4
 #endif
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 namespace {
 typedef float vec __attribute__((vector_size(4 * WIDTH), may_alias));
 typedef float loose __attribute__((vector_size(4 * WIDTH), may_alias, aligned(4)));  // anywhere in memory
@@ -90,6 +94,19 @@ inline float from_half(uint16_t bits) {
   return x;
 }
 
+// W float16, anywhere in memory.
+inline vec wide_halves(const uint16_t* from) {
+#if WIDTH == 16 && defined(__AVX512F__)
+  return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#elif WIDTH == 8 && defined(__F16C__)
+  return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#else
+  vec found;
+  for (int l = 0; l < W; l++) found[l] = from_half(from[l]);
+  return found;
+#endif
+}
+
 // n numbers of a tensor from element `at` on, as floats; what is beyond them up to a whole vector becomes `fill`.
 inline void load(const Tensor& from, int64_t at, int64_t n, float* to, float fill = 0.f) {
   if (from.dtype == BFLOAT16) {
@@ -126,8 +143,10 @@ inline void store(const Tensor& to, int64_t at, int64_t n, const float* from) {
   }
 }
 
-// Memory of the thread that asks, kept for its next call: nothing may keep a pointer into it.
-inline float* scratch(int64_t floats) {
+enum Purpose { ITEMS, PREPARED };
+
+// Memory of the thread that asks, for one purpose, kept for its next call: nothing may keep a pointer into it.
+template <Purpose = ITEMS> inline float* scratch(int64_t floats) {
   struct Memory {
     void* begin = nullptr;
     int64_t size = 0;
