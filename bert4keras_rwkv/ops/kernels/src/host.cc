@@ -76,7 +76,7 @@ const Kernel* find(const std::string& name) {
 
 constexpr int64_t WORTHWHILE = 200 * 1000;  // multiplications that take longer than calling a helper
 constexpr int64_t LEAST = 50 * 1000;        // those that are taken at a time, at least
-constexpr int64_t BRIEF = 8 * 1000 * 1000;  // those that take not much longer than it takes a thread to wake
+constexpr int64_t BRIEF = 200 * 1000 * 1000;  // those that take not much longer than it takes a thread to wake
 
 // Items in a row, of which a part is taken at a time: half of what is left, so that the last parts are small.
 struct alignas(64) Range {

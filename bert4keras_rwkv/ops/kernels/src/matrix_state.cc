@@ -108,6 +108,10 @@ template <class F> void columns(int64_t P, const F& f) {
 enum { IN, OUT };
 // A matrix (N, N) in memory, and its columns as `each_column` has them.
 template <int WAY> void exchange(int64_t N, int64_t P, float* memory, float* S) {
+  if (N == 4 * W) {  // one column
+    std::memcpy(WAY == OUT ? memory : S, WAY == OUT ? S : memory, N * N * sizeof(float));
+    return;
+  }
   columns(P, [&](int64_t j, int64_t V) {
     const int64_t row = V * W, real = N - j < row ? N - j : row;
     for (int64_t i = 0; i < N; i++) {
