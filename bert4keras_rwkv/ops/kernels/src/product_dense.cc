@@ -12,6 +12,7 @@
 namespace {
 constexpr int AT_ONCE = 4;        // rows of W
 constexpr int64_t WIDEST = 2048;  // columns of a strip
+constexpr int64_t NARROW = 256;   // those of a matrix that is read fastest by one thread, row after row
 typedef uint16_t shorts __attribute__((vector_size(2 * WIDTH), may_alias, aligned(2)));
 
 struct Float32 {
@@ -88,7 +89,10 @@ void dense_of_any(const Tensor* in, const Tensor* out, const float* prepared, in
   }
 }
 
-int64_t panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['I' - 'A'] * 4; }
+int64_t panel(const int64_t* n) {
+  const int64_t work = PANEL * n['R' - 'A'] * n['I' - 'A'];
+  return n['O' - 'A'] <= NARROW && n['R' - 'A'] == 1 ? work / 64 : work * 4;
+}
 }  // namespace
 
 extern const Kernel TABLE[];
