@@ -13,6 +13,7 @@ from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.models.blocks import Blocks, worthwhile
 from bert4keras_rwkv.models.finite import not_finite_of
 from bert4keras_rwkv.models.request import padded
+from bert4keras_rwkv.ops.backend import runs_ahead
 from bert4keras_rwkv.ops.compile import compiled
 from bert4keras_rwkv.state import RWKVState
 
@@ -46,9 +47,10 @@ class Writer:
             values, ends = r.sampling.values(len(r.ids)), r.end_row()
             *arrays, wkv, shift = program(r.ids, r.length, r.limit, state.wkv, state.shift, r.seeds, values, ends)
         else:
+            steps = Steps(self, request)
             carry = self.begin(request)
             while ops.convert_to_numpy(carry.live).any():
-                carry = self.step(request, carry)
+                carry = steps.after(carry)
             arrays, (wkv, shift) = (carry.ids, carry.position, carry.finite), self._pack(carry.state)
         ids, count, finite = map(ops.convert_to_numpy, arrays)
         if not finite.all():
@@ -151,6 +153,28 @@ class Writer:
         return lambda carry, x, values, ends: loop.written(self._network, plan, ends, carry, x[:, 0], values)
 
 
+class Steps:
+    """The steps of a request, one after another. While one is computed and looked at, the next has begun, where that
+    costs nothing: the host needs as long to start a step as a small network to compute it.
+    """
+
+    def __init__(self, writer, request):
+        self._step = lambda carry: writer.step(request, carry)
+        self._most = int((request.limit - request.length).max())  # steps until every row is full
+        self._taken, self._begun = 0, None
+
+    def after(self, carry):
+        """The next carry. Calls follow each other: each is given what the last returned, if it is not `changed`."""
+        new = self._step(carry) if self._begun is None else self._begun
+        self._taken += 1
+        self._begun = self._step(new) if runs_ahead() and self._taken < self._most else None
+        return new
+
+    def changed(self):
+        """The next call of `after` is given another carry than the last one returned."""
+        self._begun = None
+
+
 class Progress(NamedTuple):
     """What was handed out: the carry that it is computed from, and how many tokens of each row, both (B,) ints."""
 
@@ -169,7 +193,7 @@ class Writing:
 
     def __init__(self, writer, request):
         self._writer, self._request, self._texts = writer, request, request.texts()
-        self._carry = writer.begin(request)
+        self._carry, self._steps = writer.begin(request), Steps(writer, request)
         none = np.zeros(len(request.ids), int)
         self.drawn = [[] for _ in none]  # the tokens of each row
         self._live = ops.convert_to_numpy(self._carry.live)
@@ -182,7 +206,7 @@ class Writing:
 
     def step(self):
         """Write a token in each live row. Returns, for each row, what may be shown now: a str, or a list of ids."""
-        self._carry = self._writer.step(self._request, self._carry)
+        self._carry = self._steps.after(self._carry)
         tokens, live, finite = (
             np.array(ops.convert_to_numpy(x)) for x in (self._carry.token, self._carry.live, self._carry.finite)
         )
@@ -203,6 +227,7 @@ class Writing:
         self._live = live
         if not np.array_equal(live, ops.convert_to_numpy(self._carry.live)):
             self._carry = self._carry._replace(live=ops.convert_to_tensor(live))
+            self._steps.changed()
         return pieces
 
     def whole(self):
