@@ -16,7 +16,7 @@ from bert4keras_rwkv.ops.kernels.native import device, has_products_of_many, pro
 from bert4keras_rwkv.packing import LARGEST, MOST, NAMES, PAIR, UNIT, Scheme, pack
 
 FEW = 16  # rows; of more, a packed matrix is unpacked for them all, unless this processor can
-SEVERAL = 4  # rows from which the kernels for many are faster
+SEVERAL = {16: 6, 8: 12, 4: 12}  # bits -> rows from which the kernels for many are faster
 TINY = 1e-30  # as in src/packed.h
 MATRICES = ("float32", "bfloat16", "float16")  # that `dense` multiplies by natively
 
@@ -63,7 +63,7 @@ def matmul(x, tensors, scheme, kernel="auto"):
 
 def product_for(scheme, rows):
     """The native kernel that multiplies so many rows, None: the matrix is unpacked for them."""
-    if rows >= SEVERAL and has_products_of_many():
+    if rows >= SEVERAL[scheme.bits] and has_products_of_many():
         return f"product_many_{scheme.name}"
     return f"product_{scheme.name}" if 0 < rows <= FEW else None
 

@@ -76,7 +76,7 @@ const Kernel* find(const std::string& name) {
 
 constexpr int64_t WORTHWHILE = 200 * 1000;  // multiplications that take longer than calling a helper
 constexpr int64_t LEAST = 50 * 1000;        // those that are taken at a time, at least
-constexpr int64_t BRIEF = 200 * 1000 * 1000;  // those that take not much longer than it takes a thread to wake
+constexpr int64_t BRIEF = 8 * 1000 * 1000;  // those that take not much longer than it takes a thread to wake
 
 // Items in a row, of which a part is taken at a time: half of what is left, so that the last parts are small.
 struct alignas(64) Range {
@@ -116,7 +116,7 @@ struct Shared {
   }
 };
 
-template <class Schedule> bool spread(int64_t items, int64_t work, int64_t helpers, const Schedule& schedule, const std::function<void(int64_t, int64_t)>& run) {
+template <class Schedule> bool spread(int64_t items, int64_t work, bool in_a_row, int64_t helpers, const Schedule& schedule, const std::function<void(int64_t, int64_t)>& run) {
   if (items * work < WORTHWHILE || items < 2 || helpers < 1) {
     run(0, items);
     return true;
@@ -124,7 +124,7 @@ template <class Schedule> bool spread(int64_t items, int64_t work, int64_t helpe
   const int64_t useful = std::min(helpers, items - 1);
   auto shared = std::make_shared<Shared>(items, useful + 1, std::max<int64_t>(1, LEAST / work));
   for (int64_t i = 1; i <= useful; i++)
-    schedule([shared, i, todo = &run] { shared->work(i, *todo); }, items * work < BRIEF);
+    schedule([shared, i, todo = &run] { shared->work(i, *todo); }, in_a_row || items * work < BRIEF);
   shared->work(0, run);
   while (shared->active.load() > 0) std::this_thread::yield();
   return !shared->failed;
@@ -143,7 +143,7 @@ template <class Schedule> std::string run(const char* name, const Tensor* in, in
   try {
     float* prepared = kernel->prepare ? scratch<PREPARED>(kernel->room(sizes)) : nullptr;
     if (prepared) kernel->prepare(in, prepared);
-    if (spread(items, kernel->work(sizes), helpers, schedule, [&](int64_t from, int64_t to) { kernel->run(in, out, prepared, from, to); })) return "";
+    if (spread(items, kernel->work(sizes), kernel->in_a_row, helpers, schedule, [&](int64_t from, int64_t to) { kernel->run(in, out, prepared, from, to); })) return "";
   } catch (const std::bad_alloc&) {
   }
   return std::string(name) + ": out of memory";

@@ -254,8 +254,8 @@ int64_t panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['I' - 'A']; }
 
 extern const Kernel TABLE[];
 const Kernel TABLE[] = {
-    {"product_bfloat16", PRODUCT_BFLOAT16, "P", panel, bfloat16, float_rows, to_floats},
-    {"product_int8", PRODUCT_INT8, "P", panel, whole<8>, whole_rows<8>, to_whole<8>},
-    {"product_int4", PRODUCT_INT4, "P", panel, whole<4>, whole_rows<4>, to_whole<4>},
+    {"product_bfloat16", PRODUCT_BFLOAT16, "P", panel, bfloat16, true, float_rows, to_floats},
+    {"product_int8", PRODUCT_INT8, "P", panel, whole<8>, true, whole_rows<8>, to_whole<8>},
+    {"product_int4", PRODUCT_INT4, "P", panel, whole<4>, true, whole_rows<4>, to_whole<4>},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };

@@ -97,6 +97,6 @@ int64_t panel(const int64_t* n) {
 
 extern const Kernel TABLE[];
 const Kernel TABLE[] = {
-    {"product_dense", PRODUCT_DENSE, "P", panel, dense_of_any},
+    {"product_dense", PRODUCT_DENSE, "P", panel, dense_of_any, true},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };

@@ -276,7 +276,7 @@ int64_t panel(const int64_t* n) { return PANEL * n['R' - 'A'] * n['V' - 'A'] / 4
 extern const Kernel TABLE[];
 const Kernel TABLE[] = {
     {"round_rows", ROUND_ROWS, "R", row, round_rows},
-    {"product_many_bfloat16", PRODUCT_MANY_BFLOAT16, "P", halves_panel, many_halves, padded_rows, pad_rows},
+    {"product_many_bfloat16", PRODUCT_MANY_BFLOAT16, "P", halves_panel, many_halves, false, padded_rows, pad_rows},
     {"product_many_int8", PRODUCT_MANY_INT8, "P", panel, many<8>},
     {"product_many_int4", PRODUCT_MANY_INT4, "P", panel, many<4>},
     {nullptr, nullptr, nullptr, nullptr, nullptr},

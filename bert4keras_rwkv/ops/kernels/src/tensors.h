@@ -31,6 +31,7 @@ struct Kernel {
   const char* split;
   int64_t (*work)(const int64_t* sizes);  // of one item, in multiplications, about
   void (*run)(const Tensor* arguments, const Tensor* results, const float* prepared, int64_t from, int64_t to);
+  bool in_a_row = false;  // calls follow each other closely: threads that stay awake between them help
   // What all items need of the arguments: how many floats, and what writes them, before the items are run.
   int64_t (*room)(const int64_t* sizes) = nullptr;
   void (*prepare)(const Tensor* arguments, float* room) = nullptr;
