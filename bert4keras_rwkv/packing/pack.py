@@ -21,14 +21,19 @@ def pack(matrix, scheme, weights=None):
     Raises:
         ValueError: a number is not finite, or larger than `LARGEST`; or weights of another shape, or negative.
     """
-    outputs, inputs = matrix.shape
     if np.ndim(weights) == 2:
         return _packed(matrix, scheme, weights)
-    found = {name: np.empty(shape, DTYPES[dtype]) for name, (shape, dtype) in scheme.tensors(outputs, inputs).items()}
-    step = max(1, AT_ONCE // scheme.numbers(inputs))
-    for start in range(0, outputs, step):
-        for name, part in _packed(matrix[start : start + step], scheme, weights).items():
-            found[name][start : start + step] = part
+    return pack_pieces(matrix.shape, [(0, matrix)], scheme, weights)
+
+
+def pack_pieces(shape, pieces, scheme, weights=None, empty=np.empty):
+    """`pack` of a matrix that comes piece by piece, (first row, rows). empty(shape, dtype): an array to be filled."""
+    found = {name: empty(size, np.dtype(DTYPES[dtype])) for name, (size, dtype) in scheme.tensors(*shape).items()}
+    step = max(1, AT_ONCE // scheme.numbers(shape[1]))
+    for first, rows in pieces:
+        for start in range(0, len(rows), step):
+            for name, part in _packed(rows[start : start + step], scheme, weights).items():
+                found[name][first + start : first + start + len(part)] = part
     return found
 
 
