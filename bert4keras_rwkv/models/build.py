@@ -95,7 +95,9 @@ class Numbers:
             options |= {"dtype": widest(places), "dtypes": dtypes if len(set(dtypes)) > 1 else None}
             options |= {"quantization": Quantization.of_places(places)}
         if tensors is not None:
-            options["quantization"] = of_file(options["quantization"], config.rules(), given)
+            options["quantization"] = of_file(
+                options["quantization"], config.rules(), given, tensors.dtypes["emb.weight"]
+            )
         elif options["quantization"] == KEEP:
             raise ValueError("`quantization` 'keep' is as a file has its matrices. Give `checkpoint_path`, too.")
         backbone = Backbone(config, blank=tensors is not None, **options)

@@ -141,9 +141,9 @@ def schemes_of(rules, tensors):
 
 
 def stored_dtype(tensors):
-    """The dtype of a model as it is stored: the head's, or where that is packed the embedding's."""
+    """The dtype of a model as it is stored: the head's, or where that is packed that of the norm before it."""
     packed = tensors.entry("head.weight").packed is not None
-    return tensors.dtypes["emb.weight" if packed else "head.weight"]
+    return tensors.dtypes["ln_out.weight" if packed else "head.weight"]
 
 
 def as_json(described):
