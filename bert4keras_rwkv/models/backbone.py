@@ -12,7 +12,7 @@ from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers import initial
 from bert4keras_rwkv.layers.base import Layer
-from bert4keras_rwkv.layers.block import Block
+from bert4keras_rwkv.layers.block import Block, layer_norm
 from bert4keras_rwkv.layers.embedding import Embedding
 from bert4keras_rwkv.layers.projection import (
     Changeable,
@@ -190,8 +190,7 @@ class Backbone(Layer):
         self.rescale_layer = every = _rescale_layer(rescale_layer, halves)
 
         def norm(name, policy, scale=1.0):
-            epsilon = config.layer_norm_epsilon * scale**2
-            return keras.layers.LayerNormalization(epsilon=epsilon, name=name, dtype=policy)
+            return layer_norm(name, config.layer_norm_epsilon * scale**2, policy)
 
         V, D = config.vocab_size, config.hidden_size
         embedding = initial.blank if blank else initial.uniform(1e-4)

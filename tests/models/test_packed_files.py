@@ -176,7 +176,7 @@ def test_an_embedding_in_bfloat16(tmp_path):
     plain.enable_lora(rank=2)
     plain.backbone.embed.embeddings.trainable = True
     plain.save_adapter(tmp_path / "trained.safetensors")
-    with pytest.raises(WeightsError, match="'embed/embeddings' is .* here quantised"):
+    with pytest.raises(WeightsError, match=r"'embed/embeddings' is .* here quantised"):
         exact.load_adapter(tmp_path / "trained.safetensors")
     with pytest.raises(ValueError, match="quantised already"):
         exact.quantize(Quantization(None, None, embedding="bfloat16"))
