@@ -2,6 +2,8 @@
 
 import importlib
 
+from bert4keras_rwkv.keras_loader import all_kept
+
 
 def public_names(package, modules):
     """The `__getattr__`, `__dir__` and `__all__` of a package.
@@ -13,6 +15,7 @@ def public_names(package, modules):
     def getattribute(name):
         if name not in modules:
             raise AttributeError(f"{package} has no '{name}'. It has: {', '.join(modules)}.")
-        return getattr(importlib.import_module(modules[name], package), name)
+        with all_kept():
+            return getattr(importlib.import_module(modules[name], package), name)
 
     return getattribute, lambda: sorted(["__doc__", "__name__", "__path__", "__version__", *modules]), [*modules]

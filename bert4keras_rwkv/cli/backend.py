@@ -1,14 +1,13 @@
 """Choosing the backend of a command, before Keras is loaded, and keeping what JAX compiled for the next start."""
 
 import contextlib
-import gc
 import importlib
 import logging
 import os
 import sys
 from pathlib import Path
 
-from bert4keras_rwkv.keras_loader import VARIABLE, check_backend
+from bert4keras_rwkv.keras_loader import VARIABLE, all_kept, check_backend
 from bert4keras_rwkv.ops.cache import cache_folder
 
 # Keras imports these if they are installed, to plot and for notebooks, which no command does. It takes as long again.
@@ -42,18 +41,6 @@ def choose_engine(name=None, default="jax"):
 def _no_retracing(record):
     """Leave out TensorFlow's advice on functions that are compiled again, which is meant for who wrote them."""
     return "retracing" not in record.getMessage()
-
-
-@contextlib.contextmanager
-def all_kept():
-    """While it lasts no garbage is looked for: what is imported stays. Looking takes a fifth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,13 @@
 
 from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.layers.base import Layer
+from bert4keras_rwkv.layers.initial import blank, ones
+
+
+def layer_norm(name, epsilon, dtype):
+    """Keras' LayerNormalization. dtype: a dtype or policy."""
+    start = {"gamma_initializer": ones, "beta_initializer": blank}
+    return keras.layers.LayerNormalization(epsilon=epsilon, name=name, dtype=dtype, **start)
 
 
 class Block(Layer):
@@ -19,10 +26,7 @@ class Block(Layer):
 
     def __init__(self, time_mix, channel_mix, epsilon, scale=1.0, halve=False, **kwargs):
         super().__init__(**kwargs)
-        self.ln1, self.ln2 = (
-            keras.layers.LayerNormalization(epsilon=epsilon * scale**2, name=name, dtype=self.dtype_policy)
-            for name in ("ln1", "ln2")
-        )
+        self.ln1, self.ln2 = (layer_norm(name, epsilon * scale**2, self.dtype_policy) for name in ("ln1", "ln2"))
         self.time_mix, self.channel_mix, self.halve = time_mix, channel_mix, halve
         time_mix.scale = channel_mix.scale = scale
 

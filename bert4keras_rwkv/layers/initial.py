@@ -6,7 +6,7 @@ import numpy as np
 
 from bert4keras_rwkv.keras_loader import keras
 from bert4keras_rwkv.ops.backend import adopt
-from bert4keras_rwkv.weights.copying import aligned
+from bert4keras_rwkv.weights.copying import aligned, laid_out
 from bert4keras_rwkv.weights.tensors import dtype_named
 
 
@@ -24,6 +24,11 @@ class Initial(keras.initializers.Initializer):
 def blank(shape, dtype="float32"):
     """Zeros for a weight that is about to be read from a file: large ones take no memory until something is written."""
     return adopt(aligned(shape, dtype_named(dtype), np.zeros))
+
+
+def ones(shape, dtype="float32"):
+    """Ones, as NumPy makes them: for Keras' own JAX compiles a program, which takes time and memory at the start."""
+    return adopt(laid_out(np.ones(shape, "float32"), dtype_named(dtype)))
 
 
 def constant(array):

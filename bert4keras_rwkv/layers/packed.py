@@ -1,9 +1,15 @@
 """A dense layer whose kernel is stored in fewer bytes, see `ops.matmul`."""
 
+import contextlib
+
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import keras, ops
+from bert4keras_rwkv.layers.initial import blank
+from bert4keras_rwkv.ops.backend import adopt
 from bert4keras_rwkv.ops.matmul import LARGEST, MATRICES, dense, matmul, pack, unpack
+from bert4keras_rwkv.packing import pack_pieces
+from bert4keras_rwkv.weights.copying import aligned
 
 
 class Packable:
@@ -39,7 +45,8 @@ class Packable:
 
     def packed_as(self, scheme, weights=None):
         """The kernel packed, as `packing.pack` gives it; the layer stays as it is. weights: of its inputs."""
-        return _packed(self.path, ops.convert_to_numpy(self._kernel).T, scheme, weights)
+        with _named(self.path):
+            return pack(ops.convert_to_numpy(self._kernel).T, scheme, weights)
 
     def check_packing(self):
         """A ValueError if `pack_as` would raise one, whatever the scheme."""
@@ -63,7 +70,7 @@ class Packable:
         self.inputs, self.packed = inputs, {}
         for name, (shape, dtype) in self.scheme.tensors(self.units, inputs).items():
             options = {"dtype": dtype, "trainable": False, "autocast": False}
-            self.packed[name] = self.add_weight(name=name, shape=shape, initializer="zeros", **options)
+            self.packed[name] = self.add_weight(name=name, shape=shape, initializer=blank, **options)
         object.__setattr__(self, "_kernel", self.packed["packed"])  # as Keras' LoRA wants to have it
 
     def _assign_packed(self, arrays):
@@ -126,7 +133,7 @@ class Packable:
 
 
 class PackedKernel:
-    """The kernel (inputs, units) of a packed layer as a variable: what is assigned to it is packed."""
+    """The kernel (inputs, units) of a packed layer as a variable: what it is given is packed."""
 
     dtype = "float32"
 
@@ -134,23 +141,29 @@ class PackedKernel:
         self.layer, self.shape, self.scheme = layer, (layer.inputs, layer.units), layer.scheme
 
     def assign_packed(self, arrays):
-        """Take over what is packed already: name -> array."""
-        self.layer._assign_packed(arrays)
+        """Take over what is packed already: name -> array, which nobody will write to any more."""
+        self.layer._assign_packed({name: adopt(array) for name, array in arrays.items()})
+
+    def pack(self, pieces):
+        """Take over the rows of a matrix (units, inputs), (first row, rows) until all are there."""
+        with _named(self.layer.path):
+            self.assign_packed(pack_pieces(self.shape[::-1], pieces, self.scheme, empty=aligned))
 
     def parts(self):
         """Name -> variable, those of `scheme.tensors`."""
         return dict(self.layer.packed)
 
     def assign(self, array):
-        matrix = np.asarray(ops.convert_to_numpy(array), "float32").T
-        self.layer._assign_packed(_packed(self.layer.path, matrix, self.layer.scheme))
+        self.pack([(0, ops.convert_to_numpy(array).T)])
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(ops.convert_to_numpy(self.layer.kernel), dtype)
 
 
-def _packed(path, matrix, scheme, weights=None):
+@contextlib.contextmanager
+def _named(path):
+    """A context in which a ValueError says that this matrix cannot be packed."""
     try:
-        return pack(matrix, scheme, weights)
+        yield
     except ValueError as error:
         raise ValueError(f"'{path}' cannot be quantised. {error}") from error

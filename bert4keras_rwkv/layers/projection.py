@@ -12,12 +12,8 @@ from bert4keras_rwkv.layers.packed import Packable, PackedKernel
 from bert4keras_rwkv.ops.matmul import Scheme
 
 
-class Changeable:
-    """What Keras' Dense and EinsumDense lack: another LoRA after the first, and a file that is the layer.
-
-    A file has the kernel with the LoRA added, as Keras writes it, for those who know of none; and beside it the base
-    and the LoRA as they are, for a layer that has one too.
-    """
+class Watched:
+    """A layer of Keras' that says when it has other variables than before."""
 
     watcher = None  # a weak reference to what is called when the layer has other variables than before
 
@@ -29,6 +25,19 @@ class Changeable:
     def enable_lora(self, *args, **kwargs):
         super().enable_lora(*args, **kwargs)
         self._say_changed()
+
+    def _say_changed(self):
+        watcher = None if self.watcher is None else self.watcher()
+        if watcher is not None:
+            watcher()
+
+
+class Changeable(Watched):
+    """What Keras' Dense and EinsumDense lack: another LoRA after the first, and a file that is the layer.
+
+    A file has the kernel with the LoRA added, as Keras writes it, for those who know of none; and beside it the base
+    and the LoRA as they are, for a layer that has one too.
+    """
 
     def drop_lora(self):
         """Take the LoRA off; what it added is lost. Keras has no way to."""
@@ -67,11 +76,6 @@ class Changeable:
         base = {name: self._kernel if name == "kernel" else getattr(self, name, None) for name in names}
         parts = {f"base_{name}": variable for name, variable in base.items() if variable is not None}
         return {**parts, "lora_a": self.lora_kernel_a, "lora_b": self.lora_kernel_b}
-
-    def _say_changed(self):
-        watcher = None if self.watcher is None else self.watcher()
-        if watcher is not None:
-            watcher()
 
 
 @keras.saving.register_keras_serializable("bert4keras_rwkv")

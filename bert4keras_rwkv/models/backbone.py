@@ -12,10 +12,12 @@ from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers import initial
 from bert4keras_rwkv.layers.base import Layer
-from bert4keras_rwkv.layers.block import Block
+from bert4keras_rwkv.layers.block import Block, layer_norm
+from bert4keras_rwkv.layers.embedding import Embedding
 from bert4keras_rwkv.layers.projection import (
     Changeable,
     MergedKernel,
+    Watched,
     dense,
     kernel_variable,
     lora_of,
@@ -188,12 +190,11 @@ class Backbone(Layer):
         self.rescale_layer = every = _rescale_layer(rescale_layer, halves)
 
         def norm(name, policy, scale=1.0):
-            epsilon = config.layer_norm_epsilon * scale**2
-            return keras.layers.LayerNormalization(epsilon=epsilon, name=name, dtype=policy)
+            return layer_norm(name, config.layer_norm_epsilon * scale**2, policy)
 
         V, D = config.vocab_size, config.hidden_size
         embedding = initial.blank if blank else initial.uniform(1e-4)
-        self.embed = keras.layers.Embedding(V, D, embedding, name="embed", dtype=policies[0])
+        self.embed = Embedding(V, D, embedding, name="embed", dtype=policies[0])
         self.ln0 = norm("ln0", policies[0])
         self.blocks = [new_block(config, i, policies[i], kernel, blank, every) for i in range(count)]
         self.ln_out = norm("ln_out", policies[count], _scale(count, every))
@@ -215,8 +216,9 @@ class Backbone(Layer):
                 layer.build(shape)
         self.built = True
         for layer in self._flatten_layers():
-            if isinstance(layer, Changeable):
+            if isinstance(layer, Watched):
                 layer.watcher = weakref.WeakMethod(self.changed)
+            if isinstance(layer, Changeable):
                 layer.form = self.kernel
         if self._tuned_at_first:
             prepare(self, self._tuned_at_first)

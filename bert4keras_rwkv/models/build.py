@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bert4keras_rwkv.config import RWKVConfig
-from bert4keras_rwkv.keras_loader import keras
+from bert4keras_rwkv.keras_loader import all_kept, keras
 from bert4keras_rwkv.models.backbone import Backbone
 from bert4keras_rwkv.models.placement import placed
 from bert4keras_rwkv.models.plan import plan_for
@@ -31,6 +31,7 @@ from bert4keras_rwkv.weights.surgery import surgery
 logger = logging.getLogger("bert4keras_rwkv")
 
 
+@all_kept()
 def backbone_and_tokenizer(path, config_path, keys, tokenizer, keep_tokens, compound_tokens, numbers, **options):
     """A `Backbone` and the tokenizer that goes with it, or None.
 
@@ -95,7 +96,9 @@ class Numbers:
             options |= {"dtype": widest(places), "dtypes": dtypes if len(set(dtypes)) > 1 else None}
             options |= {"quantization": Quantization.of_places(places)}
         if tensors is not None:
-            options["quantization"] = of_file(options["quantization"], config.rules(), given)
+            options["quantization"] = of_file(
+                options["quantization"], config.rules(), given, tensors.dtypes["emb.weight"]
+            )
         elif options["quantization"] == KEEP:
             raise ValueError("`quantization` 'keep' is as a file has its matrices. Give `checkpoint_path`, too.")
         backbone = Backbone(config, blank=tensors is not None, **options)

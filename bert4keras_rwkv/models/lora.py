@@ -275,6 +275,8 @@ def _take_over(backbone, kernels, file, scale, new):
 def _weights(backbone):
     """Path -> variable of every weight of the model that is not quantised; none of LoRA or a tuned state."""
     found = {rule.path: backbone.variable_at(rule.path) for rule in filled(backbone.config.rules())}
+    if quantised_as(backbone.embed):
+        del found["embed/embeddings"]
     return {path: variable for path, variable in found.items() if "float" in str(getattr(variable, "dtype", ""))}
 
 

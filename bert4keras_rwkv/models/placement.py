@@ -113,10 +113,19 @@ class _Target:
     def __init__(self, variable, device):
         self._variable, self._device = variable, device
         self.shape, self.dtype = variable.shape, variable.dtype
+        self.scheme = getattr(variable, "scheme", None)
 
     def assign(self, array):
         with devices.on(self._device):
             self._variable.assign(adopt(array))
+
+    def assign_packed(self, arrays):
+        with devices.on(self._device):
+            self._variable.assign_packed(arrays)
+
+    def pack(self, pieces):
+        with devices.on(self._device):
+            self._variable.pack(pieces)
 
 
 class _Weights:

@@ -11,7 +11,7 @@ from itertools import groupby, pairwise
 import numpy as np
 
 from bert4keras_rwkv.config import RWKVConfig
-from bert4keras_rwkv.models.quantization import Quantization, is_projection
+from bert4keras_rwkv.models.quantization import EMBEDDING, Quantization, is_projection
 from bert4keras_rwkv.ops import devices
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.strategy import Part, Place, Strategy
@@ -142,16 +142,17 @@ def plan_for(strategy, config, tensors):
     """The `Plan` for weights, a mapping of official names with `shapes` and `dtypes`."""
     shapes = variable_shapes(config.rules(), tensors.shapes)
     free = {name: devices.free_memory(name) for name in devices.names()}
+    dtypes = {path: str(np.dtype(tensors.dtypes[f"{path}.weight"])) for path in ("emb", "head")}
     if not strategy.is_auto:
-        return _planned(strategy, config, shapes, free)
-    plan = _chosen(config, shapes, free, str(np.dtype(tensors.dtypes["head.weight"])))
+        return _planned(strategy, config, shapes, free, dtypes)
+    plan = _chosen(config, shapes, free, dtypes)
     logger.warning("The strategy 'auto' is '%s' here.", plan.strategy)
     return plan
 
 
-def _planned(strategy, config, shapes, free):
+def _planned(strategy, config, shapes, free, dtypes):
     places = strategy.places(config.num_hidden_layers)
-    sizes = _sizes(shapes, places)
+    sizes = _sizes(shapes, places, dtypes["emb"])
     first = places[0]
     embedding = Place(devices.HOST if first.streamed else first.device, first.dtype, None)
     names = ["embedding", *map(str, range(config.num_hidden_layers)), "head"]
@@ -159,8 +160,10 @@ def _planned(strategy, config, shapes, free):
     return Plan(strategy, config, tuple(rows), free)
 
 
-def _sizes(shapes, places):
-    """Bytes of the embedding and its norm, of each block, and of the head and its norm. shapes: path -> shape."""
+def _sizes(shapes, places, embedding):
+    """Bytes of the embedding and its norm, of each block, and of the head and its norm. shapes: path -> shape.
+    embedding: its dtype in the file.
+    """
     quantization, found = Quantization.of_places(places), [0] * (len(places) + 1)
     for path, shape in shapes.items():
         first, *rest = path.split("/")
@@ -169,7 +172,9 @@ def _sizes(shapes, places):
         if scheme:
             found[i] += sum(_bytes(*of) for of in scheme.tensors(shape[1], shape[0]).values())
         else:
-            found[i] += _bytes(shape, places[max(i, 1) - 1].dtype)
+            dtype = places[max(i, 1) - 1].dtype
+            kept = quantization and first == EMBEDDING and dtype == "float32" and embedding == "bfloat16"
+            found[i] += _bytes(shape, embedding if kept else dtype)
     return found
 
 
@@ -186,9 +191,10 @@ def _arriving(rows):
     return {name: max(map(sum, pairwise(sizes)), default=sizes[0]) for name, sizes in found.items()}
 
 
-def _chosen(config, shapes, free, stored):
-    """The plan for the first candidate with room, the best quality first. stored: the dtype of the weights' file."""
-    tried = [_planned(strategy, config, shapes, free) for strategy in _candidates(config, shapes, free, stored)]
+def _chosen(config, shapes, free, dtypes):
+    """The plan for the first candidate with room, the best quality first. dtypes: of the weights' file."""
+    candidates = _candidates(config, shapes, free, dtypes["head"])
+    tried = [_planned(strategy, config, shapes, free, dtypes) for strategy in candidates]
     for plan in tried:
         if all(free[name] is None or taken <= ROOM * free[name] for name, taken in plan.needed().items()):
             return plan

@@ -1,6 +1,6 @@
 """Which matrices of a model are stored in fewer bytes, and how: as one asks for, or as a file has them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,15 +16,17 @@ from bert4keras_rwkv.weights.tensors import Tensor, Tensors, dtype_named
 
 SCHEMES = {"bfloat16": Scheme(16), "int8": Scheme(8), "int4": Scheme(4)}
 
-
 KEEP = "keep"
+EMBEDDING = "embed"
 
 
 class _Packing:
-    """What has `scheme(path)`."""
+    """What has `scheme(path)`, and `embedding`."""
+
+    skip = ()
 
     def pack(self, backbone):
-        """Pack the projections of a backbone; before it is built they will be packed when it is. All or nothing."""
+        """Pack the matrices of a backbone; before it is built they will be packed when it is. All or nothing."""
         for layer, scheme in self._chosen(backbone).values():
             layer.pack_as(scheme)
 
@@ -34,35 +36,52 @@ class _Packing:
         compensate: columns of a matrix make up for the errors of those before them, see `packing.compensation`.
         """
         chosen = self._chosen(backbone)
-        layers = {path: layer for path, (layer, _) in chosen.items()}
+        layers = {path: layer for path, (layer, _) in chosen.items() if path != EMBEDDING}
         arrays = {
             path: layers[path].packed_as(chosen[path][1], moments)
             for path, moments in moments_of_inputs(backbone, layers, ids, whole=compensate)
         }
         for path, (layer, scheme) in chosen.items():
-            layer.pack_as(scheme, arrays[path])
+            layer.pack_as(scheme, arrays.get(path))
 
     def _chosen(self, backbone):
         """Path -> (layer, its `Scheme`) of what is packed; it can be, or this is a ValueError."""
         layers = projections(backbone)
         chosen = {path: (layers[path], scheme) for path in layers if (scheme := self.scheme(path)) is not None}
+        if self._halves(backbone.embed):
+            chosen[EMBEDDING] = backbone.embed, SCHEMES["bfloat16"]
         for layer, _ in chosen.values():
             layer.check_packing()
         return chosen
 
+    def _halves(self, embed):
+        """Whether an embedding is stored in bfloat16."""
+        if self._skips(EMBEDDING) or not embed.is_wide:
+            return False
+        return self.embedding is not None or (embed.built and embed.is_exact)
+
+    def _skips(self, path):
+        return any(f"/{skipped.strip('/')}/" in f"/{path}/" for skipped in self.skip)
+
 
 @dataclass(frozen=True)
 class Quantization(_Packing):
-    """How the matrices of a model are stored; vectors, low-rank matrices and the embedding stay as they are.
+    """How the matrices of a model are stored; vectors and low-rank matrices stay as they are.
 
     blocks: the `Scheme` of the projections of all blocks, or a tuple, of those of each, None: they stay as they are.
     head: that of the head, or None. skip: parts of paths, such as 'blocks/0/' or 'value'; a matrix that one of them
-    names stays as it is.
+    names stays as it is. embedding: 'bfloat16', or None: in bfloat16 where it is so in a file, or that changes none of
+    its numbers, else as it is. In bfloat16 it does not train; 'embed' in `skip` leaves it in the model's dtype.
     """
 
     blocks: Scheme | tuple[Scheme | None, ...]
     head: Scheme | None
     skip: tuple[str, ...] = ()
+    embedding: str | None = None
+
+    def __post_init__(self):
+        if self.embedding not in (None, "bfloat16"):
+            raise ValueError(f"`embedding` is 'bfloat16' or None. Received: {shown(self.embedding)}.")
 
     @classmethod
     def of(cls, given):
@@ -86,8 +105,7 @@ class Quantization(_Packing):
 
     def scheme(self, path):
         """The `Scheme` of the projection at a path, 'head' or 'blocks/3/time_mix/key'; None: it stays as it is."""
-        parts = f"/{path}/"
-        if any(f"/{skipped.strip('/')}/" in parts for skipped in self.skip):
+        if self._skips(path):
             return None
         if path == "head":
             return self.head
@@ -96,9 +114,12 @@ class Quantization(_Packing):
 
 @dataclass(frozen=True)
 class Kept(_Packing):
-    """As a file has its matrices. schemes: path of a projection -> `Scheme`; the others stay as they are."""
+    """As a file has its matrices. schemes: path of a projection -> `Scheme`; the others stay as they are. embedding:
+    as of `Quantization`.
+    """
 
     schemes: dict
+    embedding: str | None = None
 
     def scheme(self, path):
         """The `Scheme` of the projection at a path; None: it stays as it is."""
@@ -110,24 +131,26 @@ def asked(given):
     return given if isinstance(given, str) and given == KEEP else Quantization.of(given)
 
 
-def of_file(given, rules, tensors):
-    """How a model of these tensors is stored, None for plainly. given: what `asked` gives.
+def of_file(given, rules, tensors, embedding):
+    """How a model of these tensors is stored, None for plainly. given: what `asked` gives. embedding: the dtype in
+    which that comes.
 
     Raises:
         ValueError: the tensors are packed, and otherwise than is asked for.
     """
     held = {path: described.scheme for path, described in schemes_of(rules, tensors).items()}
+    halves = "bfloat16" if str(embedding) == "bfloat16" else None
     if given is None:
-        return Kept(held) if held else None
+        return Kept(held, halves) if held else None
     if given == KEEP:
-        return Kept({**_bfloat16(rules, tensors), **held})
+        return Kept({**_bfloat16(rules, tensors), **held}, halves)
     other = next((path for path, scheme in held.items() if given.scheme(path) != scheme), None)
     if other is not None:
         raise ValueError(
             f"The file is quantised already: '{other}' is {title(held[other])}. Quantising twice rounds twice. Leave "
             "`quantization` out, or take the file it was made of."
         )
-    return given
+    return replace(given, embedding=given.embedding or halves)
 
 
 def _bfloat16(rules, tensors):

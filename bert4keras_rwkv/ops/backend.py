@@ -112,7 +112,7 @@ def accumulation_dtype(dtype):
 
 
 def adopt(array):
-    """A NumPy array of floating numbers, which nobody will write to any more, as a tensor of its own dtype.
+    """A NumPy array of numbers, which nobody will write to any more, as a tensor of its own dtype.
 
     On a CPU the tensor is the array's memory, if that begins at a multiple of 64 bytes. Keras would copy it, and keep
     two of them until the array is forgotten.

@@ -4,10 +4,9 @@ import ml_dtypes
 import numpy as np
 
 from bert4keras_rwkv.packing.compensation import compensated
-from bert4keras_rwkv.packing.scales import SHARES, ends, fitted_scales, plain_scales, whole_numbers
+from bert4keras_rwkv.packing.scales import AT_ONCE, SHARES, ends, fitted_scales, plain_scales, whole_numbers
 from bert4keras_rwkv.packing.scheme import LARGEST, in_halves
 
-AT_ONCE = 1 << 22  # numbers of a matrix, some rows, that are packed at a time: what is computed of them takes memory
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, **{name: name for name in ("int8", "uint8", "float16")}}
 
 
@@ -22,14 +21,19 @@ def pack(matrix, scheme, weights=None):
     Raises:
         ValueError: a number is not finite, or larger than `LARGEST`; or weights of another shape, or negative.
     """
-    outputs, inputs = matrix.shape
     if np.ndim(weights) == 2:
         return _packed(matrix, scheme, weights)
-    found = {name: np.empty(shape, DTYPES[dtype]) for name, (shape, dtype) in scheme.tensors(outputs, inputs).items()}
-    step = max(1, AT_ONCE // inputs)
-    for start in range(0, outputs, step):
-        for name, part in _packed(matrix[start : start + step], scheme, weights).items():
-            found[name][start : start + step] = part
+    return pack_pieces(matrix.shape, [(0, matrix)], scheme, weights)
+
+
+def pack_pieces(shape, pieces, scheme, weights=None, empty=np.empty):
+    """`pack` of a matrix that comes piece by piece, (first row, rows). empty(shape, dtype): an array to be filled."""
+    found = {name: empty(size, np.dtype(DTYPES[dtype])) for name, (size, dtype) in scheme.tensors(*shape).items()}
+    step = max(1, AT_ONCE // scheme.numbers(shape[1]))
+    for first, rows in pieces:
+        for start in range(0, len(rows), step):
+            for name, part in _packed(rows[start : start + step], scheme, weights).items():
+                found[name][first + start : first + start + len(part)] = part
     return found
 
 
@@ -48,10 +52,10 @@ def _packed(matrix, scheme, weights):
     if weights is None and scheme.bits == 4:
         weights = np.ones(inputs, "float32")
     numbers, scales, least = _chosen(groups, scheme, _filled(weights, inputs, rows.shape[1]), shares, inputs)
-    numbers = (numbers - (ends(scheme)[0] if scheme.bits == 4 else 0)).reshape(rows.shape)
+    numbers = numbers.reshape(rows.shape)
     if scheme.bits == 8:
         return {"packed": numbers.astype("int8"), "scales": scales}
-    found = {"packed": in_halves(numbers.astype("uint8")), "scales": scales}
+    found = {"packed": in_halves((numbers - ends(scheme)[0]).astype("uint8")), "scales": scales}
     return {**found, "least": least} if scheme.least else found
 
 

@@ -6,7 +6,7 @@ where the scheme has none. Scales and least values are float16, as they are stor
 
 import numpy as np
 
-from bert4keras_rwkv.packing.scheme import MOST
+from bert4keras_rwkv.packing.scheme import MOST, UNIT
 
 AT_ONCE = 1 << 16  # numbers, which with what is computed of them stay in a processor's cache
 SHARES = (1.0, 0.85)  # of the range of a group, that the search begins with
@@ -26,7 +26,7 @@ def plain_scales(groups, scheme):
     Of 8 bits, and of 4 without least values, that is the largest of a group; of 4 with them, the largest and the least.
     """
     if scheme.bits == 8:
-        scales = (np.abs(groups).max(-1) / MOST[8]).astype("float16")
+        scales = (_largest(groups) / MOST[8]).astype("float16")
         return scales, np.zeros_like(scales)
     if scheme.least:
         least = groups.min(-1).astype("float16")
@@ -34,6 +34,20 @@ def plain_scales(groups, scheme):
     largest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
     scales = (largest / -8).astype("float16")  # so that the largest is exactly -8 scales, of either sign
     return scales, np.zeros_like(scales)
+
+
+def _largest(groups):
+    """The largest absolute number of each group (..., n).
+
+    Of few numbers one after another NumPy finds it slowly. Here each number becomes the largest of itself and those
+    after it, of 2, 4, ... `UNIT` together, in quick passes.
+    """
+    largest, width = np.abs(groups).reshape(-1), 1
+    while width < UNIT:
+        largest = np.maximum(largest[:-width], largest[width:])
+        width *= 2
+    largest = largest[::UNIT].reshape(*groups.shape[:-1], groups.shape[-1] // UNIT)
+    return largest[..., 0] if groups.shape[-1] == UNIT else largest.max(-1)
 
 
 def fitted_scales(groups, weights, scheme, shares=SHARES):

@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from bert4keras_rwkv import untrusted
+from bert4keras_rwkv.weights.copying import aligned
 from bert4keras_rwkv.weights.tensors import Tensor, WeightsError, count
 
 LONGEST_LINE = 4096
@@ -56,7 +57,7 @@ class BinaryFile:
     def array(self, offset, elements, dtype):
         """`elements` little-endian numbers from `offset` on, as a new array (elements,)."""
         self._inside(offset, elements * dtype.itemsize)
-        array = np.empty(elements, dtype)
+        array = aligned((elements,), dtype)
         self._file.seek(offset)
         self._fill(memoryview(array.view(np.uint8)))
         return array

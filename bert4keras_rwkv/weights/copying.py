@@ -24,6 +24,14 @@ def laid_out(array, dtype):
     return laid
 
 
+def read_whole(tensor):
+    """What a `Tensor` reads, piece by piece, in C order."""
+    array = aligned(tensor.shape, tensor.dtype)
+    for where, part in tensor.parts():
+        array[where] = part
+    return array
+
+
 def place(target, source):
     """target[...] = source, cast. Either may be a transposed view."""
     if target.ndim != 2 or target.flags.c_contiguous:

@@ -14,7 +14,8 @@ MOST_LINES = 20
 def assign(rules, mapping, variables, progress=None, adopt=lambda array: array):
     """Fill `variables` (path -> object with `shape`, `dtype`, `assign(array)`) from `mapping` (official name -> array).
 
-    One that is packed (it has a `scheme`) takes over a tensor that is packed alike by `assign_packed(arrays)`.
+    One that is packed (it has a `scheme`) takes over a tensor that is packed alike by `assign_packed(arrays)`, and the
+    rows of another one, as they are read, by `pack(pieces)`.
 
     All or nothing: every problem is found from shapes alone and told in one `WeightsError` before anything is
     assigned. Then one tensor at a time is read, cast to its variable's dtype and handed over as what `adopt` makes of
@@ -26,12 +27,14 @@ def assign(rules, mapping, variables, progress=None, adopt=lambda array: array):
     holes = [f"no rule fills '{path}'" for path in variables if path not in ruled]
     refuse(_misfits(rules, tensors.shapes, variables) + holes)
     for done, rule in enumerate(wanted, start=1):
-        variable = variables[rule.path]
-        packed = tensors.entry(rule.names[0]).packed
-        if packed is not None and packed.scheme == getattr(variable, "scheme", None):
-            variable.assign_packed(packed.read())
-        else:
+        variable, entry = variables[rule.path], tensors.entry(rule.names[0])
+        scheme = getattr(variable, "scheme", None)
+        if scheme is None:
             variable.assign(adopt(_filled(rule, tensors, dtype_named(variable.dtype))))
+        elif entry.packed is not None and entry.packed.scheme == scheme:
+            variable.assign_packed(entry.packed.read())
+        else:
+            variable.pack(entry.pieces())
         if progress is not None:
             progress(done, len(wanted))
 

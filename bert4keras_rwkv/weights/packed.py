@@ -8,6 +8,7 @@ import numpy as np
 from bert4keras_rwkv.packing import NAMES, Scheme, unpacked
 from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions.table import TRANSPOSE, filled
+from bert4keras_rwkv.weights.copying import read_whole
 from bert4keras_rwkv.weights.tensors import Packed, Tensor, Tensors, WeightsError, dtype_named
 
 logger = logging.getLogger("bert4keras_rwkv")
@@ -121,7 +122,7 @@ def packed_tensor(name, outputs, described, parts):
     dtype = dtype_named("bfloat16" if scheme.bits == 16 else "float32")
 
     def read():
-        return {part: np.asarray(tensor.read()) for part, tensor in parts.items()}
+        return {part: read_whole(tensor) for part, tensor in parts.items()}
 
     def rows(start, stop):
         return unpacked({part: tensor.rows(start, stop) for part, tensor in parts.items()}, scheme, inputs)
@@ -141,9 +142,9 @@ def schemes_of(rules, tensors):
 
 
 def stored_dtype(tensors):
-    """The dtype of a model as it is stored: the head's, or where that is packed the embedding's."""
+    """The dtype of a model as it is stored: the head's, or where that is packed that of the norm before it."""
     packed = tensors.entry("head.weight").packed is not None
-    return tensors.dtypes["emb.weight" if packed else "head.weight"]
+    return tensors.dtypes["ln_out.weight" if packed else "head.weight"]
 
 
 def as_json(described):

@@ -54,6 +54,9 @@ def summarise(path, format=None):
     packed = [
         (title(one.packed.scheme), count(one.shape), _packed_bytes(one)) for one in entries.values() if one.packed
     ]
+    embedding = entries["emb.weight"]
+    if packed and str(embedding.dtype) == "bfloat16":  # then it is held so, whatever is computed in
+        packed.append(("bfloat16", count(embedding.shape), embedding.nbytes))
     return Summary(
         file=str(checkpoint.path),
         format=checkpoint.format.title.replace("`", ""),

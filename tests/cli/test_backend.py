@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from bert4keras_rwkv.cli.backend import all_kept, without
+from bert4keras_rwkv.cli.backend import without
+from bert4keras_rwkv.keras_loader import all_kept
 
 pytestmark = pytest.mark.backend_free
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bert4keras_rwkv.cli import main
-from bert4keras_rwkv.keras_loader import ops
+from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.projection import scheme_of
 from bert4keras_rwkv.models import RWKV, build_transformer_model
 from bert4keras_rwkv.models.quantization import Quantization, projections
@@ -124,6 +124,64 @@ def test_converting(preset, name, tmp_path, capsys):
     for kernel, other in zip(numbers(rwkv).values(), numbers(again).values(), strict=True):
         np.testing.assert_array_equal(kernel, other)
     assert schemes(again) == (schemes(rwkv) if name == "same" else dict.fromkeys(schemes(rwkv)))
+
+
+def embedding(rwkv):
+    return ops.convert_to_numpy(rwkv.backbone.embed.embeddings)
+
+
+def test_an_embedding_as_the_file_has_it(tmp_path, capsys):
+    """In bfloat16, where other matrices are packed: the same answers as from a copy in float32, bit for bit, from
+    presets, copies and Keras' files too, and the bytes that a plan counted.
+    """
+    write_pth(tmp_path / "half.pth", small_model("7").weights(), dtype="bfloat16")
+    half = build_transformer_model(checkpoint_path=tmp_path / "half.pth", quantization="int8")
+    wide = Quantization(Scheme(8), Scheme(8), skip=("embed",))
+    full = build_transformer_model(checkpoint_path=tmp_path / "half.pth", quantization=wide)
+    assert (str(embedding(half).dtype), str(embedding(full).dtype)) == ("bfloat16", "float32")
+    np.testing.assert_array_equal(logits(half), logits(full))
+    small_model("7", quantization=wide).model.save_weights(tmp_path / "other.weights.h5")
+    with pytest.raises(ValueError, match="would round"):
+        half.model.load_weights(tmp_path / "other.weights.h5")
+    half.save_to_preset(tmp_path / "preset")
+    assert main(["info", str(tmp_path / "preset"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["packed"]["bfloat16"] == said["dtypes"]["bfloat16"] == embedding(half).size
+    held = sum(np.asarray(ops.convert_to_numpy(v)).nbytes for v in half.backbone.variables)
+    assert said["memory_bytes"]["float32"] == held + said["state_bytes"]
+    assert sum(row.bytes for row in RWKV.plan(tmp_path / "half.pth", "cpu fp32i8").rows) == held
+    half.model.save(tmp_path / "model.keras")
+    copy = keras.models.load_model(tmp_path / "model.keras").get_layer("backbone")
+    for network in (RWKV.from_preset(tmp_path / "preset").backbone, copy):
+        for variable, wanted in zip(network.variables, half.backbone.variables, strict=True):
+            assert (variable.dtype, variable.trainable) == (wanted.dtype, wanted.trainable)
+            np.testing.assert_array_equal(*map(ops.convert_to_numpy, (variable, wanted)))
+
+
+@pytest.mark.on("torch")
+def test_an_embedding_in_bfloat16(tmp_path):
+    """It is rounded where that is asked for, and where a model in memory has such numbers already; never without."""
+    rounded, exact, kept = (small_model("7") for _ in range(3))
+    rounded.quantize(Quantization(Scheme(8), None, embedding="bfloat16"))
+    exact.backbone.embed.embeddings.assign(embedding(rounded).astype("float32"))
+    for rwkv in (exact, kept):
+        rwkv.quantize(Quantization(Scheme(8), None))
+    np.testing.assert_array_equal(embedding(rounded), embedding(kept).astype(embedding(rounded).dtype))
+    assert embedding(exact).dtype == embedding(rounded).dtype != embedding(kept).dtype
+    np.testing.assert_array_equal(logits(exact), logits(rounded))
+    rounded.enable_lora(rank=2)
+    rounded.enable_state_tuning()
+    assert not rounded.backbone.embed.trainable_variables
+    plain = small_model("7")
+    plain.enable_lora(rank=2)
+    plain.backbone.embed.embeddings.trainable = True
+    plain.save_adapter(tmp_path / "trained.safetensors")
+    with pytest.raises(WeightsError, match=r"'embed/embeddings' is .* here quantised"):
+        exact.load_adapter(tmp_path / "trained.safetensors")
+    with pytest.raises(ValueError, match="quantised already"):
+        exact.quantize(Quantization(None, None, embedding="bfloat16"))
+    with pytest.raises(ValueError, match=r"'bfloat16' or None\. Received: 'int8'"):
+        Quantization(None, None, embedding="int8")
 
 
 @pytest.mark.backend_free
