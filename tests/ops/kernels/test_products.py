@@ -5,6 +5,8 @@ With --gpu the card that is here runs them, but for what only the emulator shows
 
 import shutil
 import subprocess
+from functools import partial
+from types import SimpleNamespace
 
 import keras
 import ml_dtypes
@@ -18,7 +20,8 @@ from bert4keras_rwkv.ops.kernels import check, cuda, library
 from bert4keras_rwkv.ops.kernels.native import product
 from bert4keras_rwkv.ops.matmul import Scheme, Slope, matmul, pack, product_for, rounded, tensors_of, unpack
 from bert4keras_rwkv.packing import in_halves, unpacked
-from tests.ops.kernels import guards, quick
+from tests.ops.kernels import every_kernel, guards, quick
+from tests.ops.kernels.card import Card
 from tests.ops.kernels.stand_in import HERE, emulated
 
 pytestmark = [
@@ -56,7 +59,7 @@ def hard_rows(rng, R, inputs):
     which = rng.integers(0, len(kinds), x.shape[:2])
     which.flat[: len(kinds)] = np.arange(min(len(kinds), which.size))
     x = np.choose(which[..., None], [kind.astype("float32") for kind in kinds])
-    return x.reshape(R, -1)[:, :inputs]
+    return np.ascontiguousarray(x.reshape(R, -1)[:, :inputs])
 
 
 def round_rows(run, x, numbers):
@@ -69,6 +72,24 @@ def round_rows(run, x, numbers):
     return made[:, :numbers].view("int8"), *np.split(factors, 2, axis=1)
 
 
+def on_a_cpu(*given):
+    library.library().run(*given, 1)
+
+
+def rounded_rows(x):
+    """x (R, inputs) as the kernel of a CPU rounds it, as floats."""
+    numbers, scales, _ = round_rows(on_a_cpu, x, Scheme(8).numbers(x.shape[1]))
+    return (numbers.reshape(*scales.shape, -1) * scales[..., None]).reshape(numbers.shape)[:, : x.shape[1]]
+
+
+@pytest.mark.cpu
+def test_rows_are_rounded_as_without_a_kernel(rng):
+    """Bit for bit, but that XLA divides a scale by 127 with an error in the last bit."""
+    x, inexact = hard_rows(rng, 9, 290), 2.0**-22 if keras.backend.backend() == "jax" else 0.0
+    got = ops.convert_to_numpy(rounded(ops.convert_to_tensor(x)))
+    np.testing.assert_allclose(got, rounded_rows(x), rtol=inexact, atol=0)
+
+
 @of_torch
 @pytest.mark.parametrize("dtype", ["float32", HALF], ids=str)
 def test_rows_are_rounded_as_on_a_cpu(dtype, gpu, rng):
@@ -76,7 +97,7 @@ def test_rows_are_rounded_as_on_a_cpu(dtype, gpu, rng):
     x = hard_rows(rng, 5, 1100).astype(dtype)
     x[1, 40], x[2, 3], x[2, 1099] = np.inf, np.nan, -np.inf
     numbers, scales, sums = round_rows(gpu.run, x, 1152)
-    want = round_rows(lambda *given: library.library().run(*given, 1), x, 1152)
+    want = round_rows(on_a_cpu, x, 1152)
     np.testing.assert_array_equal(scales, want[1])
     none = np.isnan(scales)
     assert np.argwhere(none).tolist() == [[1, 1], [2, 0], [2, 34]]
@@ -99,13 +120,10 @@ def identity(scheme, n):
 @pytest.mark.parametrize("rows", [*(pytest.param(x, marks=of_torch) for x in (1, 3, 8, 64)), 17])
 @pytest.mark.parametrize("scheme", [Scheme(8), Scheme(4, group=64), Scheme(4, least=False)], ids=str)
 def test_times_the_identity_rows_are_rounded(scheme, rows, gpu, rng):
-    """As `rounded` does, with ties, zeros and tiny numbers, in the kernels for few rows and for many: bit for bit, but
-    XLA divides a scale by 127 with an error in the last bit.
-    """
-    inexact = 2.0**-22 if keras.backend.backend() == "jax" else 0.0
-    x = ops.convert_to_tensor(hard_rows(rng, rows, 290))
-    y = matmul(x, as_tensors(identity(scheme, 290)), scheme, "native")
-    np.testing.assert_allclose(*map(ops.convert_to_numpy, (y, rounded(x))), rtol=inexact, atol=0)
+    """Bit for bit, with ties, zeros and tiny numbers, in the kernels for few rows and for many."""
+    x = hard_rows(rng, rows, 290)
+    y = matmul(ops.convert_to_tensor(x), as_tensors(identity(scheme, 290)), scheme, "native")
+    np.testing.assert_array_equal(ops.convert_to_numpy(y), rounded_rows(x))
     assert [key.name for key in gpu.keys if key.name != "round_rows"] == [product_for(scheme, rows, "cuda")]
 
 
@@ -137,7 +155,7 @@ def test_products(scheme, shape, gpu, rng):
     ):
         given = normal(rng, rows, shape[1]).astype(dtype)
         x = ops.cast(ops.convert_to_tensor(given.astype("float32")), str(given.dtype))
-        exact = given if scheme.bits == 16 else ops.convert_to_numpy(rounded(x))
+        exact = given if scheme.bits == 16 else rounded_rows(given)
         gpu.keys.clear()
         got = ops.convert_to_numpy(compiled(lambda x: matmul(x, tensors, scheme, "native"))(x))
         assert got.dtype == "float32" and got.shape == (rows, shape[0])
@@ -264,6 +282,13 @@ def is_found(card, monkeypatch, sources):
         if not all(finding.right for finding in check.check_products()):
             return True
     return False
+
+
+@pytest.mark.cpu
+@of_torch
+def test_each_runs_in_the_memory_of_a_card(gpu):
+    """As compute-sanitizer sees it, with nothing beside a tensor."""
+    every_kernel.run_products(SimpleNamespace(run=partial(Card.run, gpu)))
 
 
 FAULTS = {
