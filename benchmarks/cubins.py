@@ -1,7 +1,8 @@
 """What NVRTC makes of the kernels for GPUs, as the table of docs/kernels.md; no GPU is needed.
 
 `python benchmarks/cubins.py [LIBNVRTC ...]` prints the table for these compilers, or for those that are found. With
---all it compiles every kernel for every head size from 16 to 128, and prints the longest time and what is spilled.
+--all it compiles every kernel for every head size from 16 to 128, and every number of rows of a product, and prints the
+longest time and what is spilled.
 """
 
 import re
@@ -10,12 +11,16 @@ import time
 
 from bert4keras_rwkv.ops.kernels import cuda, library, nvrtc
 
-KERNELS = [(name, part) for name in cuda.SOURCES for part in ("forward", "step", "gradient")]
-KERNELS = [(name, part) for name, part in KERNELS if part != "step" or name not in cuda.WITHOUT_STEP]
+KERNELS = [(name, part) for name in cuda.SOURCES for part in cuda.parts(name)]
 
 
 def sizes(name, all_of_them=False):
-    """The head sizes that a kernel is compiled for."""
+    """The head sizes that a kernel is compiled for, or the numbers of rows of a product."""
+    if name.startswith("product"):
+        rows = cuda.MANY_ROWS if "many" in name else cuda.FEW_ROWS
+        return rows if all_of_them else rows[:: len(rows) - 1]
+    if name == "round_rows":
+        return (0,)
     if name.endswith("_chunked"):
         return cuda.CHUNKED_HEADS if all_of_them else cuda.CHUNKED_HEADS[1::2]
     return (0,) if name == "wkv4" else range(16, 129) if all_of_them else (64, 128)

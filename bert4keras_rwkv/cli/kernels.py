@@ -3,6 +3,7 @@
 import importlib
 import os
 import shlex
+from itertools import chain
 
 from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.keras_loader import VARIABLE
@@ -34,6 +35,7 @@ def run(arguments):
 def listing(engine):
     """What there is, in lines. engine: the backend, None: that of KERAS_BACKEND, else JAX."""
     yield "Kernels     wkv4 (RWKV-4), wkv6 (RWKV-5 and 6), wkv7 (RWKV-7), with gradients, on JAX and PyTorch"
+    yield "            product (of few rows and a packed matrix), product_many (of more)"
     yield from of_processor()
     yield from of_gpu()
     told, name = os.environ.get("OPS_KERNEL") or "0", engine or os.environ.get(VARIABLE) or "jax"
@@ -108,27 +110,28 @@ def of_gpu():
         if device.architecture >= cuda.CHUNKED_FROM:
             yield f"            By chunks on tensor cores go wkv6 and wkv7 of bfloat16, for heads of {heads}."
         else:
-            yield f"            None goes by chunks on tensor cores: that wants sm_{cuda.CHUNKED_FROM}."
+            yield f"            Chunks on tensor cores and product_many want sm_{cuda.CHUNKED_FROM}, and do not run."
     except NoLibraryError as error:
         yield f"            Its kernels are not compiled: {error}"
 
 
 def check(engine):
-    """Compare all kernels with the loop, and print the largest errors."""
+    """Compare all kernels with the loop, or with unpacked matrices, and print the largest errors."""
     name = choose_engine(engine)
     kernels = importlib.import_module("bert4keras_rwkv.ops.kernels.check")
     reason = importlib.import_module("bert4keras_rwkv.ops.kernels.native").why_not()
     if reason is not None:
         raise RuntimeError(reason)
     worst, wrong = {}, []
-    for finding in kernels.check_kernels():
+    for finding in chain(kernels.check_kernels(), kernels.check_products()):
         key = finding.kernel, finding.level, finding.dtype
         worst[key] = max(worst.get(key, 0.0), finding.error, key=lambda error: (error != error, error))  # NaN most
         wrong += [] if finding.right else [finding]
-    print(f"Largest difference from the loop, of the largest number of each tensor, on {name}:")
+    print(f"Largest difference from the loop, and of products from those of the unpacked matrix, on {name}:")
+    wide = max(map(len, (kernel for kernel, _, _ in worst)))
     for (kernel, level, dtype), error in worst.items():
-        print(f"  {kernel}  {level:8}{dtype:10}{error:.1e}")
+        print(f"  {kernel:{wide}}  {level:8}{dtype:10}{error:.1e}")
     for finding in wrong:
         print(f"Wrong: {finding}")
     if wrong:
-        raise RuntimeError(f"{len(wrong)} cases differ from the loop. Set OPS_KERNEL=1, and tell us.")
+        raise RuntimeError(f"{len(wrong)} cases differ. Set OPS_KERNEL=1, and tell us.")

@@ -10,7 +10,9 @@ at once and token by token are the same function.
 from dataclasses import dataclass
 
 from bert4keras_rwkv.keras_loader import ops
-from bert4keras_rwkv.ops.backend import device_of, dtype_name, wide_matmul
+from bert4keras_rwkv.ops import backend
+from bert4keras_rwkv.ops.backend import dtype_name, nothing, wide_matmul
+from bert4keras_rwkv.ops.kernels import cuda
 from bert4keras_rwkv.ops.kernels.choose import chosen
 from bert4keras_rwkv.ops.kernels.native import device, has_products_of_many, product
 from bert4keras_rwkv.packing import LARGEST, MOST, NAMES, PAIR, UNIT, Scheme, pack
@@ -53,33 +55,36 @@ def matmul(x, tensors, scheme, kernel="auto"):
     rows = ops.reshape(x, (-1, inputs)) if 0 not in x.shape else ops.zeros((0, inputs), "float32")
     if rows.shape[0] == 0:
         return ops.zeros((*leading, tensors["packed"].shape[0]), "float32")
-    y = None
-    if _is_native(rows, kernel) and (name := product_for(scheme, rows.shape[0])) is not None:
+    y, where = None, _native_on(rows, kernel)
+    if where is not None and (name := product_for(scheme, rows.shape[0], where)) is not None:
         y = product(name, rows, tensors_of(tensors, scheme), Slope(scheme, inputs))
     if y is None:
         y = wide(rows if scheme.bits == 16 else rounded(rows), unpack(tensors, scheme, inputs))
     return ops.reshape(y, (*leading, y.shape[-1]))
 
 
-def product_for(scheme, rows):
-    """The native kernel that multiplies so many rows, None: the matrix is unpacked for them."""
-    if rows >= SEVERAL[scheme.bits] and has_products_of_many():
-        return f"product_many_{scheme.name}"
-    return f"product_{scheme.name}" if 0 < rows <= FEW else None
+def product_for(scheme, rows, where="cpu"):
+    """The native kernel that multiplies so many rows, None: the matrix is unpacked for them. where: 'cpu' or 'cuda'."""
+    if where == "cuda":
+        kind = cuda.product_of(rows)
+    elif rows >= SEVERAL[scheme.bits] and has_products_of_many():
+        kind = "product_many"
+    else:
+        kind = "product" if rows <= FEW else None
+    return f"{kind}_{scheme.name}" if rows > 0 and kind else None
 
 
-def _is_native(rows, kernel):
+def _native_on(rows, kernel):
+    """The kind of device whose native kernels are chosen for these rows, 'cpu' or 'cuda', or None."""
     known = isinstance(rows.shape[0], int)
-    where = device_of(rows)
-    return known and chosen(kernel, rows.dtype, tuple(rows.shape), where) == "native" and device(where) == "cpu"
+    where = backend.device_of(rows)
+    return device(where) if known and chosen(kernel, rows.dtype, tuple(rows.shape), where) == "native" else None
 
 
 def tensors_of(tensors, scheme):
     """The tensors of a matrix in the order in which a kernel takes them; one that there is not is empty."""
-    return [
-        *(ops.convert_to_tensor(tensors[name]) for name in NAMES[scheme.bits] if name in tensors),
-        *(ops.zeros((0,), "float16") for name in NAMES[scheme.bits] if name not in tensors),
-    ]
+    given = [ops.convert_to_tensor(tensors[name]) for name in NAMES[scheme.bits] if name in tensors]
+    return [*given, *(nothing("float16", given[0]) for name in NAMES[scheme.bits] if name not in tensors)]
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def dense(x, matrix, kernel="auto"):
     sums, and on PyTorch and TensorFlow with a result that is rounded to halves before it is float32 again.
     """
     matrix = ops.convert_to_tensor(matrix)
-    if _is_native(x, kernel) and 0 < x.shape[0] <= FEW and dtype_name(matrix) in MATRICES:
+    if _native_on(x, kernel) == "cpu" and 0 < x.shape[0] <= FEW and dtype_name(matrix) in MATRICES:
         y = product("product_dense", x, [matrix], dense_slope)
         if y is not None:
             return y
@@ -125,7 +130,8 @@ def rounded(rows):
     units = ops.reshape(ops.pad(rows, ((0, 0), (0, -inputs % UNIT))), (-1, -(-inputs // UNIT), UNIT))
     most = ops.max(ops.abs(units), axis=-1, keepdims=True)
     tiny = most < TINY
-    whole = ops.round(units * ops.where(tiny, 0.0, MOST[8] / ops.where(tiny, 1.0, most)))
+    inverse = ops.divide(float(MOST[8]), ops.where(tiny, 1.0, most))  # PyTorch's `/` would round twice
+    whole = ops.round(units * ops.where(tiny, 0.0, inverse))
     nearest = ops.reshape(whole * (most / MOST[8]), (-1, -(-inputs // UNIT) * UNIT))[:, :inputs]
     return rows + ops.stop_gradient(nearest - rows)
 

@@ -49,10 +49,12 @@ def test_without_a_compiler(cache, capsys, monkeypatch):
 @pytest.mark.on("torch")
 def test_a_wrong_kernel_is_a_failure(capsys, monkeypatch):
     cases = {"shapes": [(1, 3, 1, 4)], "masks": ["none"], "levels": ["plain"], "names": ["wkv6"]}
-    findings = list(check.check_kernels(**cases))
+    findings, (product, *_) = list(check.check_kernels(**cases)), check.check_products(["plain"])
     monkeypatch.setattr(check, "check_kernels", lambda: findings)
+    monkeypatch.setattr(check, "check_products", lambda: [product])
     assert main(["kernels", "--check", "--backend", "torch"]) == 0
-    assert "wkv6  plain" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "wkv6              plain" in out and "product_bfloat16  plain" in out
     monkeypatch.setattr(check, "LARGEST_ERROR", dict.fromkeys(check.LARGEST_ERROR, 0.0))
     assert main(["kernels", "--check", "--backend", "torch"]) == 1
     captured = capsys.readouterr()
@@ -64,6 +66,7 @@ def test_a_kernel_that_gives_no_numbers_is_shown_so(capsys, monkeypatch):
     errors = (1e-7, float("nan"), 2e-7)
     findings = [check.Finding("wkv6", "plain", (1, 3, 1, 4), "none", "float32", error) for error in errors]
     monkeypatch.setattr(check, "check_kernels", lambda: findings)
+    monkeypatch.setattr(check, "check_products", lambda: [])
     assert main(["kernels", "--check", "--backend", "torch"]) == 1
     assert "wkv6  plain   float32   nan" in capsys.readouterr().out
 

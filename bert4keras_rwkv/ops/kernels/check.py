@@ -1,4 +1,6 @@
-"""Every native kernel of this machine against the plain loop: outputs, all gradients, masks and document starts."""
+"""Every native kernel of this machine: recurrences against the plain loop (outputs, all gradients, masks and document
+starts), products with packed matrices against the product with the matrix unpacked.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -11,18 +13,24 @@ from bert4keras_rwkv.ops.compile import compiled
 from bert4keras_rwkv.ops.gradients import gradients
 from bert4keras_rwkv.ops.kernels import cuda
 from bert4keras_rwkv.ops.kernels.library import library
-from bert4keras_rwkv.ops.kernels.native import RECURRENCES, device, native
+from bert4keras_rwkv.ops.kernels.native import RECURRENCES, device, native, product
+from bert4keras_rwkv.ops.matmul import Scheme, Slope, matmul, pack, tensors_of
 from bert4keras_rwkv.ops.wkv4 import wkv4_loop
 from bert4keras_rwkv.ops.wkv6 import wkv6_loop
 from bert4keras_rwkv.ops.wkv7 import wkv7_loop
+from bert4keras_rwkv.packing import MOST, UNIT
 
 LOOPS = {"wkv4": wkv4_loop, "wkv6": wkv6_loop, "wkv7": wkv7_loop}
 # (B, T, H, N): one token; several, with chunks that are not full; heads that do not fill a vector.
 SHAPES = ((2, 1, 2, 64), (2, 37, 3, 64), (1, 32, 2, 5))
 MASKS = ("none", "reset", "both")
+# Of products: the schemes, and by which kernels so many rows are multiplied, of so many numbers for so many outputs.
+SCHEMES = Scheme(16), Scheme(8), Scheme(8, group=64), Scheme(4), Scheme(4, group=64), Scheme(4, least=False)
+ROWS = {"product": (1, 3, 8), "product_many": (17, 64)}
+INPUTS, OUTPUTS = 200, 70
 SEED = 7
 # Of the largest number of a tensor. Both sides round to float32 at every token, and add in another order. A gradient in
-# bfloat16 is rounded to 8 binary digits, and of the loop each term of a sum is.
+# bfloat16 is rounded to 8 binary digits, and of the loop each term of a sum is. Products give float32, whatever x is.
 LARGEST_ERROR = {"float32": 2e-5, "bfloat16": 2e-2}
 
 
@@ -30,19 +38,21 @@ LARGEST_ERROR = {"float32": 2e-5, "bfloat16": 2e-2}
 class Finding:
     """What a kernel of an instruction set, or of a GPU, gave for one case.
 
-    error: the largest, relative to the largest number.
+    shape: as in SHAPES, of a product rows, inputs and outputs. case: the masks, or how the matrix is packed. dtype: of
+    the inputs. error: the largest, relative to the largest number.
     """
 
     kernel: str
     level: str
     shape: tuple[int, ...]
-    masks: str
+    case: str
     dtype: str
     error: float
 
     @property
     def right(self):
-        return self.error <= LARGEST_ERROR[self.dtype]  # not so for NaN
+        dtype = self.dtype if self.kernel in RECURRENCES else "float32"
+        return self.error <= LARGEST_ERROR[dtype]  # not so for NaN
 
 
 def check_kernels(levels=None, names=None, shapes=SHAPES, masks=MASKS):
@@ -51,7 +61,7 @@ def check_kernels(levels=None, names=None, shapes=SHAPES, masks=MASKS):
     Of the last way of masking each shape is done with inputs in bfloat16, too. The best instruction set is chosen
     afterwards.
     """
-    here = _Gpu() if device() == "cuda" else library()
+    here = _here()
     try:
         for name in RECURRENCES if names is None else names:
             cases = [(shape, mask, "float32") for shape in shapes for mask in masks]
@@ -65,6 +75,46 @@ def check_kernels(levels=None, names=None, shapes=SHAPES, masks=MASKS):
                     yield Finding(name, level, *case, float(np.max(list(map(_error, got, want)))))
     finally:
         here.choose(here.levels()[0])
+
+
+def check_products(levels=None):
+    """A `Finding` for each kernel of a product with a packed matrix, number of rows and instruction set."""
+    here, generator = _here(), np.random.default_rng(SEED)
+    try:
+        for scheme in SCHEMES:
+            packed = pack(_normal(generator, OUTPUTS, INPUTS), scheme)
+            packed = {name: ops.convert_to_tensor(array) for name, array in packed.items()}
+            for kind, several in ROWS.items():
+                if device() == "cuda" and cuda.product_of(several[0]) != kind:
+                    continue
+                name = f"{kind}_{scheme.name}"
+                run = compiled(partial(product, name, tensors=tensors_of(packed, scheme), slope=Slope(scheme, INPUTS)))
+                for rows, dtype in [*((rows, "float32") for rows in several), (several[-1], "bfloat16")]:
+                    x = ops.cast(ops.convert_to_tensor(_far_from_halves(generator, rows)), dtype)
+                    with backend.exact_products():
+                        want = _numpy(matmul(x, packed, scheme, "ops"))
+                    for level in here.levels() if levels is None else levels:
+                        here.choose(level)
+                        error = _error(_numpy(run(x)), want)
+                        yield Finding(name, level, (rows, INPUTS, OUTPUTS), str(scheme), dtype, error)
+    finally:
+        here.choose(here.levels()[0])
+
+
+def _far_from_halves(generator, rows):
+    """Numbers (rows, INPUTS) which all round to the same of 255, though this or that division is not exact."""
+    units = -(-INPUTS // UNIT)
+    whole = generator.integers(1 - MOST[8], MOST[8], (rows, units, UNIT)) + generator.uniform(
+        -0.2, 0.2, (rows, units, UNIT)
+    )
+    whole[..., 0] = MOST[8]
+    scales = 2.0 ** generator.integers(-9, 3, (rows, units, 1))
+    return (whole * scales).reshape(rows, -1)[:, :INPUTS].astype("float32")
+
+
+def _here():
+    """What knows the instruction sets here, and chooses among them."""
+    return _Gpu() if device() == "cuda" else library()
 
 
 class _Gpu:

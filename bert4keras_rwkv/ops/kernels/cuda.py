@@ -14,15 +14,19 @@ from bert4keras_rwkv.ops.kernels.kept import NoLibraryError, digest, folder, kep
 DRIVER = "libcuda.so.1"
 LARGEST_HEAD = 128  # of which there is a gradient: MOST_GRADIENT in geometry.h
 SUFFIX = ".cubin"
+PACKED = {"bfloat16": 16, "int8": 8, "int4": 4}  # of what there are products: bits
 SOURCES = {
     "wkv4": "wkv4.cu",
     "wkv6": "matrix_state.cu",
     "wkv7": "matrix_state.cu",
     "wkv6_chunked": "wkv6_chunked.cu",
     "wkv7_chunked": "wkv7_chunked.cu",
+    **{f"product_{name}": "product.cu" for name in PACKED},
+    **{f"product_many_{name}": "product_many.cu" for name in PACKED},
+    "round_rows": "round_rows.cu",
 }
-WITHOUT_STEP = "wkv4", "wkv6_chunked", "wkv7_chunked"  # there is no kernel for one token among these
 CHUNKED_HEADS, CHUNKED_FROM = (16, 32, 48, 64), 80  # what goes by chunks, and from which architecture: geometry.h
+FEW_ROWS, MANY_ROWS = (1, 2, 4, 8), (16, 32, 64)  # that products are compiled for; many want tensor cores, as chunks do
 MISSING = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_char), ctypes.c_int)
 
 
@@ -39,7 +43,8 @@ class Device:
 class Key:
     """What the host asks for.
 
-    name: one of `SOURCES`; part: 'forward', 'step' or 'gradient'; N: the head size; dtypes: of the inputs, of w.
+    name: one of `SOURCES`; part: one of `parts`; N: the head size, of a product for how many rows it is; dtypes: of the
+    inputs, of w.
     """
 
     name: str
@@ -55,11 +60,27 @@ class Key:
 
     def options(self):
         options = [f"-D{self.part.upper()}", f"-DINPUT={self.dtypes[0]}"]
-        if self.name != "wkv4":
+        if self.name.startswith("product"):
+            options += [f"-DAT_ONCE={self.N}", f"-DBITS={PACKED[self.name.rpartition('_')[2]]}"]
+        elif self.name not in ("wkv4", "round_rows"):
             options += [f"-DDECAY={self.dtypes[1]}", f"-DN={self.N}"]
             is_chunked = self.name.endswith("_chunked")
             options += [f"-DCOLUMNS={self.N}" if is_chunked else f"-DDELTA={int(self.name == 'wkv7')}"]
         return options
+
+
+def parts(name):
+    """The kernels that there are of one of `SOURCES`."""
+    if not name.startswith("wkv"):
+        return ("forward",)
+    return ("forward", "step", "gradient") if name in ("wkv6", "wkv7") else ("forward", "gradient")
+
+
+def product_of(rows):
+    """'product' or 'product_many', the kernels that multiply so many rows by a packed matrix here; None: none."""
+    if rows <= FEW_ROWS[-1]:
+        return "product"
+    return "product_many" if rows <= MANY_ROWS[-1] and device().architecture >= CHUNKED_FROM else None
 
 
 def device():

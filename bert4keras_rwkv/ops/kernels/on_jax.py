@@ -133,9 +133,13 @@ def product(name, slope):
     def call(x, *tensors):
         register()
         if (shape := rounded_shape(name, x, tensors[0])) is not None:
-            x = jax.ffi.ffi_call(target(), jax.ShapeDtypeStruct(shape, np.uint8))(x, kernel="round_rows")
-        made = jax.ShapeDtypeStruct((x.shape[0], tensors[0].shape[outputs]), np.float32)
-        return jax.ffi.ffi_call(target(), made)(x, *tensors, kernel=name)
+            x = start("round_rows", jax.ShapeDtypeStruct(shape, np.uint8), x)
+        return start(name, jax.ShapeDtypeStruct((x.shape[0], tensors[0].shape[outputs]), np.float32), x, *tensors)
+
+    def start(name, made, *tensors):
+        if backend.device_kind() == "cuda":
+            _prepare(name, tensors, [made])
+        return jax.ffi.ffi_call(target(), made)(*tensors, kernel=name)
 
     def partition(mesh, arguments, result):
         """By rows, and a matrix that is split by its outputs stays so."""

@@ -139,7 +139,8 @@ def _defined_product(name):
     definitions = torch.library.Library(NAMESPACE, "FRAGMENT")
     LIBRARIES.append(definitions)
     definitions.define(f"{name}(Tensor x, Tensor[] packed) -> Tensor")
-    definitions.impl(name, run, "CPU")
+    for device in RUN_ON:
+        definitions.impl(name, run, device.upper())
     _implementations[name] = run
     torch.library.register_fake(f"{NAMESPACE}::{name}", made, lib=definitions)
     return getattr(torch.ops.bert4keras_rwkv, name).default

@@ -7,7 +7,7 @@ import math
 from bert4keras_rwkv.ops.kernels import cuda, library
 from tests.ops.kernels import guards
 
-BYTES = {0: 4, 1: 2, 2: 1}  # of a number of each dtype in src/tensors.h
+BYTES = {0: 4, 1: 2, 2: 1, 3: 1, 4: 2}  # of a number of each dtype in src/tensors.h
 
 
 class Card:

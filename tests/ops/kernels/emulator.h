@@ -178,6 +178,7 @@ inline unsigned __float_as_uint(float x) {
   memcpy(&y, &x, sizeof y);
   return y;
 }
+inline int __float2int_rn(float x) { return x == x ? (int)rintf(x) : 0; }
 
 extern "C" __attribute__((visibility("hidden"), weak)) char __start_shared_memory[], __stop_shared_memory[];
 

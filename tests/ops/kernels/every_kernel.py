@@ -9,7 +9,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from bert4keras_rwkv.ops.kernels import cuda
+from bert4keras_rwkv.ops.kernels import cuda, library
+from bert4keras_rwkv.packing import Scheme, pack
 from tests.ops.kernels import guards
 from tests.ops.kernels.card import Card, Memory
 
@@ -29,7 +30,27 @@ def run_all(card, names=tuple(INPUTS), cases=CASES):
             print(f"{name} of {np.dtype(dtype)}, {T} tokens, heads of {N}{', with its gradient' if keep else ''}")
 
 
+def run_products(card):
+    """Each product with a packed matrix, of rows and numbers that fill nothing; most rows are rounded first."""
+    for name, bits in cuda.PACKED.items():
+        scheme, rng = Scheme(bits, group=64), np.random.default_rng(0)
+        packed = list(pack(rng.standard_normal((37, 300)).astype("float32"), scheme).values())
+        for rows in (1, 3, 8, 17, 64):
+            x, kind = rng.standard_normal((rows, 300)).astype("float32"), cuda.product_of(rows)
+            shape = library.rounded_shape(f"{kind}_{name}", x, packed[0])
+            if shape is not None:
+                x, given = np.empty(shape, "uint8"), x
+                card.run("round_rows", guards.described([given]), guards.described([x]), guard=0)
+            if kind is not None:
+                y = np.full((rows, 37), np.nan, "float32")
+                card.run(f"{kind}_{name}", guards.described([x, *packed]), guards.described([y]), guard=0)
+                if not np.isfinite(y).all():
+                    raise RuntimeError(f"{kind}_{name} of {rows} rows leaves something out")
+                print(f"{kind}_{name}, {rows} rows")
+
+
 if __name__ == "__main__":
     Memory(cuda.DRIVER)  # before the host asks for a context: that there is none would be an error to the sanitizer
     cuda.device()
     run_all(Card(Path()))
+    run_products(Card(Path()))

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from bert4keras_rwkv.ops.kernels.library import DTYPES
 from bert4keras_rwkv.ops.kernels.native import CHUNK, RECURRENCES
 
 GUARD = 64  # numbers before and after each result
-DTYPES = {"float32": 0, "bfloat16": 1, "uint8": 2}  # as in src/tensors.h
 
 
 def sizes(T, N):

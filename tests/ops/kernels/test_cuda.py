@@ -20,7 +20,7 @@ from bert4keras_rwkv.ops.kernels.native import CHUNK, RECURRENCES, native
 from tests.ops.kernels import every_kernel, guards, quick
 from tests.ops.kernels.card import Card
 from tests.ops.kernels.no_numbers import same_ones_are_none
-from tests.ops.kernels.stand_in import HERE, StandIn, emulated
+from tests.ops.kernels.stand_in import HERE, emulated
 
 pytestmark = [
     pytest.mark.skipif(keras.backend.backend() not in ("jax", "torch"), reason="pure ops run there"),
@@ -28,25 +28,6 @@ pytestmark = [
 ]
 NAMES = ["wkv4", "wkv6", "wkv7"]
 SEEDS = range(4)  # of the order in which threads run
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("emulated")
-
-
-@pytest.fixture
-def card(folder, request):
-    """What plays the GPU, to be installed."""
-    card = (Card if request.config.getoption("--gpu") else StandIn)(folder)
-    yield card
-    card.forget()
-
-
-@pytest.fixture
-def gpu(card, monkeypatch):
-    card.install(monkeypatch)
-    return card
 
 
 of_torch = pytest.mark.on("torch")  # where nothing is compiled for each shape

@@ -10,12 +10,8 @@ from bert4keras_rwkv.ops.kernels import cuda, library, nvrtc
 from bert4keras_rwkv.ops.kernels.kept import NoLibraryError
 
 pytestmark = pytest.mark.backend_free
-KERNELS = [
-    (name, part)
-    for name in cuda.SOURCES
-    for part in ("forward", "step", "gradient")
-    if part != "step" or name not in cuda.WITHOUT_STEP
-]
+KERNELS = [(name, part) for name in cuda.SOURCES for part in cuda.parts(name)]
+PRODUCTS = [name for name in cuda.SOURCES if name.startswith("product")]
 installed = nvrtc.installed()
 with_nvrtc = pytest.mark.skipif(not installed, reason="no NVRTC")
 
@@ -31,10 +27,22 @@ def compiled(one, name, part, N, dtypes, architecture, files=None):
 DTYPES = ("bf16", "float"), ("bf16", "bf16"), ("float", "float")
 
 
+def asked(name):
+    """The dtypes that a kernel is asked for. By chunks nothing goes in float32; products have no decay."""
+    if not name.startswith("wkv"):
+        return DTYPES[::2]
+    return DTYPES[: 2 if name.endswith("_chunked") else 3]
+
+
+def most_rows(name):
+    """The largest size that a kernel of a product is compiled for; of others a head size."""
+    return 8 if name in PRODUCTS and "many" not in name else 64
+
+
 def cases():
-    """Each kernel for each architecture and the dtypes that it is asked for. By chunks nothing goes in float32."""
+    """Each kernel for each architecture and the dtypes that it is asked for."""
     for name, part in KERNELS:
-        for dtypes in DTYPES[: 2 if name.endswith("_chunked") else 3]:
+        for dtypes in asked(name):
             for architecture in (80, 90, 120):
                 repeats = architecture != 90 and dtypes != DTYPES[0]
                 marks = [pytest.mark.slow] if repeats else []
@@ -44,13 +52,13 @@ def cases():
 @with_nvrtc
 @pytest.mark.parametrize(("name", "part", "dtypes", "architecture"), list(cases()))
 def test_every_kernel_compiles(name, part, dtypes, architecture):
-    cubin = compiled(installed[0], name, part, 64, dtypes, architecture)
+    cubin = compiled(installed[0], name, part, most_rows(name), dtypes, architecture)
     assert cubin.startswith(b"\x7fELF") and f".text.{part}".encode() in cubin
 
 
 @with_nvrtc
 @pytest.mark.parametrize("N", [16, 17, 40, 100, 128])
-@pytest.mark.parametrize(("name", "part"), [one for one in KERNELS if "wkv4" not in one and "chunked" not in one[0]])
+@pytest.mark.parametrize(("name", "part"), [one for one in KERNELS if one[0] in ("wkv6", "wkv7")])
 def test_every_head_size_compiles(name, part, N):
     assert compiled(installed[0], name, part, N, ("bf16", "float"), 90)
 
@@ -63,6 +71,14 @@ def test_every_head_size_by_chunks_compiles(name, part, N):
 
 
 @with_nvrtc
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_every_number_of_rows_compiles(name):
+    """Few rows also for processors that are older than tensor cores of that kind."""
+    for rows in cuda.MANY_ROWS if "many" in name else cuda.FEW_ROWS:
+        assert compiled(installed[0], name, "forward", rows, ("float", "float"), 80 if "many" in name else 75)
+
+
+@with_nvrtc
 def test_a_source_that_is_wrong_is_quoted():
     files = {**library.source_files(), "wkv4.cu": b'#include "port.h"\nint x = y;\n'}
     with pytest.raises(NoLibraryError, match=r"NVRTC [\d.]+ cannot compile wkv4\.cu: .*error.* \"y\""):
@@ -72,7 +88,7 @@ def test_a_source_that_is_wrong_is_quoted():
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 @pytest.mark.parametrize(("name", "part"), KERNELS)
 def test_nvcc_finds_nothing_to_warn_of(name, part, tmp_path):
-    options = cuda.Key(name, part, 64, ("bf16", "float"), 90).options()
+    options = cuda.Key(name, part, most_rows(name), ("bf16", "float"), 90).options()
     source, made = library.SOURCES / cuda.SOURCES[name], tmp_path / "made"
     command = ["nvcc", "-std=c++17", "-arch=sm_90", "-Werror", "all-warnings", *options, "-cubin", source, "-o", made]
     done = subprocess.run(command, capture_output=True, text=True)

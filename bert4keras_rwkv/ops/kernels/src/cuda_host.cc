@@ -1,10 +1,11 @@
 // From a name to a kernel of a GPU, for XLA (FFI) and for ctypes. No CUDA headers: the driver is looked up when it is needed.
 //
-// A kernel is known by a key: its name (and whether it goes by chunks), part, head size, dtypes and architecture. One that is not
-// there yet is asked for:
-// `missing` compiles it (ops/kernels/cuda.py). So a program that XLA kept says only "wkv7", and runs in another process.
+// A kernel is known by a key: its name (and whether it goes by chunks), part, size (of a head, or the rows that a product takes),
+// dtypes and architecture. One that is not there yet is asked for: `missing` compiles it (ops/kernels/cuda.py). So a program that
+// XLA kept says only "wkv7", and runs in another process.
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <mutex>
 #include <shared_mutex>
@@ -15,18 +16,27 @@
 #include "shapes.h"
 
 namespace {
-// Where the shapes have what, for the dtypes: i the inputs, w the decay, f float32, u flags.
+enum Kind { CHANNELS, MATRICES, FEW, MANY, ROUNDING };
+// Where the shapes have what, for the dtypes: i the inputs, w the decay, f float32, u flags or bytes, b bfloat16, c int8, h float16.
 struct Entry {
   const char *name, *shapes, *dtypes, *part;
-  bool is_matrix;
+  Kind kind;
+  int bits = 0;  // of a packed matrix
 };
 const Entry ENTRIES[] = {
-    {"wkv4", WKV4, "iiffffu fff", "forward", false},
-    {"wkv4_gradient", WKV4_GRADIENT, "iiffffufff iiffff", "gradient", false},
-    {"wkv6", WKV6, "iwiifffu fff", "forward", true},
-    {"wkv6_gradient", WKV6_GRADIENT, "iwiifffufff iwiifff", "gradient", true},
-    {"wkv7", WKV7, "iwiiiiffu ffff", "forward", true},
-    {"wkv7_gradient", WKV7_GRADIENT, "iwiiiiffuffff iwiiiiff", "gradient", true},
+    {"wkv4", WKV4, "iiffffu fff", "forward", CHANNELS},
+    {"wkv4_gradient", WKV4_GRADIENT, "iiffffufff iiffff", "gradient", CHANNELS},
+    {"wkv6", WKV6, "iwiifffu fff", "forward", MATRICES},
+    {"wkv6_gradient", WKV6_GRADIENT, "iwiifffufff iwiifff", "gradient", MATRICES},
+    {"wkv7", WKV7, "iwiiiiffu ffff", "forward", MATRICES},
+    {"wkv7_gradient", WKV7_GRADIENT, "iwiiiiffuffff iwiiiiff", "gradient", MATRICES},
+    {"product_bfloat16", PRODUCT_BFLOAT16, "ib f", "forward", FEW, 16},
+    {"product_int8", PRODUCT_INT8, "ich f", "forward", FEW, 8},
+    {"product_int4", PRODUCT_INT4, "iuhh f", "forward", FEW, 4},
+    {"product_many_bfloat16", PRODUCT_MANY_BFLOAT16, "ib f", "forward", MANY, 16},
+    {"product_many_int8", PRODUCT_MANY_INT8, "uch f", "forward", MANY, 8},
+    {"product_many_int4", PRODUCT_MANY_INT4, "uuhh f", "forward", MANY, 4},
+    {"round_rows", ROUND_ROWS, "i u", "forward", ROUNDING},
 };
 
 struct Driver {
@@ -106,7 +116,20 @@ std::string find(const std::string& key, void*& kernel) {
   return "";
 }
 
+int bytes_of(const Tensor& x) { return x.dtype == FLOAT32 ? 4 : x.dtype == UINT8 ? 1 : 2; }
 const char* dtype_name(const Tensor& x) { return x.dtype == BFLOAT16 ? "bf16" : "float"; }
+
+int dtype_of(char letter, const Tensor* in) {
+  switch (letter) {
+    case 'i': return in[0].dtype;
+    case 'w': return in[1].dtype;
+    case 'f': return FLOAT32;
+    case 'b': return BFLOAT16;
+    case 'c': return INT8;
+    case 'h': return FLOAT16;
+    default: return UINT8;
+  }
+}
 
 // Whether each tensor has the dtype that the kernel takes it for.
 std::string check_dtypes(const Entry& entry, const Tensor* in, const Tensor* out) {
@@ -117,11 +140,12 @@ std::string check_dtypes(const Entry& entry, const Tensor* in, const Tensor* out
       x = out, number = 0;
       continue;
     }
-    const int wanted = *d == 'i' ? in[0].dtype : *d == 'w' ? in[1].dtype : *d == 'f' ? FLOAT32 : UINT8;
+    const int wanted = dtype_of(*d, in);
+    if ((*d == 'i' || *d == 'w') && wanted != FLOAT32 && wanted != BFLOAT16) return "takes numbers of float32 or bfloat16";
     if (x[number].size() && x[number].dtype != wanted) return (x == in ? "argument " : "result ") + std::to_string(number) + " has another dtype";
     number++;
   }
-  return in[0].dtype == UINT8 || in[1].dtype == UINT8 ? "takes numbers" : "";
+  return "";
 }
 
 // Those by chunks read and write eight bytes at once.
@@ -131,11 +155,31 @@ bool is_aligned(const Tensor* x, int count) {
   return true;
 }
 
+constexpr int SIZES = 5;  // that a kernel is given at most, behind its tensors
 struct Launch {
   void* kernel = nullptr;
-  int64_t blocks = 0;
-  int threads = 0, sizes[2] = {0, 0};
+  int64_t blocks = 0, rows = 0;  // of a product with more rows one starts after another, each of so many
+  int threads = 0, sizes[SIZES] = {};
 };
+
+// Of a product with a packed matrix, or of rounding for one: what is to be started; or what is wrong. Kernels read 16 bytes of a
+// matrix at once.
+std::string prepare_product(const Entry& entry, const Tensor* in, const int64_t* given, Launch& launch) {
+  const auto size = [&](char letter) { return given[letter - 'A']; };
+  const bool rounds = entry.kind == ROUNDING, few = entry.kind == FEW;
+  const int64_t R = size('R'), O = size('O'), I = std::max<int64_t>(size('I'), 0), V = size('V'), G = rounds || entry.bits == 16 ? 1 : size('G');
+  const int64_t J = rounds ? V / ROUNDED_UNIT * FACTOR_UNIT : entry.bits == 4 ? 2 * size('K') : size('J'), units = J / FACTOR_UNIT;
+  if (J % FACTOR_UNIT || I > J || G < 1 || units % G) return "takes whole units of numbers, in groups of as many";
+  if (V >= 0 && V != units * ROUNDED_UNIT) return "takes rows that are rounded for as many numbers";
+  if (!rounds && (uintptr_t)in[1].data % 16) return "takes a matrix that begins at a multiple of 16 bytes";
+  const int64_t sizes[SIZES] = {R, I, O, J, G};
+  for (int i = 0; i < SIZES; i++) launch.sizes[i] = (int)sizes[i];
+  if (!rounds) launch.rows = few ? rows_at_once((int)std::min<int64_t>(R, MOST_FEW)) : std::max(TILE, rows_at_once((int)std::min<int64_t>(R, MOST_MANY)));
+  launch.threads = rounds ? ROUND_THREADS : few ? FEW_THREADS : MANY_THREADS;
+  launch.blocks = rounds ? divided((int)units, ROUND_UNITS) : divided((int)O, few ? FEW_WARPS * FEW_OUTPUTS : TILE);
+  if (rounds || !R) launch.blocks *= R;
+  return "";
+}
 
 // What is to be started for these tensors, made if it is not there yet; or what is wrong.
 std::string prepare(const std::string& name, const Tensor* in, int inputs, const Tensor* out, int outputs, Launch& launch) {
@@ -150,8 +194,9 @@ std::string prepare(const std::string& name, const Tensor* in, int inputs, const
   if (!wrong.empty()) return name + " " + wrong;
   const auto size = [&](char letter) { return sizes[letter - 'A']; };
   const int arch = architecture(here());
-  std::string part = entry->part, key = name.substr(0, name.find('_'));
-  if (entry->is_matrix) {
+  std::string part = entry->part, key = name;
+  if (entry->kind == MATRICES) {
+    key = name.substr(0, name.find('_'));
     const int N = (int)size('N');
     const bool is_forward = part == "forward";
     const bool chunked = in[0].dtype == BFLOAT16 && is_chunked(N, size('T'), arch) && is_aligned(in, inputs) && is_aligned(out, outputs);
@@ -160,15 +205,19 @@ std::string prepare(const std::string& name, const Tensor* in, int inputs, const
     const int slices = chunked ? 1 : part == "step" ? step_slices(N) : is_forward ? forward_slices(N) : 1;
     launch.threads = chunked ? chunked_threads(N) : part == "step" ? step_threads(N) : is_forward ? forward_threads(N) : gradient_threads(N);
     launch.blocks = size('B') * size('H') * slices;
-    launch.sizes[1] = (int)size('H');
+    launch.sizes[0] = (int)size('T'), launch.sizes[1] = (int)size('H');
     key += " " + part + " " + std::to_string(N) + " " + dtype_name(in[0]) + " " + dtype_name(in[1]);
-  } else {
+  } else if (entry->kind == CHANNELS) {
+    key = name.substr(0, name.find('_'));
     launch.threads = STRIP_THREADS;
     launch.blocks = size('B') * size('S');
-    launch.sizes[1] = (int)size('D');
+    launch.sizes[0] = (int)size('T'), launch.sizes[1] = (int)size('D');
     key += " " + part + " 0 " + dtype_name(in[0]) + " float";
+  } else {
+    wrong = prepare_product(*entry, in, sizes, launch);
+    if (!wrong.empty()) return name + " " + wrong;
+    key += " " + part + " " + std::to_string(launch.rows) + " " + dtype_name(in[0]) + " float";
   }
-  launch.sizes[0] = (int)size('T');
   if (launch.blocks > 0x7fffffff) return name + ": too many rows at once";
   wrong = find(key + " " + std::to_string(arch), launch.kernel);
   return wrong.empty() ? "" : name + ": " + wrong;
@@ -178,14 +227,23 @@ std::string run(const std::string& name, const Tensor* in, int inputs, const Ten
   Launch launch;
   const std::string wrong = prepare(name, in, inputs, out, outputs, launch);
   if (!wrong.empty() || !launch.blocks) return wrong;
-  void *addresses[2 * MOST_TENSORS], *parameters[2 * MOST_TENSORS + 2];
+  void *addresses[2 * MOST_TENSORS], *parameters[2 * MOST_TENSORS + SIZES];
   int n = 0;
   for (int i = 0; i < inputs; i++) addresses[n++] = in[i] ? in[i].data : nullptr;
   for (int i = 0; i < outputs; i++) addresses[n++] = out[i] ? out[i].data : nullptr;
   for (int i = 0; i < n; i++) parameters[i] = &addresses[i];
-  parameters[n] = &launch.sizes[0], parameters[n + 1] = &launch.sizes[1];
-  const int bad = driver.launch(launch.kernel, (unsigned)launch.blocks, 1, 1, launch.threads, 1, 1, 0, stream, parameters, nullptr);
-  return bad ? name + ": the CUDA driver says: " + said(bad) : "";
+  for (int i = 0; i < SIZES; i++) parameters[n + i] = &launch.sizes[i];
+  const int64_t all = launch.rows ? launch.sizes[0] : 1, step = launch.rows ? launch.rows : 1;
+  for (int64_t first = 0; first < all; first += step) {
+    if (launch.rows) {
+      addresses[0] = (char*)in[0].data + first * in[0].dims[1] * bytes_of(in[0]);
+      addresses[n - 1] = out[0].to() + first * out[0].dims[1];
+      launch.sizes[0] = (int)std::min(step, all - first);
+    }
+    const int bad = driver.launch(launch.kernel, (unsigned)launch.blocks, 1, 1, launch.threads, 1, 1, 0, stream, parameters, nullptr);
+    if (bad) return name + ": the CUDA driver says: " + said(bad);
+  }
+  return "";
 }
 
 template <class F> int told(char* message, int room, const F& f) {

@@ -27,3 +27,19 @@ constexpr int chunked_threads(int n) { return 32 * (n / TILE); }
 
 // RWKV-4: a thread a channel.
 constexpr int STRIP_THREADS = 64;
+
+// Products with a packed matrix: `rows` rows of x at once, a power of two.
+constexpr int rows_at_once(int rows) { return rows <= 1 ? 1 : 2 * rows_at_once((rows + 1) / 2); }
+constexpr int MOST_FEW = 8, MOST_MANY = 64;  // rows; in cuda.py too
+constexpr int FACTOR_UNIT = 32;              // numbers of x that have a scale: UNIT in packed.h
+constexpr int ROUNDED_UNIT = FACTOR_UNIT + 8;  // bytes of them in rounded rows, with a scale and a sum
+
+// Few rows: a warp has FEW_OUTPUTS outputs; of each row of x `few_staged` numbers are in shared memory at a time.
+constexpr int FEW_WARPS = 8, FEW_OUTPUTS = 2, FEW_THREADS = 32 * FEW_WARPS;
+constexpr int few_staged(int rows, int bits) { return bits == 16 ? 8192 / rows : rows < 2 ? 8192 : 16384 / rows; }
+
+// Many rows, on tensor cores: a block has TILE outputs, and its warps share out the numbers of a row.
+constexpr int MANY_WARPS = 8, MANY_THREADS = 32 * MANY_WARPS;
+
+// Rounding alone: 8 threads a unit.
+constexpr int ROUND_LANES = 8, ROUND_THREADS = 256, ROUND_UNITS = ROUND_THREADS / ROUND_LANES;

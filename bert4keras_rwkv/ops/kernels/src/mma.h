@@ -1,4 +1,5 @@
-// Products on tensor cores (sm_80 and later): bfloat16 operands, float32 sums, matrices in tiles of 16 x 16 that a warp holds.
+// Products on tensor cores (sm_80 and later): bfloat16 operands, float32 sums, matrices in tiles of 16 x 16 that a warp holds; and
+// of whole numbers of 8 bits, their sums exact.
 //
 // Of lane l, g = l / 4 and q = l % 4, a tile's elements are those of rows g and g + 8, columns 2q, 2q + 1, 2q + 8 and 2q + 9.
 // So mma.m16n8k16 takes its first operand, its second one turned, and its sums (PTX ISA, "matrix fragments"): what one product
@@ -13,6 +14,11 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 __device__ inline void mma(float& d0, float& d1, float& d2, float& d3, const unsigned (&a)[4], const unsigned (&b)[2]) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(d0), "+f"(d1), "+f"(d2), "+f"(d3) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// The same of whole numbers, of which a word has four: A (16 x 32), B (32 x 8).
+__device__ inline void mma(int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 // Lane (g, q) has elements 2q and 2q + 1 of row g of a matrix 8 x 8, and gets those of column g.
 __device__ inline unsigned turned(unsigned x) {
@@ -55,6 +61,14 @@ inline void mma(float& d0, float& d1, float& d2, float& d3, const unsigned (&a)[
   for (int e = 0; e < 4; e++)
     for (int k = 0; k < 16; k++)
       *d[e] += part(all[4 * g + k % 8 / 2][k / 8 * 2 + e / 2], k) * part(all[4 * (2 * q + e % 2) + k % 8 / 2][4 + k / 8], k);
+}
+inline void mma(int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  const auto all = emulated::exchanged<6>({a[0], a[1], a[2], a[3], b[0], b[1]});
+  const auto part = [](unsigned four, int k) { return (int)(signed char)(four >> 8 * (k % 4)); };
+  const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+  for (int e = 0; e < 4; e++)
+    for (int k = 0; k < 32; k++)
+      d[e] += part(all[4 * g + k % 16 / 4][k / 16 * 2 + e / 2], k) * part(all[4 * (2 * q + e % 2) + k % 16 / 4][4 + k / 16], k);
 }
 inline unsigned turned(unsigned x) {
   const auto all = emulated::exchanged<1>({x});
