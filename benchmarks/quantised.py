@@ -8,7 +8,7 @@ from .checkpoints import Size, checkpoint
 from .rounds import Worker, interleave
 from .tables import spread, table
 
-PROMPT, DECODE, TEXTS = 512, 32, (8, 32)
+PROMPTS, DECODE, TEXTS = (512, 2048), 32, (8, 32)
 LARGEST_FLOAT = 1_000_000_000  # parameters of which float32 models of several programs are held side by side
 # Bits of a number of a matrix: ours have a scale of 16 bits for 32 numbers, and int4 a least value, too.
 BITS = {"fp32": 32, "F32": 32, "bf16": 16, "BF16": 16, "int8": 8.5, "Q8_0": 8.5, "int4": 5, "Q4_0": 4.5, "Q4_K_M": 4.85}
@@ -53,7 +53,7 @@ def gguf(path, kind, options):
 def workers(version, size, options):
     """(label, module, arguments, environment, commands, python) of every program."""
     path, is_small = checkpoint(size, options.cache, version), parameters(size) < LARGEST_FLOAT
-    shared = [f"prefill {PROMPT}", f"decode {DECODE}"]
+    shared = [*(f"prefill {length}" for length in PROMPTS), f"decode {DECODE}"]
     batched = [f"texts {DECODE * count} {count}" for count in TEXTS]
     for name in ("fp32", "bf16") if is_small else ("bf16",):
         given = [path, f"cpu {name}", options.threads]
@@ -77,13 +77,13 @@ def quantised(version, text, options, say):
     for label, module, arguments, environment, commands, python in workers(version, size, options):
         say(f"  rwkv{version} {size}: {label} starts")
         started.append(Worker(label, module, arguments, environment, commands, python))
-    shape = f"{PROMPT // 2} {size.width} {size.inner}"
+    shape = f"{PROMPTS[0] // 2} {size.width} {size.inner}"
     limits = Worker("limits", "limits", [options.threads], {}, ["read 4", f"gemm {shape}", f"gemm16 {shape}"])
     name = f"quantised rwkv{version} {size}"
     series = interleave(name, [limits, *started], options.rounds, options.wait, say)
     limits.close()
     starts = {worker.label: [{**worker.facts, "peak_mb": worker.close()}] for worker in started}
-    facts = {"matrices": size.block_parameters + size.head_parameters, "parameters": parameters(size), "prompt": PROMPT}
+    facts = {"matrices": size.block_parameters + size.head_parameters, "parameters": parameters(size)}
     return {"series": series, "starts": starts, "facts": facts}
 
 
@@ -97,12 +97,13 @@ def share(group, label):
 
 def page(name, group):
     """The section about one model."""
-    (prefill,), (decode,) = group.commands("prefill"), group.commands("decode")
-    texts = group.commands("texts")
+    prefills, (decode,), texts = (group.commands(what) for what in ("prefill", "decode", "texts"))
     rows = []
     for label in group.labels(decode):
         row = [label, spread(group.rates(label, decode), 1), f"{share(group, label):.0%}"]
-        row += [spread(group.rates(label, one), 0) if (label, one) in group.series else "" for one in (*texts, prefill)]
+        row += [
+            spread(group.rates(label, one), 0) if (label, one) in group.series else "" for one in (*texts, *prefills)
+        ]
         start = group.starts[label][0]
         rows.append([*row, f"{start['start_s']:.1f}", f"{start['load_peak_mb']:.0f}", f"{start['peak_mb']:.0f}"])
     columns = [
@@ -111,7 +112,8 @@ def page(name, group):
         "of the bandwidth",
         *(f"{one.split()[2]} texts at once" for one in texts),
     ]
-    columns += [f"prefill of {PROMPT}", "start to 5 tokens (s)", "most memory, loading (MB)", "most memory, all (MB)"]
+    columns += [f"prefill of {one.split()[1]}" for one in prefills]
+    columns += ["start to 5 tokens (s)", "most memory, loading (MB)", "most memory, all (MB)"]
     (read,) = group.commands("read")
     bandwidth = [int(read.split()[1]) * 2**30 / s / 1e9 for s in group.seconds("limits", read)]
     model = name.removeprefix("quantised ").replace("rwkv", "RWKV-")
@@ -143,20 +145,15 @@ def _pairs(group):
     for command in group.commands("texts"):
         yield command, "ours bf16", "llama.cpp BF16", 1.2
         yield command, "ours int8", "llama.cpp Q8_0", 1.2
-    (prefill,) = group.commands("prefill")
-    labels = [label for label in group.labels(prefill) if "torch" not in label]
-    best = [
-        max(
-            (label for label in labels if label.startswith("ours") == own),
-            key=lambda x: median(group.rates(x, prefill)),
-        )
-        for own in (True, False)
-    ]
-    yield "prefill", *best, 1.2
+    for prefill in group.commands("prefill"):
+        labels = [label for label in group.labels(prefill) if "torch" not in label]
+        own = [label for label in labels if label.startswith("ours")]
+        best = [max(some, key=lambda x: median(group.rates(x, prefill))) for some in (own, sorted({*labels} - {*own}))]
+        yield prefill, *best, 1.2
 
 
 def _times_faster(group, what, ours, other):
     """None where one of them was not measured."""
-    (command,) = group.commands(what) if what in ("decode", "prefill") else [what]
+    (command,) = group.commands(what) if what == "decode" else [what]
     there = {(ours, command), (other, command)} <= set(group.series)
     return group.times_faster(ours, other, command) if there else None
