@@ -35,7 +35,7 @@ template <class Kind, int COUNT> INLINE void add_rows(const float* const* x, int
     vec of_w[COUNT];
     UNROLLED for (int k = 0; k < COUNT; k++) {
       const auto* from = w + k * O + o;
-      if (o * sizeof(*w) % 64 == 0) __builtin_prefetch(from + COUNT * O, 0, 2);
+      if (o * sizeof(*w) % 64 == 0) __builtin_prefetch(from + std::max<int64_t>(COUNT * O, 8192 / sizeof(*w)), 0, 2);
       of_w[k] = Kind::wide(from);
     }
     for (int64_t r = 0; r < R; r++) {
