@@ -65,6 +65,8 @@ def load(arguments, tokenizer):
     from bert4keras_rwkv.models import RWKV
 
     numbers = {"dtype": arguments.dtype, "strategy": arguments.strategy}
+    if not any((*numbers.values(), arguments.adapter)):
+        numbers = {"quantization": "auto"}  # nothing is trained
     return RWKV.from_preset(path, tokenizer=tokenizer, kernel=arguments.kernel, **numbers)
 
 

@@ -15,8 +15,9 @@ from bert4keras_rwkv.keras_loader import all_kept, keras
 from bert4keras_rwkv.models.backbone import Backbone
 from bert4keras_rwkv.models.placement import placed
 from bert4keras_rwkv.models.plan import plan_for
-from bert4keras_rwkv.models.quantization import KEEP, Quantization, of_file
+from bert4keras_rwkv.models.quantization import AUTO, KEEP, Quantization, of_file
 from bert4keras_rwkv.ops.backend import adopt, has_accelerator
+from bert4keras_rwkv.ops.kernels.choose import chosen
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.strategy import Strategy, widest
 from bert4keras_rwkv.tokenizers.base import Tokenizer
@@ -90,7 +91,7 @@ class Numbers:
         """
         places = None if self.strategy is None else self._places(config, tensors)
         if places is None:
-            options |= {"dtype": _policy(self.dtype, tensors), "quantization": self.quantization}
+            options |= self._alike(tensors, options.get("kernel", "auto"))
         else:
             dtypes = [place.dtype for place in places]
             options |= {"dtype": widest(places), "dtypes": dtypes if len(set(dtypes)) > 1 else None}
@@ -109,6 +110,18 @@ class Numbers:
             options["quantization"].pack(backbone)
             backbone.settle()
         return backbone
+
+    def _alike(self, tensors, kernel):
+        """`dtype` and `quantization` of a network whose blocks are all alike."""
+        stored = None if tensors is None else str(np.dtype(stored_dtype(tensors)))
+        dtype, quantization = _policy(self.dtype, stored), self.quantization
+        if quantization == AUTO:
+            quantization = KEEP if stored == "bfloat16" and _serves_halves(dtype, kernel) else None
+            if quantization == KEEP:
+                _say_halves()
+        if quantization is None and stored in ("bfloat16", "float16") and self.dtype is None and dtype == "float32":
+            _say_float32(stored)
+        return {"dtype": dtype, "quantization": quantization}
 
     def _places(self, config, tensors):
         """The `Place` of each block and of the head, if there is room for what is known of the weights."""
@@ -178,27 +191,35 @@ def _tokenizer(given, checkpoint, file_size, cut):
     return given if cut is None or given is None else given.remapped(cut.keep, [None] * len(cut.compounds))
 
 
-def _policy(dtype, tensors):
-    """The dtype policy: an argument, a changed global one, or what suits the file and the device."""
+def _policy(dtype, stored):
+    """The dtype policy: an argument, a changed global one, or what suits the device and a file's dtype."""
     if dtype is not None:
         return dtype
     if keras.config.dtype_policy().name != "float32" or keras.config.floatx() != "float32":
         policy = keras.config.dtype_policy()
         return policy if policy.name != "float32" else keras.config.floatx()
-    stored = None if tensors is None else str(np.dtype(stored_dtype(tensors)))
-    if stored not in ("bfloat16", "float16"):
-        return "float32"
-    if has_accelerator():
-        return stored
-    _say_float32(stored)
-    return "float32"
+    return stored if stored in ("bfloat16", "float16") and has_accelerator() else "float32"
+
+
+def _serves_halves(dtype, kernel):
+    """Whether a model that computes in a dtype is no slower with matrices in bfloat16: native kernels multiply them."""
+    compute = keras.dtype_policies.get(dtype).compute_dtype
+    return compute == "float32" and not has_accelerator() and chosen(kernel, compute) == "native"
+
+
+@functools.cache
+def _say_halves():
+    logger.warning(
+        "The matrices are bfloat16, and are held so: computed in float32, they lose nothing. They do not train; the "
+        "dtype 'float32' holds them in float32."
+    )
 
 
 @functools.cache
 def _say_float32(stored):
     logger.warning(
         "The weights are %s; on a CPU they are held and computed in float32, in which they can be trained. "
-        "The dtype %r takes half the memory; quantization='keep' leaves matrices in bfloat16 as they are.",
+        "The dtype %r takes half the memory; with quantization='auto' matrices in bfloat16 stay so, which is faster.",
         stored,
         stored,
     )

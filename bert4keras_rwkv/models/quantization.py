@@ -16,7 +16,7 @@ from bert4keras_rwkv.weights.tensors import Tensor, Tensors, dtype_named
 
 SCHEMES = {"bfloat16": Scheme(16), "int8": Scheme(8), "int4": Scheme(4)}
 
-KEEP = "keep"
+KEEP, AUTO = "keep", "auto"
 EMBEDDING = "embed"
 
 
@@ -91,7 +91,8 @@ class Quantization(_Packing):
         if not isinstance(given, str) or given not in SCHEMES:
             known = ", ".join(map(repr, SCHEMES))
             raise ValueError(
-                f"`quantization` is {known}, {KEEP!r} of a file, a `Quantization`, or None. Received: {shown(given)}."
+                f"`quantization` is {known}, {KEEP!r} or {AUTO!r} of a file, a `Quantization`, or None. Received: "
+                f"{shown(given)}."
             )
         return cls(SCHEMES[given], SCHEMES["int8" if given == "int4" else given])
 
@@ -127,8 +128,8 @@ class Kept(_Packing):
 
 
 def asked(given):
-    """What `build_transformer_model` is told, checked: 'keep', a `Quantization` or None."""
-    return given if isinstance(given, str) and given == KEEP else Quantization.of(given)
+    """What `build_transformer_model` is told, checked: 'keep', 'auto', a `Quantization` or None."""
+    return given if isinstance(given, str) and given in (KEEP, AUTO) else Quantization.of(given)
 
 
 def of_file(given, rules, tensors, embedding):

@@ -595,10 +595,11 @@ def build_transformer_model(
 
     quantization: 'bfloat16', 'int8', 'int4' or a `Quantization`: the projections and the head are stored so, each
     matrix as it is read (`ops.matmul`). 'keep': as the file has them, blocks of a GGUF file and bfloat16 too; what has
-    no form here gets the nearest one, and how near that is the log says (docs/formats.md). None: in `dtype`, but a
-    preset of a quantised model as it is. strategy: instead of both, for each block where it is
-    computed, in which dtype, and how it is stored: a string as of the `rwkv` package, 'cuda fp16i8 *20 -> cpu fp32',
-    'auto', or a `Strategy` (docs/strategies.md).
+    no form here gets the nearest one, and how near that is the log says (docs/formats.md). 'auto': matrices that are
+    bfloat16 stay so where a native kernel multiplies them and the dtype is float32, which is faster and loses nothing;
+    else as None. None: in `dtype`, but a preset of a quantised model as it is. strategy: instead of both, for each
+    block where it is computed, in which dtype, and how it is stored: a string as of the `rwkv` package, 'cuda fp16i8
+    *20 -> cpu fp32', 'auto', or a `Strategy` (docs/strategies.md).
 
     prefix: what the names of the inputs and layers of the Keras model begin with, so that two models fit into one.
     name: its own name, None for the version.

@@ -10,7 +10,7 @@ import pytest
 from bert4keras_rwkv.cli import main
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.projection import scheme_of
-from bert4keras_rwkv.models import RWKV, build_transformer_model
+from bert4keras_rwkv.models import RWKV, build, build_transformer_model
 from bert4keras_rwkv.models.quantization import Quantization, projections
 from bert4keras_rwkv.packing import Scheme
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_pth
@@ -278,3 +278,25 @@ def test_bfloat16_is_kept(tmp_path):
     plain = build_transformer_model(checkpoint_path=tmp_path / "half.pth", dtype="float32")
     for path, kernel in numbers(half).items():
         np.testing.assert_array_equal(kernel, numbers(plain)[path])
+
+
+@pytest.mark.on("jax", "torch")
+def test_bfloat16_stays_where_that_serves(tmp_path, monkeypatch, caplog):
+    """'auto': as 'keep' where native kernels multiply, and said once; elsewhere, and of float32, nothing is packed."""
+    rwkv = small_model("6")
+    for dtype in ("bfloat16", "float32"):
+        write_pth(tmp_path / f"{dtype}.pth", rwkv.weights(), dtype=dtype)
+
+    def held(name, **options):
+        return build_transformer_model(checkpoint_path=tmp_path / f"{name}.pth", quantization="auto", **options)
+
+    build._say_halves.cache_clear()
+    halves = [held("bfloat16") for _ in range(2)]
+    assert {scheme.bits for scheme in schemes(halves[0]).values()} == {16}
+    assert caplog.text.count("are held so") == 1 and "can be trained" not in caplog.text
+    plain = build_transformer_model(checkpoint_path=tmp_path / "bfloat16.pth", dtype="float32")
+    np.testing.assert_allclose(logits(halves[0]), logits(plain), atol=1e-5)
+    for other in (held("float32"), held("bfloat16", dtype="bfloat16"), held("bfloat16", kernel="ops")):
+        assert not any(schemes(other).values())
+    monkeypatch.setenv("OPS_KERNEL", "1")
+    assert not any(schemes(held("bfloat16")).values())
