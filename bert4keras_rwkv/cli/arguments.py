@@ -303,7 +303,7 @@ def _running(command):
     """How a model runs. Returns the group of arguments."""
     running = _engine(command)
     numbers = running.add_mutually_exclusive_group()
-    numbers.add_argument("--dtype", choices=DTYPES, help="what is computed with (default: what suits the device and the file)")
+    numbers.add_argument("--dtype", choices=DTYPES, help="what is computed with (default: what suits device and file)")
     _strategy(numbers)
     running.add_argument(
         "--kernel", default="auto", metavar="K", help=f"form of the recurrence: {_listed(KERNELS)} (default: auto)"
