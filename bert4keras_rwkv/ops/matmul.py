@@ -14,7 +14,7 @@ from bert4keras_rwkv.ops import backend
 from bert4keras_rwkv.ops.backend import dtype_name, nothing, wide_matmul
 from bert4keras_rwkv.ops.kernels import cuda
 from bert4keras_rwkv.ops.kernels.choose import chosen
-from bert4keras_rwkv.ops.kernels.native import device, has_products_of_many, product
+from bert4keras_rwkv.ops.kernels.native import device, multiplies_many, product
 from bert4keras_rwkv.packing import LARGEST, MOST, NAMES, PAIR, UNIT, Scheme, pack
 
 FEW = 16  # rows; of more, a packed matrix is unpacked for them all, unless this processor can
@@ -67,7 +67,7 @@ def product_for(scheme, rows, where="cpu"):
     """The native kernel that multiplies so many rows, None: the matrix is unpacked for them. where: 'cpu' or 'cuda'."""
     if where == "cuda":
         kind = cuda.product_of(rows)
-    elif rows >= SEVERAL[scheme.bits] and has_products_of_many():
+    elif rows >= SEVERAL[scheme.bits] and multiplies_many(scheme.bits):
         kind = "product_many"
     else:
         kind = "product" if rows <= FEW else None

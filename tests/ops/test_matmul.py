@@ -76,7 +76,8 @@ def test_a_packed_matrix_is_near(scheme, shape):
 @pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
 def test_products(scheme, shape, many, monkeypatch):
     """By the kernels of every instruction set, for few rows or for many, or by unpacking: the same function."""
-    monkeypatch.setattr("bert4keras_rwkv.ops.matmul.has_products_of_many", lambda: many)
+    monkeypatch.setattr("bert4keras_rwkv.ops.matmul.multiplies_many", lambda bits: many)
+    monkeypatch.setattr("bert4keras_rwkv.ops.matmul.SEVERAL", dict.fromkeys((16, 8, 4), 4))
     tensors = as_tensors(pack(matrix(*shape), scheme))
     unpacked = ops.convert_to_numpy(unpack(tensors, scheme, shape[1])).astype("float64")
     native = keras.backend.backend() in ("jax", "torch")

@@ -36,10 +36,11 @@ X86 = {
     "bf16": (16, (*AVX512, "-mavx512vnni", "-mavx512bf16"), ("product", "product_many")),
     "vnni": (16, (*AVX512, "-mavx512vnni"), ("product", "product_many")),
     "avx512": (16, AVX512, KERNELS),
+    "avxvnni": (8, ("-march=x86-64-v3", "-mavxvnni"), ("product", "product_many")),
     "avx2": (8, ("-march=x86-64-v3",), KERNELS),
     "plain": (4, ("-march=x86-64",), KERNELS),
 }
-NEWER = {"bf16", "vnni"}  # than some compilers that build all else
+NEWER = {"bf16", "vnni", "avxvnni"}  # than some compilers that build all else
 LEVELS = {"x86_64": X86, "AMD64": X86, "x86": X86}
 SUFFIX = ".so"
 BUILDING = "Building the native kernels with %s: once, for about half a minute on two cores. They are kept in '%s'."

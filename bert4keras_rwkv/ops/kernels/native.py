@@ -172,9 +172,10 @@ def product(name, x, tensors, slope):
     return on_torch.product(name)(x, tensors)
 
 
-def has_products_of_many():
-    """Whether this processor multiplies whole numbers so fast that many rows, too, are multiplied so."""
-    return library().levels()[0] in ("vnni", "bf16")
+def multiplies_many(bits):
+    """Whether this processor multiplies numbers of so many bits faster, for many rows too, than their floats."""
+    level = library().levels()[0]
+    return level in ("bf16", "vnni") or (bits < 16 and level in ("avx512", "avxvnni", "avx2"))
 
 
 def _of(x, dtypes=TAKEN[:1], like=None):

@@ -19,10 +19,11 @@
 
 #if defined(__x86_64__) && !defined(ONLY_PLAIN)
 #define HAS_LEVELS
+#include <cpuid.h>
 #endif
 #define DECLARE(level) extern const Kernel matrix_state_##level[], wkv4_##level[], product_##level[], product_many_##level[], product_dense_##level[];
 #ifdef HAS_LEVELS
-extern const Kernel product_vnni[], product_many_vnni[], product_bf16[], product_many_bf16[];
+extern const Kernel product_vnni[], product_many_vnni[], product_bf16[], product_many_bf16[], product_avxvnni[], product_many_avxvnni[];
 DECLARE(avx512)
 DECLARE(avx2)
 #endif
@@ -42,6 +43,10 @@ bool has_avx512() {
 bool has_bf16() { return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"); }
 bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"); }
+bool has_avxvnni() {  // GCC has a name for it since version 12 only
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
 #endif
 bool always() { return true; }
 const Level LEVELS[] = {
@@ -53,6 +58,9 @@ const Level LEVELS[] = {
     {"vnni", has_vnni, {matrix_state_avx512, wkv4_avx512, product_vnni, product_many_vnni, product_dense_avx512}},
 #endif
     {"avx512", has_avx512, {matrix_state_avx512, wkv4_avx512, product_avx512, product_many_avx512, product_dense_avx512}},
+#ifndef NO_AVXVNNI
+    {"avxvnni", has_avxvnni, {matrix_state_avx2, wkv4_avx2, product_avxvnni, product_many_avxvnni, product_dense_avx2}},
+#endif
     {"avx2", has_avx2, {matrix_state_avx2, wkv4_avx2, product_avx2, product_many_avx2, product_dense_avx2}},
 #endif
     {"plain", always, {matrix_state_plain, wkv4_plain, product_plain, product_many_plain, product_dense_plain}},

@@ -21,6 +21,11 @@
 #else
 #define VNNI 0
 #endif
+#if defined(__AVXVNNI__) && !VNNI
+#define VNNI_OF_256 1
+#else
+#define VNNI_OF_256 0
+#endif
 
 #if defined(__AVX512BF16__)
 #define BF16 1

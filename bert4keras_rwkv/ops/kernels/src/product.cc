@@ -88,23 +88,24 @@ typedef __m256 some;
 template <int BITS> constexpr int64_t STEP = BITS == 4 ? 2 : 1;
 
 template <int BITS, int ROWS> INLINE void add_step(const Whole* x, const uint8_t* w, int64_t u, int64_t, const float* factors, int64_t apart, some* sums, int jump) {
-  const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1), halves = _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0);
+  const __m256i low = _mm256_set1_epi8(15), halves = _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0);
   const __m256i read = _mm256_loadu_si256((const __m256i*)w);
   const __m256i first = BITS == 4 ? _mm256_and_si256(read, low) : _mm256_abs_epi8(read);
   const __m256i second = BITS == 4 ? _mm256_and_si256(_mm256_srli_epi16(read, 4), low) : read;
   UNROLLED for (int r = 0; r < ROWS; r++) {
     const __m256i* given = (const __m256i*)(x[r].numbers + u * UNIT);
     const float* factor = factors + r * apart + u;
-    __m256i pairs;
-    __m256 by;
-    if (BITS == 4) {
-      pairs = _mm256_add_epi16(_mm256_maddubs_epi16(first, _mm256_load_si256(given)), _mm256_maddubs_epi16(second, _mm256_load_si256(given + 1)));
-      by = _mm256_permutevar_ps(_mm256_castpd_ps(_mm256_broadcast_sd((const double*)factor)), halves);
-    } else {
-      pairs = _mm256_maddubs_epi16(first, _mm256_sign_epi8(_mm256_load_si256(given), second));
-      by = _mm256_broadcast_ss(factor);
-    }
-    sums[r * jump] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones)), by, sums[r * jump]);
+    const __m256i of_first = BITS == 4 ? _mm256_load_si256(given) : _mm256_sign_epi8(_mm256_load_si256(given), second);
+#if VNNI_OF_256
+    __m256i dot = _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), first, of_first);
+    if (BITS == 4) dot = _mm256_dpbusd_avx_epi32(dot, second, _mm256_load_si256(given + 1));
+#else
+    __m256i pairs = _mm256_maddubs_epi16(first, of_first);
+    if (BITS == 4) pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(second, _mm256_load_si256(given + 1)));
+    const __m256i dot = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+    const __m256 by = BITS == 4 ? _mm256_permutevar_ps(_mm256_castpd_ps(_mm256_broadcast_sd((const double*)factor)), halves) : _mm256_broadcast_ss(factor);
+    sums[r * jump] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), by, sums[r * jump]);
   }
 }
 INLINE float total(some x, vec more) {

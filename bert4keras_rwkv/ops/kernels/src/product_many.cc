@@ -7,10 +7,10 @@
 #include "packed.h"
 
 namespace {
-constexpr int AT_ONCE = W == 16 ? 6 : 2;  // rows; with two vectors of outputs they fill the registers
+constexpr int AT_ONCE = W == 16 ? 6 : W == 8 ? 4 : 2;  // rows; with two vectors of outputs they fill the registers
 constexpr int64_t TILE = 2 * W;  // outputs
 constexpr int64_t STEPS = UNIT / 4;
-constexpr int PLUS = VNNI ? 128 : 0;  // what is added to numbers of 8 bits of W
+constexpr int PLUS = VNNI || VNNI_OF_256 ? 128 : 0;  // what is added to numbers of 8 bits of W
 typedef ints loose_ints __attribute__((aligned(4)));
 
 // Rounded rows, one after another: the numbers, of each unit the scale, and of each the sum.
@@ -41,6 +41,8 @@ void round_rows(const Tensor* in, const Tensor* out, const float*, int64_t from,
 template <int BITS> INLINE ints add_products(ints total, ints w, ints x) {
 #if VNNI
   return (ints)_mm512_dpbusd_epi32((__m512i)total, (__m512i)w, (__m512i)x);
+#elif VNNI_OF_256
+  return (ints)_mm256_dpbusd_avx_epi32((__m256i)total, (__m256i)w, (__m256i)x);
 #elif defined(__AVX512BW__)
   const __m512i a = BITS == 4 ? (__m512i)w : _mm512_abs_epi8((__m512i)w), none = _mm512_setzero_si512();
   const __m512i b = BITS == 4 ? (__m512i)x : _mm512_mask_sub_epi8((__m512i)x, _mm512_movepi8_mask((__m512i)w), none, (__m512i)x);
@@ -63,9 +65,11 @@ template <class F> INLINE void by_blocks(int64_t R, const F& products) {
     switch ((b + 1) * R / blocks - begin) {
       case 1: products(begin, std::integral_constant<int, 1>()); break;
       case 2: products(begin, std::integral_constant<int, 2>()); break;
-#if WIDTH == 16
+#if WIDTH >= 8
       case 3: products(begin, std::integral_constant<int, 3>()); break;
       case 4: products(begin, std::integral_constant<int, 4>()); break;
+#endif
+#if WIDTH == 16
       case 5: products(begin, std::integral_constant<int, 5>()); break;
       case 6: products(begin, std::integral_constant<int, 6>()); break;
 #endif
@@ -99,7 +103,7 @@ template <int BITS> void lay_out(const uint8_t* const* w, int64_t units, ints* t
       for (int64_t i = 0; i < W && at + i < words; i++) {
         const ints here = (ints)rows[i];
         if (BITS == 8) {
-          to[(at + i) * 2 + v] = here ^ (ints)(VNNI ? (ints{} + (int32_t)0x80808080) : ints{});
+          to[(at + i) * 2 + v] = here ^ (ints{} + (int32_t)(PLUS ? 0x80808080 : 0));
         } else {  // 4 words a unit: the first 16 numbers, and the others
           const int64_t unit = (at + i) / 4, step = (at + i) % 4;
           to[(unit * STEPS + step) * 2 + v] = here & 0x0f0f0f0f;
