@@ -50,6 +50,18 @@ def atomic_file(path):
         yield unfinished
 
 
+def check_room(path, size):
+    """Raise the OSError of writing so many bytes to a path, before a library does that takes none well."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with open(path, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 @contextmanager
 def atomic_files(*paths):
     """The same for files that belong together: a list of paths to write to. They take their names together.

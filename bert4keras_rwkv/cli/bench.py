@@ -4,7 +4,9 @@ Run as a program, by `python -m`, this file is one of the processes that are mea
 """
 
 import json
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from bert4keras_rwkv.atomic import atomic_file, check_file
@@ -24,6 +26,7 @@ STDOUT = "-"
 def run(arguments):
     """Measure, then print the table and write what else is asked for. Raises RuntimeError if nothing was measured."""
     named(arguments.model)
+    _end_well()
     settings = _settings(arguments)
     _check_targets(arguments)
     if arguments.engine:
@@ -48,6 +51,14 @@ def run(arguments):
         raise RuntimeError(f"nothing was measured: {report.rows[0].why_not or 'no program gave an answer.'}")
     if arguments.plot is not None:
         plot(report, arguments.plot)
+
+
+def _end_well():
+    """Let who ends the process from outside end it as an exception does: no program goes on, no file stays."""
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
 
 
 def _settings(arguments):

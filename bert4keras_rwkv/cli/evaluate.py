@@ -17,7 +17,8 @@ def run(arguments):
     """Load the model, let it read FILE, and print what came out, for people or with `--json` for programs."""
     kind = "jsonl" if arguments.task == "lambada" else kind_of(arguments.file, arguments.format)
     files = files_of(arguments.file, kind)  # before seconds go by with loading a model
-    rwkv = load(arguments, None if arguments.tokenizer is None else named_tokenizer(arguments.tokenizer))
+    tokenizer = None if arguments.tokenizer is None else named_tokenizer(arguments.tokenizer)
+    rwkv = load(arguments, tokenizer, only_reads=True)
     settings = {
         "batch_size": arguments.batch_size,
         "chunk_len": arguments.chunk_length,

@@ -18,7 +18,7 @@ def run(arguments):
     sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another one
     with StatusLine(sys.stderr) as line:
         line.show("loading the model")
-        rwkv = load(arguments, tokenizer)
+        rwkv = load(arguments, tokenizer, only_reads=True)
         if rwkv.tokenizer is None:
             raise ValueError(f"No vocabulary was found beside '{arguments.model}'. Name one with --tokenizer.")
         state = tuned(rwkv, arguments)
@@ -58,15 +58,15 @@ def prompt_text(given):
     return prompt
 
 
-def load(arguments, tokenizer):
-    """The `RWKV` that was asked for, on the backend that was asked for."""
+def load(arguments, tokenizer, only_reads=False):
+    """The `RWKV` that was asked for, on the backend that was asked for. only_reads: its matrices are not changed."""
     path = named(arguments.model)  # before seconds go by with loading a backend
     choose_engine(arguments.engine)
     from bert4keras_rwkv.models import RWKV
 
     numbers = {"dtype": arguments.dtype, "strategy": arguments.strategy}
-    if not any((*numbers.values(), arguments.adapter)):
-        numbers = {"quantization": "auto"}  # nothing is trained
+    if only_reads and not any((*numbers.values(), arguments.adapter)):
+        numbers = {"quantization": "auto"}
     return RWKV.from_preset(path, tokenizer=tokenizer, kernel=arguments.kernel, **numbers)
 
 

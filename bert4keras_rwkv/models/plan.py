@@ -17,6 +17,7 @@ from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.strategy import Part, Place, Strategy
 from bert4keras_rwkv.weights.checkpoint import named, open_checkpoint
 from bert4keras_rwkv.weights.loading import variable_shapes
+from bert4keras_rwkv.weights.packed import schemes_of
 from bert4keras_rwkv.weights.tensors import dtype_named
 
 HALVES = ("float16", "bfloat16")
@@ -143,16 +144,17 @@ def plan_for(strategy, config, tensors):
     shapes = variable_shapes(config.rules(), tensors.shapes)
     free = {name: devices.free_memory(name) for name in devices.names()}
     dtypes = {path: str(np.dtype(tensors.dtypes[f"{path}.weight"])) for path in ("emb", "head")}
+    held = {path: described.scheme for path, described in schemes_of(config.rules(), tensors).items()}
     if not strategy.is_auto:
-        return _planned(strategy, config, shapes, free, dtypes)
-    plan = _chosen(config, shapes, free, dtypes)
+        return _planned(strategy, config, shapes, free, dtypes, held)
+    plan = _chosen(config, shapes, free, dtypes, held)
     logger.warning("The strategy 'auto' is '%s' here.", plan.strategy)
     return plan
 
 
-def _planned(strategy, config, shapes, free, dtypes):
+def _planned(strategy, config, shapes, free, dtypes, held):
     places = strategy.places(config.num_hidden_layers)
-    sizes = _sizes(shapes, places, dtypes["emb"])
+    sizes = _sizes(shapes, places, dtypes["emb"], held)
     first = places[0]
     embedding = Place(devices.HOST if first.streamed else first.device, first.dtype, None)
     names = ["embedding", *map(str, range(config.num_hidden_layers)), "head"]
@@ -160,20 +162,21 @@ def _planned(strategy, config, shapes, free, dtypes):
     return Plan(strategy, config, tuple(rows), free)
 
 
-def _sizes(shapes, places, embedding):
+def _sizes(shapes, places, embedding, held):
     """Bytes of the embedding and its norm, of each block, and of the head and its norm. shapes: path -> shape.
-    embedding: its dtype in the file.
+    embedding: its dtype in the file. held: path -> `Scheme` of what is packed there, and stays so.
     """
     quantization, found = Quantization.of_places(places), [0] * (len(places) + 1)
     for path, shape in shapes.items():
         first, *rest = path.split("/")
         i = int(rest[0]) + 1 if first == "blocks" else 0 if first in ("embed", "ln0") else len(places)
-        scheme = quantization and is_projection(path) and quantization.scheme(path.removesuffix("/kernel"))
+        name = path.removesuffix("/kernel")
+        scheme = held.get(name) or (quantization and is_projection(path) and quantization.scheme(name))
         if scheme:
             found[i] += sum(_bytes(*of) for of in scheme.tensors(shape[1], shape[0]).values())
         else:
             dtype = places[max(i, 1) - 1].dtype
-            kept = quantization and first == EMBEDDING and dtype == "float32" and embedding == "bfloat16"
+            kept = (held or quantization) and first == EMBEDDING and dtype == "float32" and embedding == "bfloat16"
             found[i] += _bytes(shape, embedding if kept else dtype)
     return found
 
@@ -191,10 +194,12 @@ def _arriving(rows):
     return {name: max(map(sum, pairwise(sizes)), default=sizes[0]) for name, sizes in found.items()}
 
 
-def _chosen(config, shapes, free, dtypes):
-    """The plan for the first candidate with room, the best quality first. dtypes: of the weights' file."""
+def _chosen(config, shapes, free, dtypes, held):
+    """The plan for the first candidate with room, the best quality first. dtypes, held: of the weights' file."""
     candidates = _candidates(config, shapes, free, dtypes["head"])
-    tried = [_planned(strategy, config, shapes, free, dtypes) for strategy in candidates]
+    if held:  # whatever is asked for, its matrices stay as they are
+        candidates = [one for one in candidates if all(part.stored is None for part in one.parts)]
+    tried = [_planned(strategy, config, shapes, free, dtypes, held) for strategy in candidates]
     for plan in tried:
         if all(free[name] is None or taken <= ROOM * free[name] for name, taken in plan.needed().items()):
             return plan

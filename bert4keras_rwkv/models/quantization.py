@@ -25,6 +25,9 @@ class _Packing:
 
     skip = ()
 
+    def check(self, config):
+        """Raise a ValueError unless it is for a model of this configuration."""
+
     def pack(self, backbone):
         """Pack the matrices of a backbone; before it is built they will be packed when it is. All or nothing."""
         for layer, scheme in self._chosen(backbone).values():
@@ -46,6 +49,7 @@ class _Packing:
 
     def _chosen(self, backbone):
         """Path -> (layer, its `Scheme`) of what is packed; it can be, or this is a ValueError."""
+        self.check(backbone.config)
         layers = projections(backbone)
         chosen = {path: (layers[path], scheme) for path in layers if (scheme := self.scheme(path)) is not None}
         if self._halves(backbone.embed):
@@ -80,8 +84,21 @@ class Quantization(_Packing):
     embedding: str | None = None
 
     def __post_init__(self):
+        blocks = self.blocks if isinstance(self.blocks, tuple) else (self.blocks,)
+        for given in (*blocks, self.head):
+            if not isinstance(given, Scheme | None):
+                raise ValueError(f"`blocks` and `head` are a `Scheme`, a tuple of them, or None. Received: {given!r}.")
         if self.embedding not in (None, "bfloat16"):
             raise ValueError(f"`embedding` is 'bfloat16' or None. Received: {shown(self.embedding)}.")
+
+    def check(self, config):
+        """Raise a ValueError unless it is for a model of this configuration."""
+        if isinstance(self.blocks, tuple) and len(self.blocks) != config.num_hidden_layers:
+            raise ValueError(f"`blocks` has {len(self.blocks)} schemes, for {config.num_hidden_layers} blocks.")
+        paths = [rule.path for rule in filled(config.rules())]
+        for skipped in self.skip:
+            if not any(f"/{skipped.strip('/')}/" in f"/{path}/" for path in paths):
+                raise ValueError(f"`skip` names part of a path, such as {paths[-1]!r}. None has {shown(skipped)}.")
 
     @classmethod
     def of(cls, given):
@@ -202,6 +219,15 @@ def _part(variable):
         return np.asarray(ops.convert_to_numpy(variable.value), dtype)
 
     return Tensor(shape, dtype, read, lambda start, stop: read()[start:stop])
+
+
+def refuse_packed(backbone):
+    """Raise a ValueError if a matrix is packed: what is merged into it would be rounded once more."""
+    for path, layer in projections(backbone).items():
+        if scheme_of(layer) is not None:
+            raise ValueError(
+                f"'{path}' is {quantised_as(layer)}: merge into the model that it was made of, and quantise that then."
+            )
 
 
 def projections(backbone):

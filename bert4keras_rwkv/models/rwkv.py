@@ -11,7 +11,7 @@ from bert4keras_rwkv.models import lora, state_tuning
 from bert4keras_rwkv.models.build import Numbers, backbone_and_tokenizer, functional_model
 from bert4keras_rwkv.models.loss_model import training_model
 from bert4keras_rwkv.models.plan import plan_of
-from bert4keras_rwkv.models.quantization import Quantization, asked, weights_of
+from bert4keras_rwkv.models.quantization import Quantization, asked, refuse_packed, weights_of
 from bert4keras_rwkv.models.reader import Reader
 from bert4keras_rwkv.models.request import Request, end_ids, limits, seeds, texts_that_stop, whole_number, with_text
 from bert4keras_rwkv.models.segment_model import segment_trainer
@@ -59,9 +59,9 @@ class RWKV:
         self.sampling = Sampling(top_p=0.85) if sampling is None else sampling
         self.sequence_length, self.with_lm, self.packed = sequence_length, with_lm, packed
         self._made_with = {"input_state": input_state, "output_state": output_state, "prefix": prefix, "name": name}
-        self.model = functional_model(backbone, sequence_length, with_lm, packed=packed, **self._made_with)
+        self._model = functional_model(backbone, sequence_length, with_lm, packed=packed, **self._made_with)
         self.forget_programs()
-        for user in (self, self.model):
+        for user in (self, self._model):
             backbone.used_by(user)
 
     def __reduce__(self):
@@ -72,6 +72,14 @@ class RWKV:
     def __repr__(self):
         c = self.config
         return f"<RWKV {c.model}, {c.num_hidden_layers} layers of {c.hidden_size}, vocabulary {c.vocab_size}>"
+
+    @property
+    def model(self):
+        """The Keras model; a ValueError if the network does not lie on one device. Keras' `predict` would find that out
+        when it has taken the variables' values away.
+        """
+        self.backbone.check_one_device()
+        return self._model
 
     def forward(self, ids, state=None, present=None):
         """Read tokens; logits for every position.
@@ -297,7 +305,7 @@ class RWKV:
 
     def summary(self, *args, **options):
         """That of `RWKV.model`."""
-        self.model.summary(*args, **options)
+        self._model.summary(*args, **options)
 
     def training_model(self, loss=None, accuracy=False):
         """A Keras model `Input-Token` (B, T) [, `Answer-Mask`] [, `Reset`] -> scalar loss, on the same weights.
@@ -405,8 +413,9 @@ class RWKV:
 
         alpha: what a LoRA was trained with; files do not say it. base: for a PiSSA, the file of its initial factors.
         All or nothing; each weight is computed in float32 and rounded once to its dtype. There is no way back: keep the
-        model's file.
+        model's file. Raises ValueError for a quantised model, whose matrices would be rounded once more.
         """
+        refuse_packed(self.backbone)
         first = None if base is None else read_adapter(base)
         merge_into(self.config.rules(), self.backbone.variable_at, read_adapter(path), alpha, first)
         self.backbone.settle()
@@ -428,6 +437,8 @@ class RWKV:
         There is no way back, and a LoRA comes after it. All or nothing: numbers that cannot be stored so, or a model
         that is quantised or has a LoRA, are a ValueError, and so is `compensate` without texts.
         """
+        if quantization is None:
+            raise ValueError("`quantization` is 'bfloat16', 'int8', 'int4' or a `Quantization`. Received: None.")
         quantization = Quantization.of(quantization)
         if calibrate is None and compensate:
             raise ValueError("`compensate` needs to know what the matrices multiply. Give texts: `calibrate`.")

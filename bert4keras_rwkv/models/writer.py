@@ -155,7 +155,8 @@ class Writer:
 
 class Steps:
     """The steps of a request, one after another. While one is computed and looked at, the next has begun, where that
-    costs nothing: the host needs as long to start a step as a small network to compute it.
+    costs nothing: the host needs as long to start a step as a small network to compute it. Weights that are changed in
+    between count from the step after that.
     """
 
     def __init__(self, writer, request):
@@ -304,9 +305,9 @@ def _drawing(plan):
 
 
 def _chosen(rows, these, others):
-    """Leaf by leaf, rows of one nested structure of (B, ...) tensors or of another."""
+    """Leaf by leaf, rows of one nested structure of (B, ...) tensors, or None, or of another."""
 
     def one(this, other):
-        return ops.where(ops.reshape(rows, (-1, *[1] * (len(this.shape) - 1))), this, other)
+        return None if this is None else ops.where(ops.reshape(rows, (-1, *[1] * (len(this.shape) - 1))), this, other)
 
     return keras.tree.map_structure(one, these, others)

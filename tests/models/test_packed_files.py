@@ -2,6 +2,7 @@
 
 import json
 import logging
+import resource
 
 import h5py
 import numpy as np
@@ -29,6 +30,12 @@ def numbers(rwkv):
 
 def schemes(rwkv):
     return {path: scheme_of(layer) for path, layer in projections(rwkv.backbone).items()}
+
+
+def parts(layer):
+    """The arrays of a packed layer, or its kernel."""
+    found = layer.packed.values() if scheme_of(layer) else [layer.kernel]
+    return [np.asarray(ops.convert_to_numpy(one)) for one in found]
 
 
 def logits(rwkv, ids=IDS):
@@ -300,3 +307,51 @@ def test_bfloat16_stays_where_that_serves(tmp_path, monkeypatch, caplog):
         assert not any(schemes(other).values())
     monkeypatch.setenv("OPS_KERNEL", "1")
     assert not any(schemes(held("bfloat16")).values())
+
+
+@pytest.mark.on("torch")
+def test_a_full_disk(preset, tmp_path):
+    """One error, which names the file, and no crash of HDF5; what was there stays."""
+    folder, rwkv = preset
+    before = (folder / "model.weights.h5").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 13, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large.*preset"):
+            rwkv.save_to_preset(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (folder / "model.weights.h5").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_plans_of_quantised_files(preset, capsys):
+    """What a file has packed stays so, whatever is computed in: the bytes are those, and 'auto' is float32."""
+    folder, rwkv = preset
+    held = sum(part.nbytes for layer in projections(rwkv.backbone).values() for part in parts(layer))
+    plans = [RWKV.plan(folder, strategy) for strategy in ("cpu fp32", "cpu fp32i8", "auto")]
+    assert held < sum(row.bytes for row in plans[0].rows) < 3 * held
+    assert (
+        [row.bytes for row in plans[0].rows] == [row.bytes for row in plans[1].rows] == [r.bytes for r in plans[2].rows]
+    )
+
+
+def test_quantizations_that_are_none():
+    rwkv = small_model("7")
+    for given, said in (
+        (lambda: rwkv.quantize(None), "Received: None"),
+        (lambda: Quantization("int8", "int4"), "are a `Scheme`, a tuple"),
+        (lambda: rwkv.quantize(Quantization((Scheme(8),), None)), "1 schemes, for 2 blocks"),
+        (lambda: rwkv.quantize(Quantization(Scheme(8), None, skip=("nonsense",))), "None has 'nonsense'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            given()
+    assert not any(schemes(rwkv).values())
+
+
+def test_what_is_merged_into_none(preset, tmp_path):
+    """A file's LoRA would be rounded with the matrix: refused, and nothing is changed."""
+    _, rwkv = preset
+    before = logits(rwkv)
+    with pytest.raises(ValueError, match="merge into the model that it was made of"):
+        rwkv.merge_lora(tmp_path / "any.pth")
+    np.testing.assert_array_equal(logits(rwkv), before)

@@ -98,6 +98,7 @@ def test_a_keras_model_needs_one_device():
     ):
         with pytest.raises(ValueError, match=r"on one device, cpu:0, and .* streamed\. It reads and writes"):
             use()
+    rwkv.forward(IDS)  # it has its weights still
 
 
 def test_bad_input():

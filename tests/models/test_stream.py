@@ -84,6 +84,17 @@ def test_stop_texts(rwkv, stop):
         assert_close(arrays(0 * exact.wkv, state[row]), arrays(0 * exact.wkv, exact))
 
 
+@pytest.mark.on("jax")
+def test_stop_texts_block_by_block(monkeypatch):
+    """Rows that show less than the others when one is looked at, in a network that is run in small programs."""
+    monkeypatch.setattr("bert4keras_rwkv.models.blocks.NARROWEST", 1)
+    rwkv = small_model(num_hidden_layers=1, vocab_size=SIZE, tokenizer=RWKV_TOKENIZER.from_entries(TOKENS))
+    prompts = [rwkv.tokenizer.encode(text) for text in ("The ", "a", "On a day ")]
+    wanted = [stopped(rwkv, prompt, 5 + row, "ba") for row, prompt in enumerate(prompts)]
+    options = {"max_new_tokens": 9, "stop_texts": "ba", "sampling": LETTERS, "strip_prompt": True}
+    assert rwkv.generate(prompts, seed=5, **options) == [tokens for _, tokens in wanted]
+
+
 @pytest.mark.on("torch")
 def test_no_id_without_a_text_through_any_door(rwkv, tmp_path, capsys):
     """A vocabulary may have gaps, a head more rows than it has texts: where text is wanted none of those is drawn."""

@@ -6,13 +6,14 @@ their names.
 """
 
 import json
+import math
 import re
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from bert4keras_rwkv.atomic import atomic_file, atomic_folder
+from bert4keras_rwkv.atomic import atomic_file, atomic_folder, check_room
 from bert4keras_rwkv.versions.table import filled
 from bert4keras_rwkv.weights.casting import cast, report
 from bert4keras_rwkv.weights.folder import CONFIG, VOCABULARY, WEIGHTS, config_beside, key_beside
@@ -29,6 +30,7 @@ TUNED = re.compile(rf"{ROOT}/(start_states/.*|vars/tuned_state|.*/vars/(lora|bas
 INDEX = ".weights.json"  # how Keras' index of shards ends
 OWN_NORM = "norm"  # our HeadNorm has the names that Keras' LayerNormalization numbers
 NUMBERED = {"kernel": "0", "bias": "1", "gamma": "0", "beta": "1", "embeddings": "0"}
+OVERHEAD = 1024  # bytes of a data set beside its numbers, about
 
 
 def h5_path(path):
@@ -166,16 +168,27 @@ def write_keras_h5(path, mapping, config, dtype=None, progress=None):
     rules, tensors = config.rules(), cast(mapping, dtype)
     variables, packed = to_variables(rules, tensors), schemes_of(rules, tensors)
     names = {rule.path: rule.names[0] for rule in filled(rules)}
-    with atomic_file(path) as unfinished, h5py.File(unfinished, "w") as file:
-        for index, name in enumerate(variables):
-            held = tensors.entry(names[name]).packed
-            if held is None:
-                _write(file, h5_path(name), variables.entry(name))
-            else:
-                for part, array in held.read().items():
-                    _write(file, h5_path(f"{name.removesuffix('/kernel')}/{part}"), array_tensor(array))
-            report(progress, index + 1, variables)
+    size = sum(_stored_bytes(tensors.entry(names[name])) + OVERHEAD for name in variables)
+    with atomic_file(path) as unfinished:
+        check_room(unfinished, size)  # HDF5 leaves a full disk in pieces
+        with h5py.File(unfinished, "w") as file:
+            for index, name in enumerate(variables):
+                held = tensors.entry(names[name]).packed
+                if held is None:
+                    _write(file, h5_path(name), variables.entry(name))
+                else:
+                    for part, array in held.read().items():
+                        _write(file, h5_path(f"{name.removesuffix('/kernel')}/{part}"), array_tensor(array))
+                report(progress, index + 1, variables)
     return packed
+
+
+def _stored_bytes(entry):
+    """Those of a tensor's numbers in a file."""
+    if entry.packed is None:
+        return entry.nbytes
+    parts = entry.packed.scheme.tensors(*entry.shape).values()
+    return sum(math.prod(shape) * dtype_named(dtype).itemsize for shape, dtype in parts)
 
 
 def _write(file, path, entry):
