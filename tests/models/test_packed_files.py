@@ -317,7 +317,7 @@ def test_a_full_disk(preset, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 13, limits[1]))
     try:
-        with pytest.raises(OSError, match="File too large.*preset"):
+        with pytest.raises(OSError, match=r"File too large.*preset"):
             rwkv.save_to_preset(folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
