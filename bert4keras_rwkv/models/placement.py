@@ -24,6 +24,11 @@ class Placement:
         """Whether anything lies elsewhere than it would by itself."""
         return any(self.streamed) or set(self.devices) != {self.home}
 
+    @property
+    def waits(self):
+        """Whether who runs the blocks waits for them: what is fetched for one is given up behind it."""
+        return any(self.streamed)
+
     def device_of(self, layer):
         """The name of the device on which the variables of a part of the network lie."""
         n = self._network

@@ -17,7 +17,7 @@ from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.strategy import Part, Place, Strategy
 from bert4keras_rwkv.weights.checkpoint import named, open_checkpoint
 from bert4keras_rwkv.weights.loading import variable_shapes
-from bert4keras_rwkv.weights.packed import schemes_of
+from bert4keras_rwkv.weights.packed import schemes_of, title
 from bert4keras_rwkv.weights.tensors import dtype_named
 
 HALVES = ("float16", "bfloat16")
@@ -42,12 +42,14 @@ class Plan:
 
     config: RWKVConfig. rows: of the embedding, of each block and of the head with the norm before it. free: name of a
     device -> bytes of its memory that are free, None where that is not known; without the devices that are not there.
+    held: path -> `Scheme` of the matrices that are packed in the file, and stay so.
     """
 
     strategy: Strategy
     config: RWKVConfig
     rows: tuple[Row, ...]
     free: dict
+    held: dict
 
     @property
     def places(self):
@@ -68,6 +70,13 @@ class Plan:
 
     def problems(self):
         """Why the model cannot be built so, as sentences; none if it can."""
+        asked = Quantization.of_places(self.places)
+        other = asked and next((path for path, scheme in self.held.items() if asked.scheme(path) != scheme), None)
+        if other:
+            yield (
+                f"The file is quantised: its '{other}' is {title(self.held[other])}, and packing it again would round "
+                "twice. Leave i8 and i4 out: what is packed stays so."
+            )
         here = ", ".join(self.free)
         for name in dict.fromkeys(_whole(row.place.device) for row in self.rows):
             if name not in self.free:
@@ -124,6 +133,9 @@ class Plan:
         c = self.config
         title = f"'{self.strategy}' for {c.model}, {c.num_hidden_layers} blocks of {c.hidden_size}"
         notes = [f"The state of a sequence takes {self.state_bytes:,} bytes more.", *self.problems()]
+        if self.held:
+            kinds = ", ".join(dict.fromkeys(scheme.name for scheme in self.held.values()))
+            notes.insert(0, f"What the file has packed, in {kinds}, stays so, and is counted so.")
         if any(_arriving(self.rows[1:-1])):
             notes.insert(0, f"Where blocks are streamed, {AT_ONCE} of them are on the device at a time, and counted.")
         return "\n".join([title, *(f"  {line}" for line in table), *notes])
@@ -159,7 +171,7 @@ def _planned(strategy, config, shapes, free, dtypes, held):
     embedding = Place(devices.HOST if first.streamed else first.device, first.dtype, None)
     names = ["embedding", *map(str, range(config.num_hidden_layers)), "head"]
     rows = map(Row, names, (embedding, *places), sizes)
-    return Plan(strategy, config, tuple(rows), free)
+    return Plan(strategy, config, tuple(rows), free, held)
 
 
 def _sizes(shapes, places, embedding, held):

@@ -35,6 +35,12 @@ class Writer:
         self._pack = self._blocks.pack if self._blocks else compiled(backbone.pack, (), self._of("pack"))
         self._choose = compiled(_chosen)
 
+    @property
+    def runs_ahead(self):
+        """Whether `step` returns before it is computed."""
+        placement = self._network.placement
+        return runs_ahead() and (placement is None or not placement.waits)
+
     def write(self, request):
         """Write until every row has ended, as one program where that is quicker than one a token.
 
@@ -161,6 +167,7 @@ class Steps:
 
     def __init__(self, writer, request):
         self._step = lambda carry: writer.step(request, carry)
+        self._ahead = writer.runs_ahead
         self._most = int((request.limit - request.length).max())  # steps until every row is full
         self._taken, self._begun = 0, None
 
@@ -168,7 +175,7 @@ class Steps:
         """The next carry. Calls follow each other: each is given what the last returned, if it is not `changed`."""
         new = self._step(carry) if self._begun is None else self._begun
         self._taken += 1
-        self._begun = self._step(new) if runs_ahead() and self._taken < self._most else None
+        self._begun = self._step(new) if self._ahead and self._taken < self._most else None
         return new
 
     def changed(self):

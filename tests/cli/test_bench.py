@@ -52,15 +52,16 @@ def check_figures(row, bandwidth):
 
 
 @pytest.mark.on("torch")
-def test_ctrl_c_leaves_no_process(start, tmp_path):
+@pytest.mark.parametrize(("sent", "code", "said"), [("SIGINT", 130, b"Stopped.\n"), ("SIGTERM", 143, b"")])
+def test_who_ends_it_leaves_no_process_and_no_file(sent, code, said, start, tmp_path):
     """Though only the command hears it."""
     process = start("-m", "bert4keras_rwkv", "bench", *SMALL, "--json", tmp_path / "a.json", TMPDIR=str(tmp_path))
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while not (there := children.read_text().split()):
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    assert process.stderr.read().endswith(b"Stopped.\n") and not process.stdout.read()
+    process.send_signal(getattr(signal, sent))
+    assert process.wait(timeout=60) == code
+    assert process.stderr.read().endswith(said) and not process.stdout.read()
     assert not any(Path(f"/proc/{child}").exists() for child in there) and not list(tmp_path.iterdir())
 
 

@@ -13,6 +13,7 @@ import pytest
 from bert4keras_rwkv.layers.projection import quantised_as
 from bert4keras_rwkv.models import RWKV, build_transformer_model
 from bert4keras_rwkv.models.quantization import projections
+from bert4keras_rwkv.models.writer import Writer
 from bert4keras_rwkv.ops import devices
 from tests.models.small import SIZES, VERSIONS, arrays, assert_close, small_model
 
@@ -99,6 +100,16 @@ def test_a_keras_model_needs_one_device():
         with pytest.raises(ValueError, match=r"on one device, cpu:0, and .* streamed\. It reads and writes"):
             use()
     rwkv.forward(IDS)  # it has its weights still
+
+
+@pytest.mark.on("jax")
+@pytest.mark.parametrize(("strategy", "begun"), [("cpu fp32 *1+", 1), ("cpu fp32", 2)])
+def test_who_waits_does_not_begin_the_next_step(strategy, begun, monkeypatch):
+    """A step with streamed blocks is over when it returns: to begin another first would only keep the token back."""
+    steps, step = [], Writer.step
+    monkeypatch.setattr(Writer, "step", lambda *given: steps.append(1) or step(*given))
+    next(iter(made("6", strategy).stream(IDS[0].tolist(), max_new_tokens=5, stop_token_ids=None)))
+    assert len(steps) == begun
 
 
 def test_bad_input():

@@ -2,7 +2,7 @@
 // first operand, and each of its warps some of the numbers of their rows. No matrix is laid out anew: which of 32 numbers stands
 // in which place of an operand does not matter, if it is the same in both.
 //
-// -DBITS= 16, 8 or 4: of W. -DROWS= 16, 32 or 64, those beyond R being computed and not written. Whole numbers are multiplied by
+// -DBITS= 16, 8 or 4: of W. -DAT_ONCE= 16, 32 or 64, those beyond R being computed and not written. Whole numbers are multiplied by
 // rows of `round_rows`, those of bfloat16 by x, -DINPUT= float or bf16.
 #include "mma.h"
 #include "rounding.h"
