@@ -12,7 +12,6 @@
 namespace {
 constexpr int AT_ONCE = 4;        // rows of W
 constexpr int64_t WIDEST = 2048;  // columns of a strip
-constexpr int64_t NARROW = 256;   // those of a matrix that is read fastest by one thread, row after row
 typedef uint16_t shorts __attribute__((vector_size(2 * WIDTH), may_alias, aligned(2)));
 
 struct Float32 {
@@ -66,8 +65,8 @@ template <class Kind> void dense(const Tensor* in, const Tensor* out, const floa
     load(in[0], r * I, I, row);
     x[r] = row;
   }
-  for (int64_t first = from * PANEL; first < std::min(O, to * PANEL); first += WIDEST) {
-    const int64_t n = std::min(WIDEST, std::min(O, to * PANEL) - first);
+  for (int64_t first = from * BAND; first < std::min(O, to * BAND); first += WIDEST) {
+    const int64_t n = std::min(WIDEST, std::min(O, to * BAND) - first);
     for (int64_t r = 0; r < R; r++) std::memset(y + r * O + first, 0, n * sizeof(float));
     int64_t i = 0;
     for (; i + AT_ONCE <= I; i += AT_ONCE) {
@@ -89,14 +88,11 @@ void dense_of_any(const Tensor* in, const Tensor* out, const float* prepared, in
   }
 }
 
-int64_t panel(const int64_t* n) {
-  if (n['O' - 'A'] <= NARROW && n['R' - 'A'] == 1) return 0;  // nobody is called to help
-  return PANEL * n['R' - 'A'] * n['I' - 'A'] * 4;
-}
+int64_t band(const int64_t* n) { return BAND * n['R' - 'A'] * n['I' - 'A'] * 4; }
 }  // namespace
 
 extern const Kernel TABLE[];
 const Kernel TABLE[] = {
-    {"product_dense", PRODUCT_DENSE, "P", panel, dense_of_any, true},
+    {"product_dense", PRODUCT_DENSE, "Q", band, dense_of_any, true},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };

@@ -54,7 +54,7 @@ inline std::string bind(const char* pattern, const Tensor* in, int inputs, const
         }
         if (p[i] == 'T') sizes['C' - 'A'] = (given + CHUNK - 1) / CHUNK;
         if (p[i] == 'D') sizes['S' - 'A'] = (given + STRIP - 1) / STRIP;
-        if (p[i] == 'O') sizes['P' - 'A'] = (given + PANEL - 1) / PANEL;
+        if (p[i] == 'O') sizes['P' - 'A'] = (given + PANEL - 1) / PANEL, sizes['Q' - 'A'] = (given + BAND - 1) / BAND;
       }
     }
     p += rank, at++;

@@ -7,7 +7,8 @@ enum Flag : uint8_t { ABSENT = 1, RESET = 2 };  // bits of a token's flag
 constexpr int MOST_DIMS = 6;
 constexpr int CHUNK = 32;  // tokens between two states that are kept for the backward pass; in port.h and native.py too
 constexpr int STRIP = 64;  // channels of RWKV-4 that are one item
-constexpr int PANEL = 64;  // outputs of a product that are one item
+constexpr int PANEL = 64;  // outputs of a product with a packed matrix that are one item
+constexpr int BAND = 256;  // those of a product with a matrix as layers have it, whose rows are read so far
 
 struct Tensor {
   void* data;
