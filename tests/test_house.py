@@ -36,6 +36,7 @@ FLOORS = [
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 MAY_ASK_BACKEND = ("ops/", "bert4keras3/backend.py")
 # What Keras' layers say of a LoRA and of quantisation.
+KERNELS = ("layers/projection.py", "layers/packed.py", "layers/halves.py")
 OF_PROJECTIONS = ("_kernel", "lora_enabled", "lora_kernel_a", "lora_kernel_b", "lora_alpha", "quantization_mode")
 HEAVY = ("keras", "jax", "jaxlib", "tensorflow", "torch")
 
@@ -131,7 +132,7 @@ def faults_in(source, module):
             yield f"{node.lineno}: except without a class"
         elif isinstance(node, ast.Attribute) and node.attr == "backend" and not module.startswith(MAY_ASK_BACKEND):
             yield f"{node.lineno}: asks which backend runs; only ops/ may"
-        elif _named(node) in OF_PROJECTIONS and module not in ("layers/projection.py", "layers/packed.py"):
+        elif _named(node) in OF_PROJECTIONS and module not in KERNELS:
             yield f"{node.lineno}: asks Keras for `{_named(node)}`; only layers/projection.py may"
         elif isinstance(node, ast.Call) and dotted(node.func) in ("eval", "exec"):
             yield f"{node.lineno}: {node.func.id} of data"
