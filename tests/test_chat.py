@@ -1,5 +1,6 @@
 """A chat is one text, read and written turn by turn, and every place of it can be gone back to."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.chat import Chat
 from bert4keras_rwkv.chat.turns import Record, kept_within
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.models import RWKV
 from bert4keras_rwkv.session import Place
 from bert4keras_rwkv.templates import conversation, template_names, template_of
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
@@ -440,6 +442,16 @@ def test_defaults(rwkv):
     assert plain.state is not None and plain.history == []
     before = state_of(plain.prepare())
     assert_close(before, arrays(np.ones(1), rwkv.prefill([plain.ids])[1]))
+
+
+@pytest.mark.on("torch")
+def test_a_model_keeps_its_template(rwkv, tmp_path):
+    named = copy.copy(rwkv)
+    named.origin = Origin("any", "qa")
+    named.save_to_preset(tmp_path / "mine")
+    loaded = RWKV.from_preset(tmp_path / "mine")
+    assert loaded.origin == copy.deepcopy(loaded).origin == ("mine", "qa")
+    assert Chat(loaded).template == template_of("qa") and Chat(loaded, "g1").template.name == "g1"
 
 
 @pytest.mark.on("torch")

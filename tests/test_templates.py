@@ -1,11 +1,14 @@
 """Templates are data, checked, and training texts and chat prompts come out of the same turns."""
 
+import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from bert4keras_rwkv.data.encoding import encode_documents
-from bert4keras_rwkv.templates import conversation, read_template, template_for, template_names, template_of
+from bert4keras_rwkv.templates import Template, conversation, read_template, template_for, template_names, template_of
 from bert4keras_rwkv.templates.files import from_values, line_of
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.tokenizers.vocabulary import world_path
@@ -150,6 +153,15 @@ def test_ones_own_file(tmp_path):
     assert template_of(str(path)) == template
     text = text_of(template.opening() + template.turn("user", "Go", "slow") + template.turn("assistant"))
     assert text == "Ann: Hi\n\nBen: Hi, Ann\n\nAnn: Go (slowly)\n\nBen:"
+
+
+@pytest.mark.parametrize("document", ["chat.md", "zh/chat.md"])
+def test_the_file_that_the_guide_shows_is_one(document):
+    text = (Path(__file__).parents[1] / "docs" / document).read_text("utf-8")
+    values = json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])
+    assert from_values(values, document).name == "mine"
+    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", text, re.M))))
+    assert {field.name for field in dataclasses.fields(Template)} <= named
 
 
 @pytest.mark.parametrize(
