@@ -118,7 +118,7 @@ class Numbers:
         dtype, quantization = _policy(self.dtype, stored), self.quantization
         if quantization == AUTO:
             quantization = KEEP if stored == "bfloat16" and _serves_halves(dtype, kernel) else None
-            if quantization == KEEP:
+            if quantization == KEEP and keras.dtype_policies.get(dtype).compute_dtype == "float32":
                 _say_halves()
         if quantization is None and stored in ("bfloat16", "float16") and self.dtype is None and dtype == "float32":
             _say_float32(stored)
@@ -205,7 +205,7 @@ def _policy(dtype, stored):
 def _serves_halves(dtype, kernel):
     """Whether a model that computes in a dtype is no slower with matrices in bfloat16: native kernels multiply them."""
     compute = keras.dtype_policies.get(dtype).compute_dtype
-    return compute == "float32" and not has_accelerator() and chosen(kernel, compute) == "native"
+    return compute in ("float32", "bfloat16") and not has_accelerator() and chosen(kernel, compute) == "native"
 
 
 @functools.cache

@@ -322,7 +322,8 @@ def test_bfloat16_stays_where_that_serves(tmp_path, monkeypatch, caplog):
     assert caplog.text.count("are held so") == 1 and "can be trained" not in caplog.text
     plain = build_transformer_model(checkpoint_path=tmp_path / "bfloat16.pth", dtype="float32")
     np.testing.assert_allclose(logits(halves[0]), logits(plain), atol=1e-5)
-    for other in (held("float32"), held("bfloat16", dtype="bfloat16"), held("bfloat16", kernel="ops")):
+    assert schemes(held("bfloat16", dtype="bfloat16")) == schemes(halves[0])
+    for other in (held("float32"), held("bfloat16", dtype="float16"), held("bfloat16", kernel="ops")):
         assert not any(schemes(other).values())
     monkeypatch.setenv("OPS_KERNEL", "1")
     assert not any(schemes(held("bfloat16")).values())
