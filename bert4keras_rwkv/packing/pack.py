@@ -7,6 +7,7 @@ from bert4keras_rwkv.packing.compensation import compensated
 from bert4keras_rwkv.packing.scales import AT_ONCE, SHARES, ends, fitted_scales, plain_scales, whole_numbers
 from bert4keras_rwkv.packing.scheme import LARGEST, in_halves
 
+SIGN = 1 << 15  # of a bfloat16
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, **{name: name for name in ("int8", "uint8", "float16")}}
 
 
@@ -31,10 +32,28 @@ def pack_pieces(shape, pieces, scheme, weights=None, empty=np.empty):
     found = {name: empty(size, np.dtype(DTYPES[dtype])) for name, (size, dtype) in scheme.tensors(*shape).items()}
     step = max(1, AT_ONCE // scheme.numbers(shape[1]))
     for first, rows in pieces:
+        if scheme.bits == 16 and str(rows.dtype) == "bfloat16":
+            _copy_halves(rows, found["packed"][first : first + len(rows)])
+            continue
         for start in range(0, len(rows), step):
             for name, part in _packed(rows[start : start + step], scheme, weights).items():
                 found[name][first + start : first + start + len(part)] = part
     return found
+
+
+def _copy_halves(rows, packed):
+    """What `_packed` makes of rows that are bfloat16, (outputs, inputs): they are copied, and none is made float32."""
+    inputs = rows.shape[1]
+    packed[:, :inputs], packed[:, inputs:] = rows, 0
+    bits = packed.view(np.uint16)
+    # Behind the sign bits are ordered as the numbers are: the largest of the positive ones, and of the others.
+    positive, negative = int(bits.view(np.int16).max(initial=0)), int(bits.max(initial=SIGN)) - SIGN
+    _check_largest(np.uint16(max(positive, negative)).view(ml_dtypes.bfloat16).astype("float32"))
+
+
+def _check_largest(largest):
+    if not largest <= LARGEST:
+        raise ValueError(f"A packed matrix has numbers of up to {LARGEST}. Received: {largest}.")
 
 
 def _packed(matrix, scheme, weights):
@@ -42,9 +61,7 @@ def _packed(matrix, scheme, weights):
     outputs, inputs = matrix.shape
     rows = np.zeros((outputs, scheme.numbers(inputs)), "float32")
     rows[:, :inputs] = matrix
-    largest = np.abs(rows).max(initial=0.0)
-    if not largest <= LARGEST:
-        raise ValueError(f"A packed matrix has numbers of up to {LARGEST}. Received: {largest}.")
+    _check_largest(np.abs(rows).max(initial=0.0))
     if scheme.bits == 16:
         return {"packed": rows.astype(ml_dtypes.bfloat16)}
     groups = rows.reshape(outputs, -1, scheme.group or rows.shape[1])

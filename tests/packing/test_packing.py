@@ -1,5 +1,6 @@
 """How the numbers of a packed matrix are chosen: by least squares, and with errors that are made up for."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -97,3 +98,15 @@ def test_equal_numbers(number):
 def test_weights_that_cannot_be(weights, said):
     with pytest.raises(ValueError, match=said):
         pack(matrix(3, 64), Scheme(4), weights)
+
+
+def test_bfloat16_is_copied():
+    """Rows that are bfloat16 stay so: what float32 of the same numbers gives, and the same refusals."""
+    matrix = np.random.default_rng(0).standard_normal((37, 70)).astype(ml_dtypes.bfloat16)
+    for one in (matrix, -np.abs(matrix), np.zeros_like(matrix)):
+        copied, rounded = (pack(given, Scheme(16))["packed"] for given in (one, one.astype("float32")))
+        np.testing.assert_array_equal(copied.view("uint16"), rounded.view("uint16"))
+    for bad in (np.nan, -np.inf, 3e4, -3e4):
+        matrix[5, 6] = bad
+        with pytest.raises(ValueError, match="up to 16384"):
+            pack(matrix, Scheme(16))
