@@ -96,22 +96,43 @@ def _generate(commands):
     command.add_argument(
         "--prompt", type=utf8, required=True, metavar="TEXT", help="what to go on from; - reads it from stdin"
     )
-    _model(command)
-    command.add_argument("--tokenizer", type=path, metavar="FILE", help="vocabulary file (default: beside the weights)")
+    _writing_model(command)
     length = command.add_mutually_exclusive_group()
     length.add_argument("--max-length", type=COUNT, metavar="N", help="tokens of prompt and text together")
     length.add_argument("--max-new-tokens", type=COUNT, metavar="N", help="tokens of the text (default: 256)")
-    command.add_argument("--seed", type=ANY_SEED, metavar="N", help="the same seed writes the same text")
     command.add_argument(
         "--stop", type=utf8, action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
     )
     command.add_argument("--echo", action="store_true", help="write the prompt first")
+    command.add_argument(
+        "--trials", type=COUNT, metavar="N", help="write N texts, the prompt being read once; each tells its seed"
+    )
+    command.add_argument(
+        "--save-state", type=path, metavar="FILE", help="write the state after the text, for --state of another call"
+    )
+    command.add_argument(
+        "--interactive-stop", action="store_true", help="Ctrl-C ends the text there, and what else is asked for is done"
+    )
+    _drawing(command)
+    _running(command)
+    return command
+
+
+def _writing_model(command):
+    """What writes: model, vocabulary, state, adapter, seed."""
+    _model(command)
+    command.add_argument("--tokenizer", type=path, metavar="FILE", help="vocabulary file (default: beside the weights)")
+    command.add_argument("--seed", type=ANY_SEED, metavar="N", help="the same seed writes the same text")
     command.add_argument(
         "--state", type=path, metavar="FILE", help="a state to begin in, as `tune` and other programs write"
     )
     command.add_argument(
         "--adapter", type=path, metavar="FILE", help="a LoRA, with a state or without, as `tune` writes"
     )
+
+
+def _drawing(command):
+    """The fields of `Sampling`."""
     drawing = command.add_argument_group("how the next token is drawn")
     for name, (kind, default, text) in SAMPLING.items():
         shown = "" if default is None else f" (default: {default})"
@@ -126,8 +147,14 @@ def _generate(commands):
     drawing.add_argument("--penalty-free", type=ID, nargs="+", default=(), metavar="ID", help="ids that add no count")
     drawing.add_argument("--mask-output", type=ID, nargs="+", default=(), metavar="ID", help="ids never written")
     drawing.add_argument("--temperature-after", action="store_true", help="apply it after top-k and top-p")
-    _running(command)
-    return command
+    drawing.add_argument(
+        "--newline-schedule",
+        action="store_true",
+        help="a soft length, as in ChatRWKV: line feeds are unlikely at first, and likely after 150 tokens",
+    )
+    drawing.add_argument(
+        "--no-repeat-marks", action="store_true", help="never twice in a row the same of ，：？！, as in ChatRWKV"
+    )
 
 
 def _info(commands):

@@ -49,8 +49,8 @@ class Sampling:
     presence_penalty, frequency_penalty, penalty_decay: for each generated token, logit -= presence + count * frequency;
         counts fade by the factor penalty_decay at each step.
     penalty_free: ids whose occurrences add nothing to their count.
-    newline_id: the id of a line feed, for answers of a soft length, as in ChatRWKV: their first token is none; in the next
-        ones it is unlikely, but less and less; beyond a length more and more likely. None for no such rule.
+    newline_id: the id of a line feed, for answers of a soft length, as in ChatRWKV: their first token is none; in the
+        next ones it is unlikely, but less and less; beyond a length more and more likely. None for no such rule.
     newline_lengths: (short, long), in tokens. With i tokens of the answer written, (i - short) / 10 is added to the
         logit of `newline_id` up to i = short, and min(3, (i - long) / 4) from i = long on.
     no_repeat: ids that are not produced right after themselves, the last one of the prompt included.
