@@ -30,6 +30,8 @@ FLOORS = [
     {"training", "bert4keras3"},
     {"evaluation"},
     {"session"},
+    {"chat"},
+    {"conversation"},
     {"server"},
     {"cli"},
 ]

@@ -12,6 +12,7 @@ from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.cli.interrupts import Interrupts
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.tokenizers import load_tokenizer
+from bert4keras_rwkv.untrusted import for_terminal
 from bert4keras_rwkv.weights.checkpoint import named
 
 
@@ -163,7 +164,8 @@ def write_stream(pieces, line, before="", interrupts=None):
 
 
 def write(text):
-    sys.stdout.write(text)
+    """Write to stdout; a terminal acts upon nothing in it."""
+    sys.stdout.write(for_terminal(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

@@ -1,0 +1,71 @@
+"""A text apart from a conversation: written on from where a prompt ends, gone on with, or written again."""
+
+from bert4keras_rwkv.conversation.events import Ended, Piece, Reading
+from bert4keras_rwkv.models.request import seeds
+from bert4keras_rwkv.session import Session
+
+TOKENS = 256  # that are written before it ends softly, as in ChatRWKV
+TO_THE_NEXT_CHARACTER = 100  # tokens more at most, until a character is whole
+
+
+class FreeText:
+    """What `+gen`, `+i`, `+qq` and `+qa` write. It remembers where it began, and where it ended.
+
+    ids: what is read first, a list of int. state: the RWKVState to read it in, None for an empty context. stops: texts
+    that end it. new_seed: gives an int for each way of writing it. context: tokens of it that were read and written.
+    """
+
+    def __init__(self, rwkv, ids, stops, state, new_seed):
+        self._session = Session(rwkv, state, seed=new_seed())
+        self._ids, self._stops, self._new_seed = list(ids), stops, new_seed
+        self._began, self._before = self._session.place, 0  # of the last text: its `Place`, and the tokens before it
+        self.context = 0
+
+    def first(self, sampling, chunk_len, stop):
+        """Read, and write a text. Gives events, as all of these do. stop: asked between two of them."""
+        began, total = self._session.place, len(self._ids)
+        for done in read(self._session, self._ids, chunk_len):
+            yield Reading(done, total)
+            if stop():
+                self._session.place = began
+                yield Ended(0, 0, stopped=True)
+                return
+        self._began, self._before = self._session.place, total
+        yield from self._text(sampling, stop)
+
+    def more(self, sampling, stop):
+        """Go on, whatever ended it."""
+        self._began, self._before, self._stops = self._session.place, self.context, ()
+        yield from self._text(sampling, stop)
+
+    def again(self, sampling, stop):
+        """Another text from where the last one began."""
+        self._session.place = self._began._replace(seed=seeds(self._new_seed(), 1))
+        yield from self._text(sampling, stop)
+
+    def _text(self, sampling, stop):
+        self._session.sampling = sampling
+        stream = self._session.stream(TOKENS + TO_THE_NEXT_CHARACTER, self._stops)
+        stopped = False
+        try:
+            for piece in stream:
+                yield Piece(piece, stream.pieces.drawn)
+                stopped = stop()
+                if stopped or stream.pieces.drawn >= TOKENS:
+                    break
+        finally:
+            self.context = self._before + len(stream.pieces.ids)
+        yield Ended(len(stream.pieces.ids), self.context, stopped)
+
+
+def read(session, ids, chunk_len):
+    """Let a session read `ids`; what is longer than `chunk_len` piece by piece, and after each it gives how many it were.
+
+    The last tokens are read when something is written, by the program that writes, so that a short text needs no other.
+    """
+    at = 0
+    while len(ids) - at > chunk_len:
+        session.read(ids[at : at + chunk_len])
+        at += chunk_len
+        yield at
+    session.place = session.place.then(ids[at:])
