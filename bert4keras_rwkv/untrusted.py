@@ -41,6 +41,13 @@ def _acts(one):
     return one in TURNING or (unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp") and one not in "\n\t")
 
 
+def told(error):
+    """What an error says; one of the system with the name of the file, and without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
 def shown(value):
     """A value as text, for a message: its beginning, whatever its size and depth."""
     return printable(_short.repr(value))

@@ -6,7 +6,7 @@ import pytest
 
 from bert4keras_rwkv.data.sources import parts_of, read_jsonl
 from bert4keras_rwkv.evaluation.lambada import read_lambada
-from bert4keras_rwkv.untrusted import for_terminal, DEEPEST, parse_json, printable, shown
+from bert4keras_rwkv.untrusted import DEEPEST, for_terminal, parse_json, printable, shown
 from bert4keras_rwkv.weights import WeightsError
 
 pytestmark = pytest.mark.backend_free

@@ -34,12 +34,12 @@ SAMPLING = {
     "penalty_decay": (Real(0.0, 1.0), 1.0, "how those counts fade at each token"),
 }
 
-# What a chat has instead: as ChatRWKV's API demo does, without a state of the user's and in one.
+# What a chat has instead, in words: `chat.conversation` has it in numbers.
 CHAT_SAMPLING = {
-    "top_p": (0.3, 0.2),
-    "presence_penalty": (0.5, 0.3),
-    "frequency_penalty": (0.5, 0.3),
-    "penalty_decay": (0.996, 0.996),
+    "top_p": "0.3, with a state 0.2",
+    "presence_penalty": "0.5, with a state 0.3",
+    "frequency_penalty": "0.5, with a state 0.3",
+    "penalty_decay": "0.996",
 }
 LANGUAGES = ("en", "zh", "ja")
 
@@ -88,7 +88,20 @@ def parser():
     )
     whole.add_argument("--version", action="version", version=f"bert4keras_rwkv {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_generate, _chat, _info, _convert, _quantize, _data, _train, _evaluate, _tune, _state, _kernels, _bench):
+    for add in (
+        _generate,
+        _chat,
+        _info,
+        _convert,
+        _quantize,
+        _data,
+        _train,
+        _evaluate,
+        _tune,
+        _state,
+        _kernels,
+        _bench,
+    ):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show where an error came from")
     return whole
@@ -132,8 +145,9 @@ def _chat(commands):
     command = commands.add_parser(
         "chat",
         help="talk with a model",
-        description="Talk with a model. /help says which commands there are, ChatRWKV's among them. From a pipe each line "
-        "is a message or a command, and the answers go to stdout. What is better in a terminal comes with the extra [chat].",
+        description="Talk with a model. /help says which commands there are, ChatRWKV's among them. From a pipe each "
+        "line is a message or a command, and the answers go to stdout. Completion, history and colours come with the "
+        "extra [chat].",
     )
     _writing_model(command)
     form = command.add_argument_group("the conversation")
@@ -141,14 +155,14 @@ def _chat(commands):
     which.add_argument("--template", type=utf8, metavar="T", help="its form, by name (default: that of the model)")
     which.add_argument("--prompt", type=path, metavar="FILE", help="a form of one's own, JSON (docs/chat.md)")
     form.add_argument(
-        "--lang", choices=LANGUAGES, help="ChatRWKV's conversation of two friends, or with --template what they say first"
+        "--lang",
+        choices=LANGUAGES,
+        help="ChatRWKV's conversation of two friends, or with --template what they say first",
     )
     form.add_argument("--system", type=utf8, metavar="TEXT", help="what the system says first")
     form.add_argument("--load", type=path, metavar="FILE", help="go on with a conversation that /save wrote")
     form.add_argument("--mode", type=utf8, metavar="NAME", help="of a form that has several: whether it thinks")
-    form.add_argument(
-        "--max-new-tokens", type=COUNT, default=1024, metavar="N", help="of an answer (default: %(default)s)"
-    )
+    form.add_argument("--max-new-tokens", type=COUNT, metavar="N", help="tokens of a reply (default: 512)")
     _drawing(command, CHAT_SAMPLING)
     running = _running(command)
     running.add_argument(
@@ -171,13 +185,12 @@ def _writing_model(command):
 
 
 def _drawing(command, chat=None):
-    """The fields of `Sampling`. chat: those that depend on whether there is a state, (without, with); None is left."""
+    """The fields of `Sampling`. chat: what its help says of some; whatever is not given is None then."""
     drawing = command.add_argument_group("how the next token is drawn")
     for name, (kind, default, text) in SAMPLING.items():
         shown = "" if default is None else f" (default: {default})"
-        if chat and name in chat:
-            without, gentler = chat[name]
-            default, shown = None, f" (default: {without}" + (f", {gentler} with --state)" * (without != gentler) or ")")
+        if chat:
+            default, shown = None, f" (default: {chat[name]})" if name in chat else shown
         drawing.add_argument(_flag(name), type=kind, default=default, metavar=_letter(kind), help=text + shown)
     drawing.add_argument(
         "--max-penalty-range",

@@ -15,7 +15,7 @@ from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.tokenizers.find import vocabulary_files
 from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter
 from bert4keras_rwkv.weights.checkpoint import named, open_checkpoint, open_weights
-from bert4keras_rwkv.weights.folder import NAMES, SAFETENSORS, WEIGHTS
+from bert4keras_rwkv.weights.folder import NAMES, SAFETENSORS, TEMPLATE, WEIGHTS
 from bert4keras_rwkv.weights.formats.registry import format_named, formats
 from bert4keras_rwkv.weights.loading import in_order
 from bert4keras_rwkv.weights.merging import merged, unused_names
@@ -54,6 +54,8 @@ def run(arguments):
         config, tokenizer = checkpoint.config, checkpoint.tokenizer
         ordered = in_order(config.rules(), merge(checkpoint.tensors, config))
         rounded = {title(entry.packed.scheme) for entry in ordered.entries().values() if entry.packed is not None}
+        if checkpoint.origin.template is not None:
+            ordered.metadata[TEMPLATE] = checkpoint.origin.template
         with Bar(target.name, "tensor") as progress:
             written.write(target, ordered, config, arguments.dtype, tokenizer, progress)
     print(f"Wrote {target}")

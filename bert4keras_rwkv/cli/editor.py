@@ -10,7 +10,7 @@ from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 
 from bert4keras_rwkv.cli.lines import prompt_of
-from bert4keras_rwkv.conversation.commands import COMMANDS
+from bert4keras_rwkv.commands.lines import COMMANDS
 from bert4keras_rwkv.ops.cache import UnusableError, own_folder
 
 OF_FILES = ("+prompt", "/save", "/save!", "/load")

@@ -3,6 +3,8 @@
 import importlib.util
 import sys
 
+from bert4keras_rwkv.untrusted import printable
+
 
 def lines_of(conversation, screen):
     """What gives lines, a str for each call of `next_line()` and None at the end, as well as it can be done here."""
@@ -61,6 +63,4 @@ class Typed:
 
 def prompt_of(conversation):
     """What stands before a line: who speaks, and in which conversation, if there are several."""
-    from bert4keras_rwkv.untrusted import printable
-
-    return printable(f"{conversation.label}{conversation.speaker} ")
+    return printable(f"{conversation.speaker} ")

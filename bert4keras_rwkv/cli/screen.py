@@ -3,104 +3,111 @@
 import importlib.util
 import sys
 
-from bert4keras_rwkv.cli.generate import Clock, StatusLine
-from bert4keras_rwkv.conversation.events import Ended, Piece, Reading, Refused, Said, Table
-from bert4keras_rwkv.untrusted import for_terminal, printable
+from bert4keras_rwkv.cli.generate import Clock, StatusLine, write
+from bert4keras_rwkv.commands.events import Begun, Ended, Piece, Refused, Said, Table, Thinking
+from bert4keras_rwkv.untrusted import printable
 
-STYLES = {Said: "dim", Refused: "yellow", Ended: "dim"}
+SPEAKER, NOTICE, TROUBLE = "bold green", "dim", "yellow"
 
 
 class Screen:
-    """Shows events. Answers and tables go to stdout, all else to stderr, so that a pipe gets answers alone.
+    """Shows events. Replies and tables go to stdout, all else to stderr, so that a pipe gets replies alone.
 
-    talking: whether a person sits there, who is told how long answers were and how fast they came. status: the last of
-    that, a str.
+    talking: whether a person sits there, who wants to know who speaks, how fast, and what was done. status: the last of
+    how fast it was, a str.
     """
 
-    def __init__(self, talking):
-        self.talking, self.status = talking, ""
-        self._line = StatusLine(sys.stderr)
-        self._clock, self._mark, self._last = None, "", "\n"
-        self._rich = talking and importlib.util.find_spec("rich") is not None
-
-    def begin(self, mark):
-        """A line was taken; what is written now stands behind `mark`."""
-        self._clock, self._mark, self._last = Clock(), mark, "\n"
+    def __init__(self):
+        self.talking, self.status = False, ""
+        self._line, self._clock = StatusLine(sys.stderr), Clock()
+        self._begun, self._last = False, "\n"  # whether anything of a text was shown, and the character shown last
+        self._rich = importlib.util.find_spec("rich") is not None
 
     def show(self, event):
         """Show one event."""
-        if isinstance(event, Piece):
-            self._piece(event)
-            return
-        self._line.clear()
-        if isinstance(event, Reading):
-            self._line.show(f"reading: {event.done} of {event.total} tokens")
-        elif isinstance(event, Ended):
-            self._ended(event)
-        elif isinstance(event, Table):
-            self._table(event)
-        elif not isinstance(event, Said) or self.talking:
-            self._say(event.text, STYLES[type(event)])
+        SHOWN[type(event)](self, event)
+
+    def reading(self, done, total):
+        """So many tokens of so many have been read."""
+        self._line.show(f"reading: {done} of {total} tokens")
+
+    def _someone_begins(self, event):
+        self._clock, self._begun = Clock(), False
+        if self.talking and event.speaker:
+            self._styled(f"{printable(event.speaker)} ", SPEAKER)
+
+    def _thinks(self, event):
+        self._clock.tick(event.tokens)
+        self._line.show(f"thinking: {event.tokens} tokens")
 
     def _piece(self, event):
         self._line.clear()
-        text = event.text
-        if self._clock.tokens == 0:
-            text = text.lstrip(" \n")
-            self._mark, mark = "", self._mark
-            if self.talking:
-                self._print(f"{printable(mark)} ", "bold green")
         self._clock.tick(event.tokens)
+        text = event.text if self._begun else event.text.lstrip(" \n")
         if text:
-            _write(for_terminal(text) if sys.stdout.isatty() else text)
-            self._last = text[-1]
+            self._begun, self._last = True, text[-1]
+            write(text)
 
     def _ended(self, event):
-        _write("" if self._last == "\n" else "\n")
-        self._last = "\n"
+        self._line.clear()
+        write("" if self._begun and self._last == "\n" else "\n")
         if not self.talking:
-            _write("\n")
+            write("\n")  # between two replies
             return
-        stopped = "stopped, " if event.stopped else ""
+        stopped = f"stopped after {event.tokens}; " if event.stopped else ""
         self.status = f"{stopped}{self._clock.summary()}, {event.context} in context"
-        self._say(self.status, STYLES[Ended])
+        self._say(self.status, NOTICE)
+
+    def _said(self, event):
+        if self.talking:
+            self._say(event.text, NOTICE)
+
+    def _refused(self, event):
+        self._say(event.text, TROUBLE)
 
     def _table(self, event):
-        if self._rich:
+        if self.talking and self._rich:
             from rich.table import Table as RichTable
             from rich.text import Text
 
             table = RichTable(title=event.title, show_header=False, box=None, title_justify="left")
             for row in event.rows:
                 table.add_row(*(Text(printable(cell)) for cell in row))
-            self._console(sys.stdout).print(table)
+            _console(sys.stdout).print(table)
             return
-        lines = [event.title, *("  ".join(map(printable, row)) for row in event.rows)]
-        _write("".join(f"{line}\n" for line in lines))
+        for line in (event.title, *("  ".join(map(printable, row)) for row in event.rows)):
+            write(f"{line}\n")
 
     def _say(self, text, style):
-        if self._rich:
+        self._line.clear()
+        if self.talking and self._rich:
             from rich.text import Text
 
-            self._console(sys.stderr).print(Text(printable(text), style=style))
+            _console(sys.stderr).print(Text(printable(text), style=style))
         else:
             print(printable(text), file=sys.stderr)
 
-    def _print(self, text, style):
+    def _styled(self, text, style):
         if self._rich:
             from rich.text import Text
 
-            self._console(sys.stdout).print(Text(text, style=style), end="")
+            _console(sys.stdout).print(Text(text, style=style), end="")
         else:
-            _write(text)
-
-    @staticmethod
-    def _console(file):
-        from rich.console import Console
-
-        return Console(file=file, highlight=False, markup=False)
+            write(text)
 
 
-def _write(text):
-    sys.stdout.write(text)
-    sys.stdout.flush()
+SHOWN = {
+    Begun: Screen._someone_begins,
+    Thinking: Screen._thinks,
+    Piece: Screen._piece,
+    Ended: Screen._ended,
+    Said: Screen._said,
+    Refused: Screen._refused,
+    Table: Screen._table,
+}
+
+
+def _console(file):
+    from rich.console import Console
+
+    return Console(file=file, highlight=False, markup=False)

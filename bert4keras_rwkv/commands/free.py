@@ -1,6 +1,6 @@
 """A text apart from a conversation: written on from where a prompt ends, gone on with, or written again."""
 
-from bert4keras_rwkv.conversation.events import Ended, Piece, Reading
+from bert4keras_rwkv.commands.events import Begun, Ended, Piece
 from bert4keras_rwkv.models.request import seeds
 from bert4keras_rwkv.session import Session
 
@@ -11,26 +11,20 @@ TO_THE_NEXT_CHARACTER = 100  # tokens more at most, until a character is whole
 class FreeText:
     """What `+gen`, `+i`, `+qq` and `+qa` write. It remembers where it began, and where it ended.
 
-    ids: what is read first, a list of int. state: the RWKVState to read it in, None for an empty context. stops: texts
-    that end it. new_seed: gives an int for each way of writing it. context: tokens of it that were read and written.
+    ids: what is read first, a list of int, in pieces of chunk_len tokens, with progress(done, total) called after each.
+    state: the RWKVState to read it in, None for an empty context. stops: texts that end it. new_seed: gives an int for
+    each way of writing it. context: tokens of it that were read and written.
     """
 
-    def __init__(self, rwkv, ids, stops, state, new_seed):
-        self._session = Session(rwkv, state, seed=new_seed())
-        self._ids, self._stops, self._new_seed = list(ids), stops, new_seed
-        self._began, self._before = self._session.place, 0  # of the last text: its `Place`, and the tokens before it
-        self.context = 0
+    def __init__(self, rwkv, ids, stops, state, new_seed, chunk_len, progress):
+        self._session, self._stops, self._new_seed = Session(rwkv, state, seed=new_seed()), stops, new_seed
+        read(self._session, ids, chunk_len, progress)
+        # Of the last text: the `Place` where it began, and the tokens before it.
+        self._began, self._before = self._session.place, len(ids)
+        self.context = len(ids)
 
-    def first(self, sampling, chunk_len, stop):
-        """Read, and write a text. Gives events, as all of these do. stop: asked between two of them."""
-        began, total = self._session.place, len(self._ids)
-        for done in read(self._session, self._ids, chunk_len):
-            yield Reading(done, total)
-            if stop():
-                self._session.place = began
-                yield Ended(0, 0, stopped=True)
-                return
-        self._began, self._before = self._session.place, total
+    def first(self, sampling, stop):
+        """Write a text. Gives events, as all of these do. stop: asked between two of them."""
         yield from self._text(sampling, stop)
 
     def more(self, sampling, stop):
@@ -47,6 +41,7 @@ class FreeText:
         self._session.sampling = sampling
         stream = self._session.stream(TOKENS + TO_THE_NEXT_CHARACTER, self._stops)
         stopped = False
+        yield Begun("")
         try:
             for piece in stream:
                 yield Piece(piece, stream.pieces.drawn)
@@ -58,8 +53,8 @@ class FreeText:
         yield Ended(len(stream.pieces.ids), self.context, stopped)
 
 
-def read(session, ids, chunk_len):
-    """Let a session read `ids`; what is longer than `chunk_len` piece by piece, and after each it gives how many it were.
+def read(session, ids, chunk_len, progress):
+    """Let a session read `ids`, a list of int; what is longer than `chunk_len` piece by piece.
 
     The last tokens are read when something is written, by the program that writes, so that a short text needs no other.
     """
@@ -67,5 +62,5 @@ def read(session, ids, chunk_len):
     while len(ids) - at > chunk_len:
         session.read(ids[at : at + chunk_len])
         at += chunk_len
-        yield at
+        progress(at, len(ids))
     session.place = session.place.then(ids[at:])

@@ -3,6 +3,18 @@
 from typing import NamedTuple
 
 
+class Begun(NamedTuple):
+    """Something will be written. speaker: by whom, as texts have it: 'Assistant:'; '' where nobody speaks."""
+
+    speaker: str
+
+
+class Thinking(NamedTuple):
+    """A reply has come so far, but what it says is no answer yet. tokens: of it."""
+
+    tokens: int
+
+
 class Piece(NamedTuple):
     """A piece of what is written. tokens: how many there are of it so far."""
 
@@ -18,13 +30,6 @@ class Ended(NamedTuple):
     tokens: int
     context: int
     stopped: bool = False
-
-
-class Reading(NamedTuple):
-    """So many tokens of so many have been read."""
-
-    done: int
-    total: int
 
 
 class Said(NamedTuple):

@@ -53,8 +53,8 @@ LOOKS_LIKE_ONE = re.compile(r"/[a-z]+!?|\+[a-z]+|\++", re.I)
 
 
 class Line(NamedTuple):
-    """command: a key of `COMMANDS`, None for a message. text: what is said, or comes behind the command. numbers: fields
-    of `Sampling` for this line. forced: the command had an exclamation mark.
+    """command: a key of `COMMANDS`, None for a message. text: what is said, or comes behind the command. numbers:
+    fields of `Sampling` for this line. forced: the command had an exclamation mark.
     """
 
     command: str | None
@@ -97,7 +97,9 @@ def _without_flags(given):
         except ValueError:
             value = math.nan
         if math.isnan(value):
-            raise ValueError(f"-{found[1]}= is followed by a number, {least:g} to {most:g}. Received: {found[0].strip()}.")
+            raise ValueError(
+                f"-{found[1]}= is followed by a number, {least:g} to {most:g}. Received: {found[0].strip()}."
+            )
         numbers[name] = min(max(value, least), most)
         return ""
 
