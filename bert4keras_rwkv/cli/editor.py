@@ -22,7 +22,8 @@ class Editor:
     talking = True
 
     def __init__(self, conversation, screen):
-        self._conversation, self._screen = conversation, screen
+        self._conversation = conversation
+        screen.has_status_line = True
         self._session = PromptSession(
             history=_history(),
             completer=CommandCompleter(conversation),
@@ -30,12 +31,13 @@ class Editor:
             key_bindings=_keys(conversation),
             multiline=Condition(lambda: conversation.multiline),
             prompt_continuation="... ",
+            bottom_toolbar=lambda: screen.status or None,
         )
 
     def next_line(self):
         """A line, None at the end (Ctrl-D). Ctrl-C is a KeyboardInterrupt."""
         try:
-            return self._session.prompt(prompt_of(self._conversation), bottom_toolbar=self._screen.status or None)
+            return self._session.prompt(prompt_of(self._conversation))
         except EOFError:
             return None
 

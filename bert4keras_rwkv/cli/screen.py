@@ -13,12 +13,12 @@ SPEAKER, NOTICE, TROUBLE = "bold green", "dim", "yellow"
 class Screen:
     """Shows events. Replies and tables go to stdout, all else to stderr, so that a pipe gets replies alone.
 
-    talking: whether a person sits there, who wants to know who speaks, how fast, and what was done. status: the last of
-    how fast it was, a str.
+    talking: whether a person sits there, who wants to know who speaks, how fast, and what was done. status: how fast
+    the last text came, a str; whoever shows it all the time (`has_status_line`) need not be told again.
     """
 
     def __init__(self):
-        self.talking, self.status = False, ""
+        self.talking, self.has_status_line, self.status = False, False, ""
         self._line, self._clock = StatusLine(sys.stderr), Clock()
         self._begun, self._last = False, "\n"  # whether anything of a text was shown, and the character shown last
         self._rich = importlib.util.find_spec("rich") is not None
@@ -32,6 +32,7 @@ class Screen:
         self._line.show(f"reading: {done} of {total} tokens")
 
     def _someone_begins(self, event):
+        self._line.clear()
         self._clock, self._begun = Clock(), False
         if self.talking and event.speaker:
             self._styled(f"{printable(event.speaker)} ", SPEAKER)
@@ -43,10 +44,8 @@ class Screen:
     def _piece(self, event):
         self._line.clear()
         self._clock.tick(event.tokens)
-        text = event.text if self._begun else event.text.lstrip(" \n")
-        if text:
-            self._begun, self._last = True, text[-1]
-            write(text)
+        self._begun, self._last = True, event.text[-1]
+        write(event.text)
 
     def _ended(self, event):
         self._line.clear()
@@ -54,9 +53,11 @@ class Screen:
         if not self.talking:
             write("\n")  # between two replies
             return
-        stopped = f"stopped after {event.tokens}; " if event.stopped else ""
-        self.status = f"{stopped}{self._clock.summary()}, {event.context} in context"
-        self._say(self.status, NOTICE)
+        self.status = f"{self._clock.summary()}, {event.context} in context"
+        if event.stopped:
+            self._say(f"Stopped after {event.tokens} tokens.", NOTICE)
+        if not self.has_status_line:
+            self._say(self.status, NOTICE)
 
     def _said(self, event):
         if self.talking:

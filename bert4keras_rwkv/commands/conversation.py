@@ -79,7 +79,6 @@ class Conversation:
         try:
             with _numbers_of(chat, line.numbers):
                 stream = begin(chat)
-                yield Begun(f"{chat.template.names['assistant']}{chat.template.mark}")
                 stopped = yield from self._answer(stream, chat.template)
         except _StoppedError:
             self.chat = before
@@ -88,14 +87,19 @@ class Conversation:
 
     def _answer(self, stream, template):
         """The events of a reply, whose thoughts are told of only. Returns whether somebody stopped it."""
+        begun = Begun(f"{template.names['assistant']}{template.mark}")
         text, given = "", 0
         for piece in stream:
+            if not text:
+                yield begun
             text += piece
             answer = "" if _may_be_a_thought(text, template) else template.split(text)[1]
             yield Piece(answer[given:], stream.drawn) if answer[given:] else Thinking(stream.drawn)
             given = len(answer)
             if self._stop():
                 return True
+        if not text:
+            yield begun
         return False
 
     def _reset(self, line):
@@ -135,11 +139,11 @@ class Conversation:
         chat.reset()
         form = chat.template
         parts = [*form.turn("user", line.text, chat.mode), *form.turn("assistant", mode=chat.mode)]
-        yield from self._apart(line, self._ids(parts), form.stop_texts, chat.prepare().state)
+        yield from self._apart(line, self._ids(parts), form.stop_texts, chat.prepare().state, len(chat.ids))
 
-    def _apart(self, line, ids, stops=(), state=None):
+    def _apart(self, line, ids, *more):
         chat = self.chat
-        free = FreeText(chat.rwkv, ids, stops, state, self._new_seed, chat.chunk_len, self._read_so_far)
+        free = FreeText(chat.rwkv, ids, self._new_seed, chat.chunk_len, self._read_so_far, *more)
         self._free = free
         yield from free.first(self._sampling(line), self._stop)
 

@@ -12,16 +12,16 @@ class FreeText:
     """What `+gen`, `+i`, `+qq` and `+qa` write. It remembers where it began, and where it ended.
 
     ids: what is read first, a list of int, in pieces of chunk_len tokens, with progress(done, total) called after each.
-    state: the RWKVState to read it in, None for an empty context. stops: texts that end it. new_seed: gives an int for
-    each way of writing it. context: tokens of it that were read and written.
+    new_seed: gives an int for each way of writing it. stops: texts that end it. state: the RWKVState to read it in,
+    which has read `before` tokens; None for an empty context. context: tokens that were read and written so far.
     """
 
-    def __init__(self, rwkv, ids, stops, state, new_seed, chunk_len, progress):
+    def __init__(self, rwkv, ids, new_seed, chunk_len, progress, stops=(), state=None, before=0):
         self._session, self._stops, self._new_seed = Session(rwkv, state, seed=new_seed()), stops, new_seed
         read(self._session, ids, chunk_len, progress)
         # Of the last text: the `Place` where it began, and the tokens before it.
-        self._began, self._before = self._session.place, len(ids)
-        self.context = len(ids)
+        self._began, self._before = self._session.place, before + len(ids)
+        self.context = self._before
 
     def first(self, sampling, stop):
         """Write a text. Gives events, as all of these do. stop: asked between two of them."""
@@ -50,7 +50,7 @@ class FreeText:
                     break
         finally:
             self.context = self._before + len(stream.pieces.ids)
-        yield Ended(len(stream.pieces.ids), self.context, stopped)
+        yield Ended(stream.pieces.drawn, self.context, stopped)
 
 
 def read(session, ids, chunk_len, progress):
