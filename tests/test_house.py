@@ -270,7 +270,18 @@ def loaded_by(*arguments):
     return json.loads(done.stderr.splitlines()[-1]), done.stdout
 
 
-LIGHT = ["", ".config", ".strategy", ".keras_loader", ".tokenizers", ".weights", ".evaluation", ".cli"]
+LIGHT = [
+    "",
+    ".chat",
+    ".config",
+    ".strategy",
+    ".templates",
+    ".keras_loader",
+    ".tokenizers",
+    ".weights",
+    ".evaluation",
+    ".cli",
+]
 LIGHT += [".bert4keras3.snippets", ".bert4keras3.tokenizers"]
 # A command names the backend, then loads it.
 LIGHT += [f".cli.{path.stem}" for path in sorted((PACKAGE / "cli").glob("[a-z]*.py"))]

@@ -31,8 +31,8 @@ class Chat:
     template: the form of the conversation: one of `templates.template_names()`, the path of a JSON file, a `Template`,
     or 'auto', what the model's file says, else what fits its name and vocabulary. system: what the system says first,
     where the template has a form for that. state: an RWKVState of one row to begin in, such as a tuned one. dialogue:
-    without a state, read the template's own few turns first. sampling: a `Sampling` or a name, None: as ChatRWKV's demo,
-    gentler with a state. seed: an int makes replies repeatable. mode: one of the template's ways of answering
+    without a state, read the template's own few turns first. sampling: a `Sampling` or a name, None: as in ChatRWKV's
+    demo, gentler with a state. seed: an int makes replies repeatable. mode: one of the template's ways of answering
     (`template.modes`), for all messages from now on. max_new_tokens: of a reply, at most.
 
     Nothing is read before the first message, or `prepare`. A text of more than chunk_len tokens is read in pieces, and

@@ -7,7 +7,7 @@ import numpy as np
 
 from bert4keras_rwkv.chat.turns import Record
 from bert4keras_rwkv.generation.sampling import Sampling
-from bert4keras_rwkv.models.request import seeds
+from bert4keras_rwkv.models.request import seeds, whole_number
 from bert4keras_rwkv.session import Place
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.templates import Template
@@ -131,7 +131,7 @@ def _saved(values, tensors, rwkv):
         None if system is None else _kind(system, str, "system"),
         settings["mode"],
         Sampling(**_kind(settings["sampling"], dict, "sampling")),
-        settings["max_new_tokens"],
+        whole_number("max_new_tokens", settings["max_new_tokens"], 1),
         _ids(values["first"], config).tolist(),
         place(_kind(values["start"], dict, "start")),
         _seed(values["seed"]),

@@ -140,7 +140,8 @@ def _check_fields(values):
 def _text(value, path, empty=False):
     """A str that can be written out."""
     if not isinstance(value, str) or not (value or empty):
-        raise Misfit(path, f"`{path[-1]}` is a text{'' if empty else ', not empty'}. Received: {shown(value)}.")
+        name = f"{path[-2]}[{path[-1]}]" if isinstance(path[-1], int) else path[-1]
+        raise Misfit(path, f"`{name}` is a text{'' if empty else ', not empty'}. Received: {shown(value)}.")
     if any("\ud800" <= one <= "\udfff" for one in value):
         raise Misfit(path, f"`{path[-1]}` holds half of a surrogate pair, which is no text.")
     return value
