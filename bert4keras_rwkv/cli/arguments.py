@@ -125,6 +125,12 @@ def _generate(commands):
     command.add_argument(
         "--stop", type=utf8, action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
     )
+    command.add_argument(
+        "--template",
+        type=utf8,
+        metavar="T",
+        help="the prompt is a user's message, in this form: a name, a file, or auto",
+    )
     command.add_argument("--echo", action="store_true", help="write the prompt first")
     command.add_argument(
         "--trials", type=COUNT, metavar="N", help="write N texts, the prompt being read once; each tells its seed"

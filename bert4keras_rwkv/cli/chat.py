@@ -5,13 +5,13 @@ import dataclasses
 import sys
 
 from bert4keras_rwkv.cli.arguments import SAMPLING, UsageError
-from bert4keras_rwkv.cli.generate import StatusLine, load_to_write, paced, tuned
+from bert4keras_rwkv.cli.generate import StatusLine, load_to_write, named_template, paced, tuned
 from bert4keras_rwkv.cli.interrupts import Interrupts
 from bert4keras_rwkv.cli.lines import lines_of
 from bert4keras_rwkv.cli.screen import Screen
 from bert4keras_rwkv.commands.events import Left, Refused, Said
 from bert4keras_rwkv.generation.sampling import Sampling
-from bert4keras_rwkv.templates import read_template, template_of
+from bert4keras_rwkv.templates import read_template
 from bert4keras_rwkv.tokenizers import load_tokenizer
 
 DIGITS = " \t0123456789"  # tokens that are a part of this do not count up for the penalties, as in `rwkv`
@@ -47,14 +47,11 @@ def chosen_template(arguments):
     ]
     if named:
         raise UsageError(f"--load goes on with a conversation as it is. Leave out {', '.join(named)}.")
-    try:
-        friends = arguments.lang and template_of(f"friends-{arguments.lang}")
-        if not (arguments.prompt or arguments.template):
-            return friends or "auto"
-        template = read_template(arguments.prompt) if arguments.prompt else template_of(arguments.template)
-        return dataclasses.replace(template, dialogue=friends.dialogue) if friends else template
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    friends = arguments.lang and named_template(f"friends-{arguments.lang}")
+    if not arguments.prompt and arguments.template in (None, "auto"):
+        return friends or "auto"
+    template = read_template(arguments.prompt) if arguments.prompt else named_template(arguments.template)
+    return dataclasses.replace(template, dialogue=friends.dialogue) if friends else template
 
 
 def given_numbers(arguments):

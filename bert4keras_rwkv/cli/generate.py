@@ -11,6 +11,7 @@ from bert4keras_rwkv.cli.arguments import SAMPLING, UsageError
 from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.cli.interrupts import Interrupts
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.templates import prompt_ids, template_for, template_of
 from bert4keras_rwkv.tokenizers import load_tokenizer
 from bert4keras_rwkv.untrusted import for_terminal
 from bert4keras_rwkv.weights.checkpoint import named
@@ -21,6 +22,7 @@ def run(arguments):
     sampling = chosen_sampling(arguments)
     prompt = prompt_text(arguments.prompt)
     check_saving(arguments)
+    template = None if arguments.template in (None, "auto") else named_template(arguments.template)
     tokenizer = None if arguments.tokenizer is None else load_tokenizer(arguments.tokenizer)
     sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another one
     with StatusLine(sys.stderr) as line:
@@ -28,10 +30,17 @@ def run(arguments):
         rwkv = load_to_write(arguments, tokenizer)
         state = tuned(rwkv, arguments)
         stops = [stop for stop in arguments.stop if stop]
+        if arguments.template:
+            origin = rwkv.origin
+            template = template or template_of(template_for(origin.name, origin.template, rwkv.config.vocab_size))
+            ids = prompt_ids(rwkv.tokenizer, template, prompt, opening=state is None)
+            prompt, stops = rwkv.tokenizer.decode(ids), [*stops, *template.stop_texts]
+        else:
+            ids = rwkv.tokenizer.encode(prompt)
         options = {"sampling": paced(sampling, arguments, rwkv.tokenizer), "state": state, "stop_texts": stops}
         seed = first_seed(arguments)
         pieces = rwkv.stream(
-            rwkv.tokenizer.encode(prompt),
+            ids,
             arguments.max_length,
             max_new_tokens=arguments.max_new_tokens,
             seed=seed,
@@ -53,6 +62,14 @@ def run(arguments):
                     break
         if arguments.save_state is not None:
             rwkv.save_state(state_after(rwkv, pieces), arguments.save_state)
+
+
+def named_template(name):
+    """The `Template` of a name or of a file."""
+    try:
+        return template_of(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def check_saving(arguments):

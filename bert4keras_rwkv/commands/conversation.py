@@ -13,7 +13,7 @@ from bert4keras_rwkv.commands.lines import COMMANDS, line_of
 from bert4keras_rwkv.commands.show import sampling_rows, state_rows
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.request import whole_number
-from bert4keras_rwkv.templates import read_template, template_of
+from bert4keras_rwkv.templates import prompt_ids, read_template, template_of
 from bert4keras_rwkv.untrusted import parse_json, printable, told
 
 MAIN = "main"  # what the first conversation is called
@@ -131,15 +131,14 @@ class Conversation:
         yield from self._asked_apart(line, template_of("qa"))
 
     def _asked_apart(self, line, template):
-        parts = [*template.opening(dialogue=False), *template.turn("user", line.text), *template.turn("assistant")]
-        yield from self._apart(line, self._ids(parts), template.stop_texts)
+        ids = prompt_ids(self.chat.rwkv.tokenizer, template, line.text, opening=True)
+        yield from self._apart(line, ids, template.stop_texts)
 
     def _question_at_the_start(self, line):
         chat = self.chat.fork()
         chat.reset()
-        form = chat.template
-        parts = [*form.turn("user", line.text, chat.mode), *form.turn("assistant", mode=chat.mode)]
-        yield from self._apart(line, self._ids(parts), form.stop_texts, chat.prepare().state, len(chat.ids))
+        ids = prompt_ids(chat.rwkv.tokenizer, chat.template, line.text, chat.mode)
+        yield from self._apart(line, ids, chat.template.stop_texts, chat.prepare().state, len(chat.ids))
 
     def _apart(self, line, ids, *more):
         chat = self.chat
@@ -250,10 +249,6 @@ class Conversation:
 
     def _exit(self, line):
         yield Left()
-
-    def _ids(self, parts):
-        """The ids of `Part`s, each encoded by itself, as in training."""
-        return [one for ids in self.chat.rwkv.tokenizer.encode([part.text for part in parts]) for one in ids]
 
     def _sampling(self, line):
         return dataclasses.replace(self.chat.sampling, **line.numbers)

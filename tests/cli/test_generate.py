@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from bert4keras_rwkv.chat import Chat
 from bert4keras_rwkv.cli import backend, main
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models import RWKV
@@ -58,6 +59,7 @@ def test_prompt_from_stdin_echo_and_stop(model, command):
         (["--prompt", "a", "--max-penalty-range", "5", "2"], 2, "max_penalty_range"),
         (["--prompt", "hello hello", "--max-length", "2"], 1, "`max_length`, prompt and answer together, is 2"),
         (["--prompt", "a", "--save-state", "a.state", "--trials", "2"], 2, "Leave one out"),
+        (["--prompt", "a", "--template", "nowhere"], 2, "A template is one of"),
         (["--prompt", "a", "--save-state", "a.pth"], 2, "hold no last inputs"),
         (["--prompt", "a", "--save-state", "nowhere/a.state"], 2, "there is no folder 'nowhere'"),
         (["--prompt", "a", "--tokenizer", "nowhere.txt"], 1, "nowhere.txt"),
@@ -112,6 +114,17 @@ def test_trials_are_what_single_calls_with_their_seeds_write(model, command):
     code, out, _ = command(*given, "--trials", 1)
     seed = re.match(r"--- 1 of 1, seed (\d+)\n", out.decode())
     assert seed and command(*given, "--seed", seed[1])[1].decode() == out.decode()[seed.end() :]
+
+
+@pytest.mark.on("torch")
+def test_a_prompt_as_a_message(model, command):
+    """What `Chat` replies, with the space before it; `auto` is what a chat takes."""
+    given = ("--model", model, "--prompt", "hello", "--max-new-tokens", 12, "--temperature", 0)
+    chat = Chat(RWKV.from_preset(model), sampling="greedy", max_new_tokens=12, dialogue=False)
+    code, out, said = command("generate", *given, "--template", "auto", "--echo")
+    assert code == 0, said
+    before, _, reply = out.decode().partition("Assistant:")
+    assert (before, reply[:-1].lstrip()) == ("User: hello\n\n", chat.reply("hello"))
 
 
 @pytest.mark.on("torch")
