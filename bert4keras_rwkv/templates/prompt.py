@@ -2,9 +2,9 @@
 
 
 def prompt_ids(tokenizer, template, message, mode=None, opening=False):
-    """The ids of a message and of what a reply comes after, a list of int.
+    """The ids of a message and of what a reply comes after, a list of int: each `Part` by itself, as in training.
 
-    Each `Part` is encoded by itself, as in training. template: a `Template`. mode: a key of its `modes`, None for the usual one. opening: what stands before everything
+    template: a `Template`. mode: a key of its `modes`, None for the usual one. opening: what stands before everything
     is there, too, but not its dialogue.
     """
     parts = template.opening(dialogue=False) if opening else []

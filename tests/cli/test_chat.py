@@ -127,6 +127,13 @@ def terminal(environment, model):
         one.close(force=True)
 
 
+def forks(test):
+    """What a pseudo-terminal needs, and JAX and Python warn of: the child is another program at once."""
+    for message in ("ignore:os.fork:RuntimeWarning", "ignore:.*multi-threaded:DeprecationWarning"):
+        test = pytest.mark.filterwarnings(message)(test)
+    return test
+
+
 def sees(person, text):
     """Wait for a text, a pattern in which a space stands for what moves, colours and breaks lines, too."""
     person.expect(text.replace(" ", r"(?:\s|\x1b\[[0-9;?]*[A-Za-z])+"))
@@ -139,6 +146,7 @@ def left(person):
     return person.exitstatus
 
 
+@forks
 @pytest.mark.on("jax")
 def test_a_person_types(model, terminal, tmp_path):
     """A narrow terminal, wide characters and such that go from right to left; Ctrl-C ends a reply, and the conversation
@@ -154,7 +162,9 @@ def test_a_person_types(model, terminal, tmp_path):
     sees(person, r"Stopped after \d+ tokens\.")
     shown += re.sub(r"[^中é]", "", person.before)
     sees(person, "User:")
-    person.send(f"/sav\t {file}\r")
+    person.send("/sav\t")
+    sees(person, "/save")
+    person.send(f" {file}\r")
     sees(person, "Saved to")
     chat = Chat.load(file, rwkv)
     (turn,) = chat.history
@@ -167,6 +177,7 @@ def test_a_person_types(model, terminal, tmp_path):
     assert left(person) == 0
 
 
+@forks
 @pytest.mark.on("jax")
 def test_a_long_message_and_one_of_several_lines(model, terminal):
     """How far the reading is, is shown, and not in place of who speaks; Ctrl-D leaves."""
