@@ -361,11 +361,15 @@ class ChatStream:
         if not self.begun:
             return
         record, stream, place = self._record, self._pieces.pieces, self._chat._session.place
+        tokenizer = self._chat.rwkv.tokenizer
         record.written, record.drawn, record.end_seed = list(stream.ids), stream.drawn, stream.seed
-        if record.written and record.written[-1] == self._chat.rwkv.tokenizer.end_token:
+        if record.written and record.written[-1] == tokenizer.end_token:
             del record.written[-1]
             place = place._replace(last=None)  # the state has read all that is shown
         record.after_reply = place
+        said = tokenizer.decode(record.written)
+        if len(said) > len(record.raw):  # interrupted when the session had moved on, and the text was not yet here
+            record.raw = said
 
     def _ipython_display_(self):
         from IPython.display import Markdown, display

@@ -97,7 +97,9 @@ def _check_model(said, rwkv):
         f"{name}: {shown(said.get(name))}, here {shown(here[name])}" for name in here if said.get(name) != here[name]
     ]
     if other:
-        raise ValueError("the chat was with another model. " + "; ".join(other))
+        renamed = len(other) == 1 and said.get("name") != here["name"]
+        way_out = " If it is the same one: set rwkv.origin = rwkv.origin._replace(name=...)." if renamed else ""
+        raise ValueError(f"the chat was with another model. {'; '.join(other)}.{way_out}")
 
 
 def _saved(values, tensors, rwkv):
