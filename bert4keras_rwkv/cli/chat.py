@@ -68,7 +68,7 @@ def given_numbers(arguments):
 
 def begun(arguments, rwkv, template, numbers, screen, interrupts):
     """The `Conversation` that the options describe."""
-    from bert4keras_rwkv.chat import Chat
+    from bert4keras_rwkv.chat.conversation import Chat
     from bert4keras_rwkv.commands.conversation import Conversation
 
     state = tuned(rwkv, arguments)

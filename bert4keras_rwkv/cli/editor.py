@@ -9,7 +9,7 @@ from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 
-from bert4keras_rwkv.cli.lines import prompt_of
+from bert4keras_rwkv.cli.screen import prompt_of
 from bert4keras_rwkv.commands.lines import COMMANDS
 from bert4keras_rwkv.ops.cache import UnusableError, own_folder
 

@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 
-from bert4keras_rwkv.untrusted import printable
+from bert4keras_rwkv.cli.screen import prompt_of
 
 
 def lines_of(conversation, screen):
@@ -12,9 +12,8 @@ def lines_of(conversation, screen):
         return Piped(sys.stdin.buffer)
     if importlib.util.find_spec("prompt_toolkit") is None:
         return Typed(conversation)
-    from bert4keras_rwkv.cli.editor import Editor
-
-    return Editor(conversation, screen)
+    editor = importlib.import_module("bert4keras_rwkv.cli.editor")  # which cannot be loaded without prompt_toolkit
+    return editor.Editor(conversation, screen)
 
 
 class Piped:
@@ -59,8 +58,3 @@ class Typed:
                 lines.append(line)
         except EOFError:
             return "\n".join(lines) or None
-
-
-def prompt_of(conversation):
-    """What stands before a line: who speaks, and in which conversation, if there are several."""
-    return printable(f"{conversation.speaker} ")

@@ -108,6 +108,11 @@ SHOWN = {
 }
 
 
+def prompt_of(conversation):
+    """What stands before a line: who speaks, and in which conversation, if there are several."""
+    return printable(f"{conversation.speaker} ")
+
+
 def _console(file):
     from rich.console import Console
 
