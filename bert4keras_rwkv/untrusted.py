@@ -4,11 +4,14 @@ import json
 import os
 import reprlib
 import stat
+import unicodedata
 
 LONGEST_MESSAGE = 1800
 END = 400  # characters of a long message that stay at its end, where the way out stands
 LONGEST_NUMBER = 1000  # digits
 DEEPEST = 64  # objects and arrays in each other; a config has two, a tokenizer.json six
+
+TURNING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 3, 80, 80
@@ -23,6 +26,26 @@ def printable(message):
     return "".join(
         one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in message
     )
+
+
+def for_terminal(text):
+    """A text that somebody wants to read, with nothing that a terminal would act upon but line feeds and tabs.
+
+    Signs without a width that scripts and emoji need (joiners, marks of direction) stay; those that turn a line around
+    (U+202A to U+202E, U+2066 to U+2069) do not.
+    """
+    return "".join(one.encode("unicode_escape").decode() if _acts(one) else one for one in text)
+
+
+def _acts(one):
+    return one in TURNING or (unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp") and one not in "\n\t")
+
+
+def told(error):
+    """What an error says; one of the system with the name of the file, and without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def shown(value):

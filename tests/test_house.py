@@ -31,6 +31,7 @@ FLOORS = [
     {"evaluation"},
     {"session"},
     {"chat"},
+    {"commands"},
     {"server"},
     {"cli"},
 ]

@@ -6,7 +6,7 @@ import pytest
 
 from bert4keras_rwkv.data.sources import parts_of, read_jsonl
 from bert4keras_rwkv.evaluation.lambada import read_lambada
-from bert4keras_rwkv.untrusted import DEEPEST, parse_json, printable, shown
+from bert4keras_rwkv.untrusted import DEEPEST, for_terminal, parse_json, printable, shown
 from bert4keras_rwkv.weights import WeightsError
 
 pytestmark = pytest.mark.backend_free
@@ -45,6 +45,13 @@ def test_a_message_is_short_and_does_nothing_to_a_terminal():
     assert len(message) < 2000 and message.replace("\n", "").isprintable()
     assert message.startswith("begin\\x1b[31m\\u202e\\ud800\nxxx") and message.endswith("x\\x07end")
     assert str(WeightsError("a\x1bb")) == "a\\x1bb"
+
+
+def test_a_text_for_a_terminal_keeps_what_scripts_need():
+    """Chinese, Hebrew with its marks, joined emoji and Persian, tabs; but nothing that a terminal would act upon."""
+    fine = "中文\tשָׁלוֹם\u200f\n👩\u200d👧 می\u200cخواهم\u00ad"
+    assert for_terminal(fine) == fine
+    assert for_terminal("a\x1b[2J\x9b\r\x00\u202eb\u2028\ud800") == r"a\x1b[2J\x9b\r\x00\u202eb\u2028\ud800"
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,17 @@ import os
 import sys
 
 from bert4keras_rwkv.cli.arguments import UsageError, parser
+from bert4keras_rwkv.untrusted import told
 
 FAILED, MISUSED, INTERRUPTED, NOBODY_READS = 1, 2, 130, 141
-PRINTING = ("generate", "info", "evaluate", "kernels", "bench")  # what they find out goes to stdout and nowhere else
+PRINTING = (
+    "generate",
+    "chat",
+    "info",
+    "evaluate",
+    "kernels",
+    "bench",
+)  # what they find out goes to stdout and nowhere else
 TOLD = (ValueError, OSError, ImportError, RuntimeError, MemoryError)  # whose words are for the user
 
 
@@ -67,10 +75,8 @@ def _interrupts_heard():
 
 def _told(error):
     """What an error says; one without words by its name."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, TOLD):
-        return str(error) or type(error).__name__
+        return told(error)
     return f"{type(error).__name__}: {error} (--debug shows where)"
 
 

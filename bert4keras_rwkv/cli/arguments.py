@@ -34,6 +34,15 @@ SAMPLING = {
     "penalty_decay": (Real(0.0, 1.0), 1.0, "how those counts fade at each token"),
 }
 
+# What a chat has instead, in words: `chat.conversation` has it in numbers.
+CHAT_SAMPLING = {
+    "top_p": "0.3, with a state 0.2",
+    "presence_penalty": "0.5, with a state 0.3",
+    "frequency_penalty": "0.5, with a state 0.3",
+    "penalty_decay": "0.996",
+}
+LANGUAGES = ("en", "zh", "ja")
+
 # The fields of `Plan`, with what suits small models.
 TRAINING = {
     "steps": (COUNT, 1000, "how many batches to train on"),
@@ -79,7 +88,20 @@ def parser():
     )
     whole.add_argument("--version", action="version", version=f"bert4keras_rwkv {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_generate, _info, _convert, _quantize, _data, _train, _evaluate, _tune, _state, _kernels, _bench):
+    for add in (
+        _generate,
+        _chat,
+        _info,
+        _convert,
+        _quantize,
+        _data,
+        _train,
+        _evaluate,
+        _tune,
+        _state,
+        _kernels,
+        _bench,
+    ):
         command = add(commands)
         command.add_argument("--debug", action="store_true", help="show where an error came from")
     return whole
@@ -96,25 +118,85 @@ def _generate(commands):
     command.add_argument(
         "--prompt", type=utf8, required=True, metavar="TEXT", help="what to go on from; - reads it from stdin"
     )
-    _model(command)
-    command.add_argument("--tokenizer", type=path, metavar="FILE", help="vocabulary file (default: beside the weights)")
+    _writing_model(command)
     length = command.add_mutually_exclusive_group()
     length.add_argument("--max-length", type=COUNT, metavar="N", help="tokens of prompt and text together")
     length.add_argument("--max-new-tokens", type=COUNT, metavar="N", help="tokens of the text (default: 256)")
-    command.add_argument("--seed", type=ANY_SEED, metavar="N", help="the same seed writes the same text")
     command.add_argument(
         "--stop", type=utf8, action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
     )
+    command.add_argument(
+        "--template",
+        type=utf8,
+        metavar="T",
+        help="the prompt is a user's message, in this form: a name, a file, or auto",
+    )
     command.add_argument("--echo", action="store_true", help="write the prompt first")
+    command.add_argument(
+        "--trials", type=COUNT, metavar="N", help="write N texts, the prompt being read once; each tells its seed"
+    )
+    command.add_argument(
+        "--save-state", type=path, metavar="FILE", help="write the state after the text, for --state of another call"
+    )
+    command.add_argument(
+        "--interactive-stop", action="store_true", help="Ctrl-C ends the text there, and what else is asked for is done"
+    )
+    _drawing(command)
+    _running(command)
+    return command
+
+
+def _chat(commands):
+    """`chat`: turns on stdout, in a terminal or a pipe."""
+    command = commands.add_parser(
+        "chat",
+        help="talk with a model",
+        description="Talk with a model. /help says which commands there are, ChatRWKV's among them. From a pipe each "
+        "line is a message or a command, and the answers go to stdout. Completion, history and colours come with the "
+        "extra [chat].",
+    )
+    _writing_model(command)
+    form = command.add_argument_group("the conversation")
+    which = form.add_mutually_exclusive_group()
+    which.add_argument("--template", type=utf8, metavar="T", help="its form, by name (default: that of the model)")
+    which.add_argument("--prompt", type=path, metavar="FILE", help="a form of one's own, JSON (docs/chat.md)")
+    form.add_argument(
+        "--lang",
+        choices=LANGUAGES,
+        help="ChatRWKV's conversation of two friends, or with --template what they say first",
+    )
+    form.add_argument("--system", type=utf8, metavar="TEXT", help="what the system says first")
+    form.add_argument("--load", type=path, metavar="FILE", help="go on with a conversation that /save wrote")
+    form.add_argument("--mode", type=utf8, metavar="NAME", help="of a form that has several: whether it thinks")
+    form.add_argument("--max-new-tokens", type=COUNT, metavar="N", help="tokens of a reply (default: 512)")
+    _drawing(command, CHAT_SAMPLING)
+    running = _running(command)
+    running.add_argument(
+        "--chunk-len", type=COUNT, default=256, metavar="T", help="tokens that are read at once (default: %(default)s)"
+    )
+    return command
+
+
+def _writing_model(command):
+    """What writes: model, vocabulary, state, adapter, seed."""
+    _model(command)
+    command.add_argument("--tokenizer", type=path, metavar="FILE", help="vocabulary file (default: beside the weights)")
+    command.add_argument("--seed", type=ANY_SEED, metavar="N", help="the same seed writes the same text")
     command.add_argument(
         "--state", type=path, metavar="FILE", help="a state to begin in, as `tune` and other programs write"
     )
     command.add_argument(
         "--adapter", type=path, metavar="FILE", help="a LoRA, with a state or without, as `tune` writes"
     )
+
+
+def _drawing(command, chat=None):
+    """The fields of `Sampling`. chat: what its help says of some; whatever is not given is None then."""
     drawing = command.add_argument_group("how the next token is drawn")
     for name, (kind, default, text) in SAMPLING.items():
         shown = "" if default is None else f" (default: {default})"
+        if chat:
+            default, shown = None, f" (default: {chat[name]})" if name in chat else shown
         drawing.add_argument(_flag(name), type=kind, default=default, metavar=_letter(kind), help=text + shown)
     drawing.add_argument(
         "--max-penalty-range",
@@ -126,8 +208,14 @@ def _generate(commands):
     drawing.add_argument("--penalty-free", type=ID, nargs="+", default=(), metavar="ID", help="ids that add no count")
     drawing.add_argument("--mask-output", type=ID, nargs="+", default=(), metavar="ID", help="ids never written")
     drawing.add_argument("--temperature-after", action="store_true", help="apply it after top-k and top-p")
-    _running(command)
-    return command
+    drawing.add_argument(
+        "--newline-schedule",
+        action="store_true",
+        help="a soft length, as in ChatRWKV: line feeds are unlikely at first, and likely after 150 tokens",
+    )
+    drawing.add_argument(
+        "--no-repeat-marks", action="store_true", help="never twice in a row the same of ，：？！, as in ChatRWKV"
+    )
 
 
 def _info(commands):

@@ -1,12 +1,19 @@
 """`generate`: text on stdout as it is written, what happens meanwhile on stderr."""
 
+import contextlib
 import sys
 import time
+from pathlib import Path
+
+import numpy as np
 
 from bert4keras_rwkv.cli.arguments import SAMPLING, UsageError
 from bert4keras_rwkv.cli.backend import choose_engine
+from bert4keras_rwkv.cli.interrupts import Interrupts
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.templates import prompt_ids, template_for, template_of
 from bert4keras_rwkv.tokenizers import load_tokenizer
+from bert4keras_rwkv.untrusted import for_terminal
 from bert4keras_rwkv.weights.checkpoint import named
 
 
@@ -14,23 +21,88 @@ def run(arguments):
     """Load the model, write text, and say how many tokens it took and how fast they came."""
     sampling = chosen_sampling(arguments)
     prompt = prompt_text(arguments.prompt)
+    check_saving(arguments)
+    template = None if arguments.template in (None, "auto") else named_template(arguments.template)
     tokenizer = None if arguments.tokenizer is None else load_tokenizer(arguments.tokenizer)
     sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another one
     with StatusLine(sys.stderr) as line:
         line.show("loading the model")
-        rwkv = load(arguments, tokenizer, only_reads=True)
-        if rwkv.tokenizer is None:
-            raise ValueError(f"No vocabulary was found beside '{arguments.model}'. Name one with --tokenizer.")
+        rwkv = load_to_write(arguments, tokenizer)
         state = tuned(rwkv, arguments)
         stops = [stop for stop in arguments.stop if stop]
-        options = {"sampling": sampling, "seed": arguments.seed, "state": state, "stop_texts": stops, "as_text": True}
+        if arguments.template:
+            origin = rwkv.origin
+            template = template or template_of(template_for(origin.name, origin.template, rwkv.config.vocab_size))
+            ids = prompt_ids(rwkv.tokenizer, template, prompt, opening=state is None)
+            prompt, stops = rwkv.tokenizer.decode(ids), [*stops, *template.stop_texts]
+        else:
+            ids = rwkv.tokenizer.encode(prompt)
+        options = {"sampling": paced(sampling, arguments, rwkv.tokenizer), "state": state, "stop_texts": stops}
+        seed = first_seed(arguments)
         pieces = rwkv.stream(
-            rwkv.tokenizer.encode(prompt), arguments.max_length, max_new_tokens=arguments.max_new_tokens, **options
+            ids,
+            arguments.max_length,
+            max_new_tokens=arguments.max_new_tokens,
+            seed=seed,
+            as_text=True,
+            **options,
         )
         line.show("reading the prompt")
-        clock = write_stream(pieces, line, prompt if arguments.echo else "")
-    write("\n")
-    print(clock.summary(), file=sys.stderr)
+        before = prompt if arguments.echo else ""
+        with Interrupts() if arguments.interactive_stop else contextlib.nullcontext() as interrupts:
+            for number in range(arguments.trials or 1):
+                if arguments.trials:
+                    pieces = pieces.again(seed + number)
+                    write(f"--- {number + 1} of {arguments.trials}, seed {seed + number}\n")
+                clock = write_stream(pieces, line, before, interrupts)
+                write("\n")
+                print(clock.summary(), file=sys.stderr)
+                if interrupts is not None and interrupts.asked:
+                    print(f"Stopped after {len(pieces.ids)} tokens.", file=sys.stderr)
+                    break
+        if arguments.save_state is not None:
+            rwkv.save_state(state_after(rwkv, pieces), arguments.save_state)
+
+
+def named_template(name):
+    """The `Template` of a name or of a file."""
+    try:
+        return template_of(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def check_saving(arguments):
+    """A UsageError where `--save-state` cannot be done in the end."""
+    if arguments.save_state is None:
+        return
+    path = Path(arguments.save_state)
+    if arguments.trials:
+        raise UsageError("--save-state keeps the state after one text, and --trials writes several. Leave one out.")
+    if path.suffix in (".pth", ".st"):
+        raise UsageError(
+            f"--save-state '{path}': files of the kind {path.suffix} hold no last inputs, which a state after a text "
+            "has. Give it another suffix; `bert4keras-rwkv state --drop-shift` makes such a file of it."
+        )
+    if not path.parent.is_dir():
+        raise UsageError(f"--save-state '{path}': there is no folder '{path.parent}'. Make it first.")
+
+
+def first_seed(arguments):
+    """The seed of the first text. Trials tell theirs, so one that nobody gave is chosen here."""
+    if arguments.seed is None and arguments.trials:
+        return int(np.random.default_rng().integers(2**31))
+    return arguments.seed
+
+
+def state_after(rwkv, pieces):
+    """The RWKVState after all that a `Stream` gave; after the prompt's last token but one where it gave nothing."""
+    return rwkv.prefill(np.array([pieces.ids[-1:]], "int32"), pieces.state)[1] if pieces.ids else pieces.state
+
+
+def paced(sampling, arguments, tokenizer):
+    """`sampling` with `--newline-schedule` and `--no-repeat-marks`."""
+    return sampling.paced(tokenizer, arguments.newline_schedule, arguments.no_repeat_marks)
 
 
 def chosen_sampling(arguments):
@@ -70,6 +142,14 @@ def load(arguments, tokenizer, only_reads=False):
     return RWKV.from_preset(path, tokenizer=tokenizer, kernel=arguments.kernel, **numbers)
 
 
+def load_to_write(arguments, tokenizer):
+    """`load` a model to write text with."""
+    rwkv = load(arguments, tokenizer, only_reads=True)
+    if rwkv.tokenizer is None:
+        raise ValueError(f"No vocabulary was found beside '{arguments.model}'. Name one with --tokenizer.")
+    return rwkv
+
+
 def tuned(rwkv, arguments):
     """Take over what `--adapter` names; the RWKVState of `--state`, or None."""
     if arguments.adapter is not None:
@@ -82,11 +162,14 @@ def tuned(rwkv, arguments):
     return state
 
 
-def write_stream(pieces, line, before=""):
-    """Write a `Stream` of text as it comes, after `before`. Returns the `Clock` that ran along."""
+def write_stream(pieces, line, before="", interrupts=None):
+    """Write a `Stream` of text as it comes, after `before`. interrupts: where these ask for it, it ends.
+
+    Returns the `Clock` that ran along.
+    """
     clock = Clock()
     quiet = sys.stdout.isatty()  # the text itself is the progress there
-    for piece in pieces:
+    for piece in pieces if interrupts is None else interrupts.until(pieces):
         clock.tick(pieces.drawn)
         line.clear() if quiet else line.show(clock.summary())
         write(before + piece)
@@ -98,7 +181,8 @@ def write_stream(pieces, line, before=""):
 
 
 def write(text):
-    sys.stdout.write(text)
+    """Write to stdout; a terminal acts upon nothing in it."""
+    sys.stdout.write(for_terminal(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

@@ -13,7 +13,7 @@ whether or not anything was generated, and going on is bit for bit what one long
 from typing import Any, NamedTuple
 
 from bert4keras_rwkv.generation.draw import draw
-from bert4keras_rwkv.generation.penalties import forbid, penalise_frequency, penalise_repetition
+from bert4keras_rwkv.generation.penalties import forbid, forbid_again, pace, penalise_frequency, penalise_repetition
 from bert4keras_rwkv.keras_loader import ops
 
 CHUNKS = (256, 32)
@@ -176,9 +176,20 @@ def next_token(logits, plan, carry, values):
         names = ("presence_penalty", "frequency_penalty", "penalty_decay")
         numbers = [values[name] for name in names]
         logits = penalise_frequency(logits, carry.ids, carry.start, carry.position, *numbers, plan.penalty_free)
+    if plan.newline:
+        logits = pace(logits, carry.position - carry.start, values["newline"])
+    if plan.no_repeat:
+        logits = forbid_again(logits, last_token(carry), values["no_repeat"])
     if plan.mask_output:
         logits = forbid(logits, plan.mask_output)
     return draw(logits, plan, values, carry.seeds)
+
+
+def last_token(carry):
+    """The id before `position`, (B,) int32; -1 where there is none."""
+    before = ops.expand_dims(carry.position - 1, 1)
+    last = ops.take_along_axis(carry.ids, ops.maximum(before, 0), axis=1)
+    return ops.where(before < 0, -1, last)[:, 0]
 
 
 def generate(network, plan, ends, ids, length, limit, state, seeds, values, chunks=CHUNKS, report=None):

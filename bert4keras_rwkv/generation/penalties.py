@@ -61,6 +61,34 @@ def forbid(logits, ids):
     return ops.where(_are(ids, logits), -float("inf"), logits)
 
 
+def pace(logits, written, newline):
+    """ChatRWKV's soft length: what is added to the logit of a line feed, with so many tokens of the answer written.
+
+    Nothing is one first: -inf at 0. Up to `short` (written - short) / 10 is added, from `long` on
+    min(3, (written - long) / 4), between them nothing.
+
+    logits: (B, V) float32. written: (B,) int32. newline: (B, 3) int32: id, short, long. Returns (B, V).
+    """
+    token, short, long = newline[:, :1], newline[:, 1:2], newline[:, 2:]
+    count = ops.expand_dims(written, 1)
+    early = ops.cast(ops.minimum(count - short, 0), "float32") / 10.0
+    late = ops.minimum(ops.cast(ops.maximum(count - long, 0), "float32") / 4.0, 3.0)
+    added = ops.where(count > 0, early + late, -float("inf"))
+    at = ops.expand_dims(ops.arange(logits.shape[-1], dtype="int32"), 0)
+    return ops.where(ops.equal(at, token), logits + added, logits)
+
+
+def forbid_again(logits, last, ids):
+    """Set the logit of each row's last token to -inf where it is one of `ids`.
+
+    logits: (B, V). last: (B,) int32. ids: (B, N) int32, -1 for none. Returns (B, V).
+    """
+    last = ops.expand_dims(last, 1)
+    banned = ops.any(ops.equal(last, ids), axis=1, keepdims=True)
+    at = ops.expand_dims(ops.arange(logits.shape[-1], dtype="int32"), 0)
+    return ops.where(ops.logical_and(banned, ops.equal(at, last)), -float("inf"), logits)
+
+
 def _known(ids, logits):
     """Ids that are rows of the vocabulary, for what fills a buffer may be none: it counts nothing, but has a place."""
     return ops.clip(ids, 0, logits.shape[-1] - 1)

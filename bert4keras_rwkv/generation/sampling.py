@@ -1,6 +1,6 @@
 """What the user may ask of a draw, as one frozen value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -10,13 +10,16 @@ SEARCH_MODES = ("greedy", "topk", "topp")
 ROOMS = (8, 20, 40, 64, 128, 256)  # of `top_k`, for which programs are made; for a larger one, one without a limit
 LARGEST = float(np.finfo("float32").max)  # they are computed with in float32
 ALL = 2**31 - 1  # a count, or a length, that is never reached
+REPLY_LENGTHS = (40, 150)  # tokens, as in ChatRWKV
+MARKS = "，：？！"  # that ChatRWKV lets nobody write twice in a row
 
 
 @dataclass(frozen=True)
 class Plan:
     """The part of a `Sampling` that shapes the compiled program; the numbers are its arguments (`Sampling.values`).
 
-    room: no row has a larger `top_k`; 0: it may have any; None: no row has one.
+    room: no row has a larger `top_k`; 0: it may have any; None: no row has one. newline: there is a `newline_id`.
+    no_repeat: for how many ids there is room.
     """
 
     greedy: bool = False
@@ -28,6 +31,8 @@ class Plan:
     penalty_free: tuple[int, ...] = ()
     mask_output: tuple[int, ...] = ()
     temperature_after: bool = False
+    newline: bool = False
+    no_repeat: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,11 @@ class Sampling:
     presence_penalty, frequency_penalty, penalty_decay: for each generated token, logit -= presence + count * frequency;
         counts fade by the factor penalty_decay at each step.
     penalty_free: ids whose occurrences add nothing to their count.
+    newline_id: the id of a line feed, for answers of a soft length, as in ChatRWKV: their first token is none; in the
+        next ones it is unlikely, but less and less; beyond a length more and more likely. None for no such rule.
+    newline_lengths: (short, long), in tokens. With i tokens of the answer written, (i - short) / 10 is added to the
+        logit of `newline_id` up to i = short, and min(3, (i - long) / 4) from i = long on.
+    no_repeat: ids that are not produced right after themselves, the last one of the prompt included.
     mask_output: ids that are never produced.
     temperature: the logits are divided by it. 0 is greedy: always the likeliest token.
     top_k: only the k likeliest tokens. None or 0 for all.
@@ -64,12 +74,16 @@ class Sampling:
     penalty_free: tuple[int, ...] = ()
     mask_output: tuple[int, ...] = ()
     temperature_after: bool = False
+    newline_id: int | None = None
+    newline_lengths: tuple[int, int] = REPLY_LENGTHS
+    no_repeat: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in ("penalty_free", "mask_output"):
+        for name in ("penalty_free", "mask_output", "no_repeat"):
             object.__setattr__(self, name, _ids(name, getattr(self, name)))
         if self.max_penalty_range is not None:
             object.__setattr__(self, "max_penalty_range", _penalty_range(self.max_penalty_range))
+        object.__setattr__(self, "newline_lengths", _newline_lengths(self.newline_lengths))
         self._check_numbers()
         self._check_counts()
 
@@ -107,6 +121,12 @@ class Sampling:
             raise ValueError(
                 "`penalty_window` is the length of a block of positions, an int of at least 1. "
                 f"Received: penalty_window={window!r}. Use penalty_window=None to look at the whole text."
+            )
+        newline = self.newline_id
+        if newline is not None and not (_is(newline, Integral) and newline >= 0):
+            raise ValueError(
+                "`newline_id` is the id of a line feed, an int of at least 0. "
+                f"Received: newline_id={newline!r}. Use newline_id=None for no rule about it."
             )
 
     @classmethod
@@ -184,6 +204,16 @@ class Sampling:
             "Use 'greedy' for the likeliest token at each step."
         )
 
+    def paced(self, tokenizer, newline=True, marks=True):
+        """This with what ChatRWKV does to replies: its soft length, and that no punctuation is written twice in a row.
+
+        newline, marks: which of the two. Marks that are no single token of the vocabulary are left out.
+        """
+        newline_id = tokenizer.token_to_id("\n") if newline else self.newline_id
+        ids = [tokenizer.encode(mark) for mark in MARKS] if marks else []
+        single = tuple(found[0] for found in ids if len(found) == 1)
+        return replace(self, newline_id=newline_id, no_repeat=(*self.no_repeat, *single))
+
     def plan(self):
         """The `Plan`: what a compiled program is made for. Two samplings with equal plans share one program."""
         greedy = self.temperature == 0 or self.top_p == 0
@@ -197,22 +227,40 @@ class Sampling:
             penalty_free=self.penalty_free,
             mask_output=self.mask_output,
             temperature_after=self.temperature_after and not greedy,
+            newline=self.newline_id is not None,
+            no_repeat=self._no_repeat_room(),
         )
+
+    def _no_repeat_room(self):
+        """A power of four, so that few programs do for all `no_repeat`."""
+        room = 1
+        while room < len(self.no_repeat):
+            room *= 4
+        return room if self.no_repeat else 0
 
     def values(self, batch):
         """The numbers, one for each of `batch` rows: a dict of (batch,) arrays, arguments of the program.
 
-        They are float32, but `top_k` and `penalty_window`, counts, are int32.
+        They are float32, but `top_k` and `penalty_window`, counts, are int32. `newline` (batch, 3) and `no_repeat`
+        (batch, N), int32, are there where the plan has them: what is not asked for is not handed over at each step.
         """
         numbers = ("temperature", "top_p", "penalty", "presence_penalty", "frequency_penalty", "penalty_decay")
         values = {name: np.full(batch, getattr(self, name), "float32") for name in numbers}
         counts = {name: min(getattr(self, name) or ALL, ALL) for name in ("top_k", "penalty_window")}
-        return values | {name: np.full(batch, count, "int32") for name, count in counts.items()}
+        values |= {name: np.full(batch, count, "int32") for name, count in counts.items()}
+        if self.newline_id is not None:
+            values["newline"] = np.tile(np.array([self.newline_id, *self.newline_lengths], "int32"), (batch, 1))
+        if self.no_repeat:
+            ids = [*self.no_repeat, *[-1] * (self._no_repeat_room() - len(self.no_repeat))]
+            values["no_repeat"] = np.tile(np.array(ids, "int32"), (batch, 1))
+        return values
 
     def check(self, vocabulary, length):
         """Raise ValueError where this does not fit `vocabulary` ids or a buffer of `length` positions."""
-        for name in ("penalty_free", "mask_output"):
-            outside = [i for i in getattr(self, name) if i >= vocabulary]
+        newline = () if self.newline_id is None else (self.newline_id,)
+        for name in ("penalty_free", "mask_output", "no_repeat", "newline_id"):
+            ids = newline if name == "newline_id" else getattr(self, name)
+            outside = [i for i in ids if i >= vocabulary]
             if outside:
                 raise ValueError(
                     f"`{name}` holds ids of the vocabulary, 0 to {vocabulary - 1}. Received: {name} with {outside}. "
@@ -255,6 +303,16 @@ def _penalty_range(pair):
             f"Received: max_penalty_range={pair!r}. Use None to penalise every token seen once."
         )
     return int(low), int(high)
+
+
+def _newline_lengths(pair):
+    short, long = pair if isinstance(pair, tuple | list) and len(pair) == 2 else (None, None)
+    if not (_is(short, Integral) and _is(long, Integral) and 0 <= short <= long <= ALL):
+        raise ValueError(
+            "`newline_lengths` is (short, long), numbers of tokens, ints with 0 <= short <= long. "
+            f"Received: newline_lengths={pair!r}. Use {REPLY_LENGTHS}."
+        )
+    return int(short), int(long)
 
 
 def _top_k(k):

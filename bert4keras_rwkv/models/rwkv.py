@@ -212,8 +212,9 @@ class RWKV:
         batch = logits.shape[0]
         sampling = Sampling.of(sampling, self.sampling)
         sampling.check(size, 0)
-        if answer is None and (sampling.plan().penalty or sampling.plan().frequency):
-            raise ValueError("Penalties look at the text so far: give `prompt` and `answer`, the ids before.")
+        plan = sampling.plan()
+        if answer is None and (plan.penalty or plan.frequency or plan.newline or plan.no_repeat):
+            raise ValueError("This sampling looks at the text so far: give `prompt` and `answer`, the ids before.")
         rows = [[[]] * batch if x is None else [x] if single else list(x) for x in (prompt, answer)]
         prompts, answers = ([token_ids(row, size).reshape(-1) for row in part] for part in rows)
         if len(prompts) != batch or len(answers) != batch:

@@ -1,5 +1,9 @@
 """What is written, handed out piece by piece."""
 
+import dataclasses
+
+from bert4keras_rwkv.keras_loader import ops
+from bert4keras_rwkv.models.request import seeds
 from bert4keras_rwkv.models.writer import Writing
 
 
@@ -12,10 +16,10 @@ class Stream:
     wanted. ended: nothing more comes.
     """
 
-    def __init__(self, writer, request, as_text, return_state=False):
+    def __init__(self, writer, request, as_text, return_state=False, read=None):
         self._writer, self._request = writer, request
         self._as_text, self._return_state, self.ended = as_text, return_state, False
-        self._begun = None
+        self._begun, self._read = None, read
 
     def __iter__(self):
         return self
@@ -60,6 +64,17 @@ class Stream:
         """Write nothing more."""
         self.ended = True
 
+    def again(self, seed=None):
+        """Another answer to the same prompt, a `Stream` of its own: the one that `RWKV.stream` gives with this seed.
+
+        The prompt is read once for all of them.
+        """
+        request = dataclasses.replace(self._request, seeds=seeds(seed, 1))
+        if self._read is None:
+            self._read = self._writer.begin(self._request)
+        read = self._read._replace(seeds=ops.convert_to_tensor(request.seeds))
+        return Stream(self._writer, request, self._as_text, self._return_state, read)
+
     @property
     def state(self):
         """The RWKVState that has consumed the prompt and what was yielded, but for the last token."""
@@ -83,5 +98,5 @@ class Stream:
     @property
     def _writing(self):
         if self._begun is None:
-            self._begun = Writing(self._writer, self._request)
+            self._begun = Writing(self._writer, self._request, self._read)
         return self._begun

@@ -196,12 +196,12 @@ class Writing:
 
     Where text is wanted, tokens that are drawn may wait to be shown, for the rest of a character, or until they are
     known not to begin a stop text. `state`, `tokens` and `seeds` are those of what `handed_out` was told last, exactly
-    as if no more had been asked for.
+    as if no more had been asked for. begun: the carry of the prompts, where they have been read.
     """
 
-    def __init__(self, writer, request):
+    def __init__(self, writer, request, begun=None):
         self._writer, self._request, self._texts = writer, request, request.texts()
-        self._carry, self._steps = writer.begin(request), Steps(writer, request)
+        self._carry, self._steps = writer.begin(request) if begun is None else begun, Steps(writer, request)
         none = np.zeros(len(request.ids), int)
         self.drawn = [[] for _ in none]  # the tokens of each row
         self._live = ops.convert_to_numpy(self._carry.live)

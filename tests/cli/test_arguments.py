@@ -29,6 +29,7 @@ from bert4keras_rwkv.weights.formats.registry import format_named, formats
 pytestmark = pytest.mark.backend_free
 
 NEEDED = {
+    "chat": [],
     "generate": ["--prompt", "a"],
     "info": ["a"],
     "convert": ["a", "b"],

@@ -17,6 +17,7 @@ SAMPLINGS = [
     Sampling(temperature=0.8),
     Sampling(top_p=0.8, top_k=6),
     Sampling(mask_output=[0, 7]),
+    Sampling(newline_id=4, newline_lengths=(3, 6), no_repeat=(0, 2, 5, 9, 11, 12)),
 ]
 
 
@@ -71,8 +72,15 @@ def check_state(carry, plains):
 
 @pytest.mark.parametrize(
     ("sampling", "ends"),
-    [(SAMPLINGS[0], ()), (SAMPLINGS[0], (4, 12)), (SAMPLINGS[1], ()), (SAMPLINGS[2], (4,)), (SAMPLINGS[3], (4, 12))],
-    ids=["greedy", "greedy, ends", "warm", "top, end", "masked, ends"],
+    [
+        (SAMPLINGS[0], ()),
+        (SAMPLINGS[0], (4, 12)),
+        (SAMPLINGS[1], ()),
+        (SAMPLINGS[2], (4,)),
+        (SAMPLINGS[3], (4, 12)),
+        (SAMPLINGS[4], ()),
+    ],
+    ids=["greedy", "greedy, ends", "warm", "top, end", "masked, ends", "paced"],
 )
 def test_ragged_batch_is_row_by_row(net, sampling, ends):
     """Texts, zeros behind them, states that have consumed all but the last token, and seeds that count."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from bert4keras_rwkv.generation.penalties import forbid, penalise_frequency, penalise_repetition
+from bert4keras_rwkv.generation.penalties import forbid, forbid_again, pace, penalise_frequency, penalise_repetition
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.ops.compile import compiled
 
@@ -98,3 +98,17 @@ def test_frequency_is_the_loop_of_the_rwkv_package(free, rng):
 def test_forbidden_ids_are_impossible():
     got = ops.convert_to_numpy(forbid(ops.ones((2, 4)), (1, 3)))
     assert got.tolist() == [[1, -np.inf, 1, -np.inf]] * 2
+
+
+def test_the_soft_length_is_that_of_chatrwkv():
+    """Turn 0 of a reply: forbidden; 1 to 40: (i - 40) / 10; to 150: 0; later min(3, (i - 150) / 4)."""
+    turns = np.array([0, 1, 20, 40, 41, 150, 152, 162, 500], "int32")
+    newline = Sampling(newline_id=2).values(1)["newline"]
+    got = ops.convert_to_numpy(compiled(pace)(np.zeros((9, 4), "float32"), turns, newline))
+    np.testing.assert_allclose(got[:, 2], [-np.inf, -3.9, -2, 0, 0, 0, 0.5, 3, 3], rtol=1e-6)
+    assert not got[:, [0, 1, 3]].any()
+
+
+def test_only_the_token_before_is_forbidden_again():
+    got = compiled(forbid_again)(np.ones((3, 4), "float32"), np.array([1, 2, -1], "int32"), np.array([[1, 3, -1, -1]]))
+    assert np.argwhere(np.isinf(ops.convert_to_numpy(got))).tolist() == [[0, 1]]

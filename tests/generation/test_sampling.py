@@ -30,6 +30,9 @@ pytestmark = pytest.mark.backend_free
         {"penalty_decay": 1.5},
         {"penalty_free": [-1]},
         {"mask_output": [0.5]},
+        {"no_repeat": [-1]},
+        {"newline_id": -1},
+        {"newline_lengths": (9, 5)},
     ],
     ids=str,
 )
@@ -57,6 +60,20 @@ def test_numbers_are_not_part_of_the_plan():
     assert Sampling(temperature=0, top_k=5, top_p=0.5).plan() == Sampling(temperature=0).plan()
     assert Sampling().plan() != Sampling(top_p=0.5).plan()
     assert one.values(3)["penalty"].tolist() == pytest.approx([1.2] * 3)
+
+
+def test_what_is_not_paced_is_handed_nothing_more():
+    """Another newline, other lengths and ids: the same program; none of them: the values that there always were."""
+    one, other = (
+        Sampling(newline_id=3, no_repeat=(1, 2)),
+        Sampling(newline_id=5, newline_lengths=(1, 2), no_repeat=[7] * 4),
+    )
+    assert one.plan() == other.plan() != Sampling().plan()
+    assert set(one.values(1)) - set(Sampling().values(1)) == {"newline", "no_repeat"}
+    assert one.values(2)["newline"].tolist() == [[3, 40, 150]] * 2
+    assert one.values(1)["no_repeat"].tolist() == [[1, 2, -1, -1]]
+    with pytest.raises(ValueError, match="`newline_id` holds ids of the vocabulary, 0 to 2"):
+        one.check(3, 0)
 
 
 def test_names_of_keras_hub():

@@ -108,13 +108,29 @@ def pick(logits, sampling, seed, position):
     return int(kept[np.argmax(cooled[kept] + noise(seed, position, len(logits))[kept])])
 
 
+def paced(sampling, logits, ids, written):
+    """ChatRWKV's rules about line feeds and repeated punctuation, straight from its text. logits: (V,)."""
+    logits = np.asarray(logits, "float64").copy()
+    if sampling.newline_id is not None:
+        short, long = sampling.newline_lengths
+        if written <= 0:
+            logits[sampling.newline_id] = -np.inf
+        elif written <= short:
+            logits[sampling.newline_id] += (written - short) / 10
+        elif written > long:
+            logits[sampling.newline_id] += min(3, (written - long) / 4)
+    if ids[-1] in sampling.no_repeat:
+        logits[ids[-1]] = -np.inf
+    return logits
+
+
 def generate(toy, prompt, limit, sampling, seed=0, ends=(), plain=None, before=0, penalise=lambda logits, ids: logits):
     """The text of one row, a list of ids, and the network after all of it but the last token."""
     plain, ids = plain or Plain(toy), list(prompt)
     for token in ids[:-1]:
         plain.read(token)
     while ids and len(ids) < limit:
-        logits = penalise(plain.read(ids[-1]), ids)
+        logits = paced(sampling, penalise(plain.read(ids[-1]), ids), ids, len(ids) - len(prompt))
         ids.append(pick(logits, sampling, seed, before + len(ids) - len(prompt)))
         if ids[-1] in ends:
             break
