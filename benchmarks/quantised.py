@@ -53,8 +53,9 @@ def gguf(path, kind, options):
 def workers(version, size, options):
     """(label, module, arguments, environment, commands, python) of every program."""
     path, is_small = checkpoint(size, options.cache, version), parameters(size) < LARGEST_FLOAT
-    shared = [*(f"prefill {length}" for length in PROMPTS), f"decode {DECODE}"]
-    batched = [f"texts {DECODE * count} {count}" for count in TEXTS]
+    prefills, texts = ((), ()) if options.brief else (PROMPTS, TEXTS)
+    shared = [*(f"prefill {length}" for length in prefills), f"decode {DECODE}"]
+    batched = [f"texts {DECODE * count} {count}" for count in texts]
     for name in ("fp32", "bf16") if is_small else ("bf16",):
         given = [path, f"cpu {name}", options.threads]
         yield f"rwkv {name}", "peer_rwkv", given, RWKV_7[version], shared, sys.executable
@@ -64,10 +65,11 @@ def workers(version, size, options):
             given = [gguf(path, kind, options), options.threads]
             yield f"llama.cpp {kind}", "peer_llama_cpp", given, {}, commands, options.llama_cpp
     for name, numbers in OURS.items():
-        if name != "fp32" or is_small:
+        if (name != "fp32" or is_small) and not (options.brief and name == "bf16 all"):
             commands = [*shared, f"loop {DECODE}", *(batched if name != "fp32" else [])]
             yield f"ours {name}", "ours", [path, numbers], {"KERAS_BACKEND": "jax"}, commands, sys.executable
-    yield "ours torch int8", "ours", [path, OURS["int8"]], {"KERAS_BACKEND": "torch"}, shared, sys.executable
+    if not options.brief:
+        yield "ours torch int8", "ours", [path, OURS["int8"]], {"KERAS_BACKEND": "torch"}, shared, sys.executable
 
 
 def quantised(version, text, options, say):
