@@ -16,7 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # What stands on a page, by the module in which it is defined; of several that fit the longest.
 PAGES = {
     "models": ("Models", ("models", "strategy")),
-    "writing": ("Writing text", ("session", "chat", "models.stream", "generation", "tokenizers", "templates")),
+    "writing": (
+        "Writing text",
+        ("session", "chat", "commands", "models.stream", "generation", "tokenizers", "templates"),
+    ),
     "state": ("Config and state", ("config", "state")),
     "layers": ("Layers and losses", ("layers",)),
     "data": ("Data", ("data", "training.datasets", "training.tf_data")),

@@ -33,7 +33,7 @@ def run(arguments):
     lines = lines_of(conversation, screen)
     screen.talking = lines.talking
     screen.show(Said(GREETING))
-    if arguments.state:
+    if (arguments.state or rwkv.backbone.start_states) and not arguments.load:
         drawn = conversation.chat.sampling
         names = ("top_p", "presence_penalty", "frequency_penalty")
         screen.show(Said(f"{GENTLER}: {', '.join(f'{name} {getattr(drawn, name)}' for name in names)}."))

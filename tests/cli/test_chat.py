@@ -1,8 +1,10 @@
 """`chat`: by the lines of a pipe, and in a terminal as a person types."""
 
 import dataclasses
+import importlib
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -107,6 +109,23 @@ def test_messages_of_several_lines_where_nothing_else_is_installed(monkeypatch):
     assert [typed.next_line() for _ in range(2)] == ["two\nthree", "/exit"]
 
 
+@pytest.mark.backend_free
+def test_commands_names_and_files_are_completed(tmp_path):
+    prompt_toolkit = pytest.importorskip("prompt_toolkit.document")
+    editor = importlib.import_module("bert4keras_rwkv.cli.editor")
+    words = {"/switch": ["main", "more", "other"], "/set": ["temperature"]}
+    completer = editor.CommandCompleter(SimpleNamespace(words=lambda command: words.get(command, [])))
+    (tmp_path / "monday.chat").touch()
+
+    def completed(text):
+        return [one.text for one in completer.get_completions(prompt_toolkit.Document(text), None)]
+
+    assert completed("/s") == ["/switch", "/save", "/system", "/set", "/show"] and completed("+q") == ["+qq", "+qa"]
+    assert completed("/switch m") == ["main", "more"] and completed("/set temp") == ["temperature"]
+    assert completed(f"/load {tmp_path}/mon") == ["day.chat"]
+    assert completed("say /s") == completed("+gen /s") == completed("/s\nmore") == []
+
+
 @pytest.fixture
 def terminal(environment, model):
     """Start `chat` in a pseudo-terminal of some columns, with the options given; it ends with the test."""
@@ -150,7 +169,7 @@ def left(person):
 @pytest.mark.on("jax")
 def test_a_person_types(model, terminal, tmp_path):
     """A narrow terminal, wide characters and such that go from right to left; Ctrl-C ends a reply, and the conversation
-    is that of what was shown; completion; Ctrl-C twice leaves.
+    is that of what was shown; Ctrl-C twice leaves.
     """
     rwkv, file = RWKV.from_preset(model), tmp_path / "a.chat"
     person = terminal("--seed", 3, "--max-new-tokens", 100_000, *masked(rwkv, "中é"), columns=20)
@@ -162,9 +181,7 @@ def test_a_person_types(model, terminal, tmp_path):
     sees(person, r"Stopped after \d+ tokens\.")
     shown += re.sub(r"[^中é]", "", person.before)
     sees(person, "User:")
-    person.send("/sav\t")
-    sees(person, "/save")
-    person.send(f" {file}\r")
+    person.send(f"/save {file}\r")
     sees(person, "Saved to")
     chat = Chat.load(file, rwkv)
     (turn,) = chat.history

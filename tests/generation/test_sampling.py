@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 
 pytestmark = pytest.mark.backend_free
 
@@ -74,6 +75,14 @@ def test_what_is_not_paced_is_handed_nothing_more():
     assert one.values(1)["no_repeat"].tolist() == [[1, 2, -1, -1]]
     with pytest.raises(ValueError, match="`newline_id` holds ids of the vocabulary, 0 to 2"):
         one.check(3, 0)
+
+
+def test_chatrwkvs_rules_for_a_vocabulary():
+    """Marks that are several tokens are left out."""
+    tokenizer = RWKV_TOKENIZER.from_entries({byte + 1: bytes([byte]) for byte in range(256)} | {300: "，".encode()})
+    assert Sampling(top_p=0.5).paced(tokenizer) == Sampling(top_p=0.5, newline_id=11, no_repeat=(300,))
+    assert Sampling(no_repeat=(5,)).paced(tokenizer, newline=False) == Sampling(no_repeat=(5, 300))
+    assert Sampling().paced(tokenizer, newline=False, marks=False) == Sampling()
 
 
 def test_names_of_keras_hub():

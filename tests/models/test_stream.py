@@ -54,6 +54,25 @@ def test_left_at_any_moment(rwkv, as_text, seed=1):
         assert list(stream) != [] or count == 8  # reading the state ended nothing
 
 
+def test_again_is_another_answer_to_a_prompt_that_was_read(rwkv, monkeypatch):
+    """What `stream` gives with that seed, state too; the prompt is read once, and the first stream is undisturbed."""
+    options = {"sampling": LETTERS, "max_new_tokens": 6, "stop_token_ids": None}
+    whole = {seed: list(rwkv.stream("The ", seed=seed, **options)) for seed in (1, 2, 3)}
+    writer, begun = rwkv._write(), []
+    read = writer.begin
+    monkeypatch.setattr(writer, "begin", lambda request: begun.append(request) or read(request))
+    first = rwkv.stream("The ", seed=1, **options)
+    others = {seed: first.again(seed) for seed in (2, 3)}
+    given = next(first)
+    for seed, stream in others.items():
+        assert list(stream) == whole[seed]
+        again = rwkv.stream("The ", seed=seed, **options)
+        list(again)
+        same(stream.state, again.state)
+    assert [given, *first] == whole[1]
+    assert len(begun) == 3  # the first of all, and the two that are compared with
+
+
 def stopped(rwkv, prompt, seed, stop):
     """The answer by its definition: the text before the stop, and the tokens that are whole in it."""
     ids = rwkv.generate(prompt, max_new_tokens=9, seed=seed, sampling=LETTERS, strip_prompt=True)
