@@ -3,6 +3,7 @@
 import sys
 
 from . import peer_sampling, peer_wkv
+from .chat import chat
 from .checkpoints import Size, checkpoint
 from .conversion import conversion
 from .gpu import gpu
@@ -12,7 +13,7 @@ from .start import start
 from .training import training
 
 USUAL = ["model", "wkv", "sampling", "convert"]  # what `make bench` measures
-GROUPS = [*USUAL, "train", "start", "quantised", "gpu"]
+GROUPS = [*USUAL, "train", "start", "quantised", "chat", "gpu"]
 PROMPT, DECODE = 512, 32
 
 
@@ -37,6 +38,8 @@ def measure(options):
     for text in options.sizes if "quantised" in options.only else []:
         for version in options.versions:
             yield f"quantised rwkv{version} {text}", quantised(version, text, options, say)
+    for text in options.sizes if "chat" in options.only else []:
+        yield f"chat {text}", chat(text, options, say)
     if "gpu" in options.only:
         yield from gpu(options, say)
 

@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from . import gpu_page, quantised, start, training
+from . import chat, gpu_page, quantised, start, training
 from .tables import Group, milliseconds, spread, table
 
 FLOAT_BYTES = 4
@@ -225,6 +225,8 @@ def targets(groups):
             yield from training.targets(name, group)
         if name.startswith("quantised"):
             yield from quantised.targets(name, group)
+        if name.startswith("chat"):
+            yield from chat.targets(name, group)
         if name.startswith("gpu "):
             yield from gpu_page.targets(name, group)
         if name == "sampling":
@@ -306,6 +308,7 @@ programs used this share of the processors meanwhile (median; 100% is one proces
     parts += [training.page(name, group) for name, group in groups.items() if name.startswith("train")]
     if "start" in groups:
         parts.append(start.page(groups["start"]))
+    parts += [chat.page(name, group) for name, group in groups.items() if name.startswith("chat")]
     if "convert" in groups:
         parts.append(conversion_page(groups["convert"]))
     if on_gpu:
