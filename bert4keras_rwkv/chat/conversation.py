@@ -10,7 +10,7 @@ from bert4keras_rwkv.chat.turns import Record, kept_within
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.request import whole_number
 from bert4keras_rwkv.session import Session
-from bert4keras_rwkv.templates import template_for, template_of
+from bert4keras_rwkv.templates import ids_of, template_for, template_of
 from bert4keras_rwkv.tokenizers.prompts import need_tokenizer
 from bert4keras_rwkv.untrusted import shown
 
@@ -71,7 +71,7 @@ class Chat:
         else:
             parts = self.template.opening(system, dialogue)
         self.system, self._records, self._live = system, [], None
-        self._first = self._encoded(parts)
+        self._first = ids_of(self.rwkv.tokenizer, parts)
         self._start = self._session.place = self._session.place.then(self._first)
 
     @property
@@ -134,7 +134,7 @@ class Chat:
             raise ValueError("The message is empty: there is nothing to answer. Say something, or call `retry()`.")
         self._settle()
         parts = [*self.template.turn(role, message, self.mode), *self.template.turn("assistant", mode=self.mode)]
-        asked = self._end_of_reply() + self._encoded(parts)
+        asked = self._end_of_reply() + ids_of(self.rwkv.tokenizer, parts)
         place, opening = self._session.place, self.template.mode(self.mode).opening
         record = Record(message, role, self.mode, opening, asked, place.seed, place.seed)
         record.before_reply = self._session.place = place.then(asked)
@@ -230,10 +230,6 @@ class Chat:
 
     def __repr__(self):
         return f"<Chat of {len(self._records)} turns, template '{self.template.name}', with {self.rwkv!r}>"
-
-    def _encoded(self, parts):
-        """The ids of `Part`s, each encoded by itself, as in training."""
-        return [one for ids in self.rwkv.tokenizer.encode([part.text for part in parts]) for one in ids]
 
     def _end_of_reply(self):
         """The ids of what the last reply still lacks: text in whose last token a stop began, and what ends a reply."""
