@@ -58,8 +58,8 @@ NAMES = (
 )
 LEANS = (
     "(?:After|Already|Also|And|As|At|Because|But|By|Compare|Cf|For|From|Frequently|Given|He|Here|However|If|In|It|Like|"
-    r"Most|My|Names?|Often|On|One of|Past|Same|See|She|Since|So|Sometimes|Spoken|Sy(?!m|nt|st)\w*|That|There|These|They|"
-    r"This|Those|Though|To be|Usually|Var|We|What|When|Where|While|With|You|Your)\b"
+    r"Most|My|Names?|Often|On|One of|Past|Same|See|She|Since|So|Sometimes|Spoken|Sy(?!m|nt|st)\w*|That|There|These|"
+    r"They|This|Those|Though|To be|Usually|Var|We|What|When|Where|While|With|You|Your)\b"
 )
 BEGINS = re.compile(f"(?!{NAMES}|{LEANS})[A-Z][a-z]*")
 UNCLEAR = re.compile(

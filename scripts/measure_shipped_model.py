@@ -39,12 +39,12 @@ A small RWKV-6 that writes like the Jargon File and answers questions about it: 
 {parameters:,} parameters in float16, {vocab_size} ids.
 
 - `scripts/train_shipped_model.py` trained it from random weights on the Jargon File 4.4.7 (public domain; Debian
-  package `jargon-text`): {train}.
+  package `jargon-text`): {train}. The loss: `docs/shipped-model-loss.png`.
 - `scripts/teach_shipped_model.py` taught it to talk: {teach}.
   It read the documents again, and conversations that `scripts/make_conversations.py` made by rule, of {entries} entries
   with their first sentences and of small talk.
 
-    bert4keras-rwkv generate --stop $'\\n\\n' --prompt $'User: What is a hacker?\\n\\nAssistant:'
+    bert4keras-rwkv generate --temperature 0 --prompt $'User: What is a hacker?\\n\\nAssistant:'
 
 Held-out text (one document in twenty, never trained on): **{bits:.3f} bits per byte**, measured with the float16
 weights of this folder. It has read one book and knows no facts. It is here so that the package can be tried and tested
