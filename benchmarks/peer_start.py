@@ -1,4 +1,4 @@
-"""One start of a program, up to the fifth token: python -m benchmarks.peer_start ours|rwkv MODEL.
+"""One start of a program, up to the fifth token: python -m benchmarks.peer_start ours|rwkv|llama.cpp MODEL.
 
 Writes one line of JSON: seconds since its parent started it (START, by `time.time`) at the end of each phase.
 """
@@ -76,12 +76,27 @@ def rwkv(path, phases):
     phases.end("fifth token")
 
 
+def llama_cpp(path, phases):
+    """By llama.cpp, of a GGUF file."""
+    import llama_cpp as library
+
+    phases.end("imports")
+    model = library.Llama(path, n_ctx=512, n_threads=len(os.sched_getaffinity(0)), verbose=False)
+    phases.end("loaded")
+    ids = model.generate(PROMPT, temp=0.0)
+    next(ids)
+    phases.end("first token")
+    for _ in range(TOKENS - 1):
+        next(ids)
+    phases.end("fifth token")
+
+
 def main():
     program, path = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not an answer
     phases = Phases()
-    {"ours": ours, "rwkv": rwkv}[program](path, phases)
+    {"ours": ours, "rwkv": rwkv, "llama.cpp": llama_cpp}[program](path, phases)
     print(json.dumps({"ends": phases.ends, "within": phases.within}), file=answers, flush=True)
 
 

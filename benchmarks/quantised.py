@@ -15,7 +15,7 @@ BITS = {"fp32": 32, "F32": 32, "bf16": 16, "BF16": 16, "int8": 8.5, "Q8_0": 8.5,
 OURS = {
     "fp32": "float32",
     "bf16": "float32+bfloat16",
-    "bf16 all": "bfloat16",
+    "bf16 all": "bfloat16+bfloat16",
     "int8": "float32+int8",
     "int4": "float32+int4",
 }
@@ -44,7 +44,7 @@ def gguf(path, kind, options):
         subprocess.run([options.llama_cpp, "-c", program, *map(str, given)], check=True, capture_output=True)
         target.with_suffix(".part").rename(target)
         return target
-    dtype = {"F32": "float32", "BF16": "bfloat16"}.get(kind, kind.lower())
+    dtype = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}.get(kind, kind.lower())
     command = [sys.executable, "-m", "bert4keras_rwkv", "convert", path, target, "--dtype", dtype]
     subprocess.run([*map(str, command)], check=True, capture_output=True)
     return target
@@ -120,7 +120,7 @@ def page(name, group):
     return f"""## {model}, {group.facts["parameters"] / 1e6:.0f} million parameters, in fewer bytes
 
 All in tokens a second, of all texts together. `ours bf16` stores matrices in bfloat16 and computes in float32,
-`ours bf16 all` is `dtype='bfloat16'`. Memory read in the same rounds: {spread(bandwidth, 1)} GB/s.
+`ours bf16 all` computes in bfloat16, too. Memory read in the same rounds: {spread(bandwidth, 1)} GB/s.
 
 {table(columns, rows)}
 """

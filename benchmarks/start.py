@@ -7,15 +7,19 @@ import sys
 import tempfile
 import time
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 
 from .checkpoints import Size, checkpoint
+from .quantised import gguf
 from .rounds import wait_for_quiet
 from .tables import spread, table
 
 SHIPPED = "finch-jargon"
 MOST = 1.3  # times the `rwkv` package's time
+MOST_OF_LLAMA_CPP = 2.0  # times its time
 MOST_SHIPPED = 2.5  # seconds
+LLAMA_CPP = "llama.cpp F16"
 IMPORT = "`import keras`, nothing else"
 GENERATE = ["generate", "--prompt", "The", "--max-length", "6", "--mask-output", "0", "--model"]
 
@@ -26,7 +30,7 @@ def start(options, say):
     Facts: model -> program -> its starts, the first of them with empty caches.
     """
     models = {SHIPPED: SHIPPED}
-    for version in ("6", "7"):
+    for version in sorted(options.versions):
         for text in options.sizes:
             models[f"RWKV-{version} {text}"] = str(checkpoint(Size.parse(text), options.cache, version))
     rows = {}
@@ -38,23 +42,26 @@ def start(options, say):
             if name == SHIPPED
             else ["-m", "benchmarks.peer_start", "rwkv", path],
         }
+        if options.llama_cpp and name != SHIPPED:
+            peers[LLAMA_CPP] = ["-m", "benchmarks.peer_start", "llama.cpp", gguf(Path(path), "F16", options)]
         rows[name] = {program: [] for program in peers}
         with tempfile.TemporaryDirectory() as caches:
             for number in range(options.rounds + 1):
                 for program, arguments in peers.items():
                     wait_for_quiet(options.wait)
-                    rows[name][program].append(started(arguments, caches))
+                    python = options.llama_cpp if program == LLAMA_CPP else sys.executable
+                    rows[name][program].append(started(python, arguments, caches))
                     seconds = rows[name][program][-1]["seconds"]
                     say(f"  start round {number}/{options.rounds}: {name}, {program}: {seconds:.2f} s")
     return {"series": [], "facts": {"rows": rows}}
 
 
-def started(arguments, caches):
+def started(python, arguments, caches):
     """One start: {'seconds'} to its fifth token, of a command to its end, and 'ends' and 'within' of `peer_start`."""
     own = {"XDG_CACHE_HOME": caches, "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3", "START": str(time.time())}
     changed = ("BERT4KERAS_RWKV", "PYTHONDONTWRITEBYTECODE")  # as after an installation: modules are compiled once
     environment = {name: value for name, value in os.environ.items() if not name.startswith(changed)}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment | own)
+    done = subprocess.run([python, *map(str, arguments)], capture_output=True, text=True, env=environment | own)
     seconds = time.time() - float(own["START"])
     if done.returncode:
         raise RuntimeError(f"It failed: {' '.join(arguments)}\n{done.stderr[-2000:]}")
@@ -110,10 +117,10 @@ def seconds(starts):
     return [one["seconds"] for one in starts]
 
 
-def quotient(name, program, group):
-    """The median over rounds of a program's time as a multiple of the yardstick's, without the first start."""
+def quotient(name, program, group, other=None):
+    """The median over rounds of a program's time as a multiple of another's, without the first start."""
     peers = rows(group)[name]
-    both = zip(seconds(peers[program])[1:], seconds(peers[yardstick(name)])[1:], strict=True)
+    both = zip(seconds(peers[program])[1:], seconds(peers[other or yardstick(name)])[1:], strict=True)
     return median(mine / other for mine, other in both)
 
 
@@ -121,7 +128,7 @@ def targets(group):
     """As `report.targets`."""
     for name, programs in rows(group).items():
         for program in programs:
-            if program == yardstick(name):
+            if program in (yardstick(name), LLAMA_CPP):
                 continue
             what = f"{name}, {program}: second start to the fifth token"
             times = quotient(name, program, group)
@@ -131,3 +138,6 @@ def targets(group):
                 yield what, f"at most {MOST_SHIPPED} s", measured, took <= MOST_SHIPPED
             else:
                 yield what, f"at most {MOST} x rwkv fp32", f"{times:.2f} x", times <= MOST
+            if LLAMA_CPP in programs and program != "ours, Python":
+                times = quotient(name, program, group, LLAMA_CPP)
+                yield what, f"at most {MOST_OF_LLAMA_CPP} x {LLAMA_CPP}", f"{times:.2f} x", times <= MOST_OF_LLAMA_CPP

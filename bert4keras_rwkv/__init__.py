@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = public_names(
     __name__,
     {
+        "Chat": ".chat.conversation",
         "RWKV": ".models",
         "RWKVConfig": ".config",
         "RWKVState": ".state",

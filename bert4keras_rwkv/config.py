@@ -26,8 +26,8 @@ UNUSED = frozenset((
     "eos_token_id", "hidden_act", "ignore_invalid_weights", "initializer_range", "layer_norm_cond",
     "layer_norm_cond_hidden_act", "layer_norm_cond_hidden_size", "max_position", "max_position_embeddings",
     "model_max_length", "o_bias", "pad_token_id", "quantization", "query_head", "rescale_every",
-    "residual_attention_scores", "segment_attention", "segment_vocab_size", "torch_dtype", "transformers_version",
-    "type_vocab_size", "unverified", "use_cache", "vocabulary",
+    "residual_attention_scores", "segment_attention", "segment_vocab_size", "template", "torch_dtype",
+    "transformers_version", "type_vocab_size", "unverified", "use_cache", "vocabulary",
 ))  # fmt: skip
 # Keys of bert4keras3 that would change how a model trains, had it what they set; nothing else than 0 is taken.
 DROPOUT = ("dropout_rate", "hidden_dropout_prob")

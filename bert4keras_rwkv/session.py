@@ -14,12 +14,20 @@ from bert4keras_rwkv.tokenizers.prompts import need_tokenizer, token_ids, unix_l
 class Place(NamedTuple):
     """Where a text stands.
 
-    before: the RWKVState that has read all but `last`, an id as (1, 1) int32, None at the beginning.
+    before: the RWKVState that has read all but `last`, the ids (1, n) int32 that are read next; both are None at the
+    beginning, and `last` is None too where the state has read all.
     """
 
     before: RWKVState | None
     last: np.ndarray | None
     seed: np.ndarray  # (1, 2) int32, (seed, tokens written before)
+
+    def then(self, ids):
+        """The place after more ids, a list of int, which are read when something is written."""
+        if not len(ids):
+            return self
+        ids = np.array([ids], "int32")
+        return self._replace(last=ids if self.last is None else np.concatenate([self.last, ids], axis=1))
 
 
 class Session:
@@ -55,6 +63,19 @@ class Session:
             state = self.rwkv.state_for(state, 1)
         with self._alone():
             self._move(Place(state, None, self._here().seed))
+
+    @property
+    def place(self):
+        """The `Place` after everything read and handed out. Set to an earlier one, or to one of a fork, the session
+        goes on from there, bit for bit, with the same draws.
+        """
+        with self._alone():
+            return self._here()
+
+    @place.setter
+    def place(self, place):
+        with self._alone():
+            self._move(place)
 
     def read(self, text):
         """Read a str, or ids. Returns self."""

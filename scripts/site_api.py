@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What stands on a page, by the module in which it is defined; of several that fit the longest.
 PAGES = {
     "models": ("Models", ("models", "strategy")),
-    "writing": ("Writing text", ("session", "models.stream", "generation", "tokenizers", "templates")),
+    "writing": ("Writing text", ("session", "chat", "models.stream", "generation", "tokenizers", "templates")),
     "state": ("Config and state", ("config", "state")),
     "layers": ("Layers and losses", ("layers",)),
     "data": ("Data", ("data", "training.datasets", "training.tf_data")),
@@ -35,9 +35,8 @@ NAMED = {
     "layers.start_state": ("StartState",),
     "models.stream": ("Stream",),
     "ops.kernels.on_jax": ("export_checks", "register"),
-    "session": ("SessionStream",),
+    "session": ("Place", "SessionStream"),
     "strategy": ("Part", "Place"),
-    "templates": ("conversation",),
     "training.distil": ("Distilled", "distil_prompt"),
     "training.learning_rates": ("FULL", "LORA", "PROMPT", "STATE", "STATE_AND_LORA", "STATE_AND_SHIFTS"),
     "training.metrics": ("BitsPerByte", "Perplexity", "TokenAccuracy", "Tokens"),
@@ -48,6 +47,7 @@ NAMED = {
     "versions": ("version_named", "version_of", "versions"),
     "versions.version": ("Version",),
     "weights.adapters": ("Adapter", "read_adapter"),
+    "weights.checkpoint": ("Origin",),
     "weights.summary": ("Summary", "summarise"),
 }
 

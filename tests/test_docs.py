@@ -20,6 +20,7 @@ READMES = ["README.md", "README.zh-CN.md"]
 GUIDE_NAMES = [
     "bench",
     "bert4keras3",
+    "chat",
     "from-scratch",
     "environment",
     "evaluation",

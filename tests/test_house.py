@@ -22,20 +22,22 @@ FLOORS = [
     {"keras_loader", "untrusted", "atomic"},
     {"public_names"},
     {"versions"},
-    {"config", "state", "tokenizers", "templates", "packing", "presets", "strategy"},
-    {"ops"},
+    {"config", "state", "tokenizers", "packing", "presets", "strategy"},
+    {"ops", "templates"},
     {"weights", "data"},
     {"layers", "generation"},
     {"models"},
     {"training", "bert4keras3"},
     {"evaluation"},
     {"session"},
+    {"chat"},
     {"server"},
     {"cli"},
 ]
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 MAY_ASK_BACKEND = ("ops/", "bert4keras3/backend.py")
 # What Keras' layers say of a LoRA and of quantisation.
+KERNELS = ("layers/projection.py", "layers/packed.py", "layers/halves.py")
 OF_PROJECTIONS = ("_kernel", "lora_enabled", "lora_kernel_a", "lora_kernel_b", "lora_alpha", "quantization_mode")
 HEAVY = ("keras", "jax", "jaxlib", "tensorflow", "torch")
 
@@ -131,7 +133,7 @@ def faults_in(source, module):
             yield f"{node.lineno}: except without a class"
         elif isinstance(node, ast.Attribute) and node.attr == "backend" and not module.startswith(MAY_ASK_BACKEND):
             yield f"{node.lineno}: asks which backend runs; only ops/ may"
-        elif _named(node) in OF_PROJECTIONS and module not in ("layers/projection.py", "layers/packed.py"):
+        elif _named(node) in OF_PROJECTIONS and module not in KERNELS:
             yield f"{node.lineno}: asks Keras for `{_named(node)}`; only layers/projection.py may"
         elif isinstance(node, ast.Call) and dotted(node.func) in ("eval", "exec"):
             yield f"{node.lineno}: {node.func.id} of data"
@@ -268,7 +270,18 @@ def loaded_by(*arguments):
     return json.loads(done.stderr.splitlines()[-1]), done.stdout
 
 
-LIGHT = ["", ".config", ".strategy", ".keras_loader", ".tokenizers", ".weights", ".evaluation", ".cli"]
+LIGHT = [
+    "",
+    ".chat",
+    ".config",
+    ".strategy",
+    ".templates",
+    ".keras_loader",
+    ".tokenizers",
+    ".weights",
+    ".evaluation",
+    ".cli",
+]
 LIGHT += [".bert4keras3.snippets", ".bert4keras3.tokenizers"]
 # A command names the backend, then loads it.
 LIGHT += [f".cli.{path.stem}" for path in sorted((PACKAGE / "cli").glob("[a-z]*.py"))]

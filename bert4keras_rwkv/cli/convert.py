@@ -13,9 +13,10 @@ from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.cli.progress import Bar
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.tokenizers.find import vocabulary_files
+from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter
 from bert4keras_rwkv.weights.checkpoint import named, open_checkpoint, open_weights
-from bert4keras_rwkv.weights.folder import NAMES, SAFETENSORS, WEIGHTS
+from bert4keras_rwkv.weights.folder import NAMES, SAFETENSORS, TEMPLATE, WEIGHTS
 from bert4keras_rwkv.weights.formats.registry import format_named, formats
 from bert4keras_rwkv.weights.loading import in_order
 from bert4keras_rwkv.weights.merging import merged, unused_names
@@ -51,9 +52,11 @@ def run(arguments):
     written = _format(target, arguments.to, arguments.dtype)
     merge = _merge(arguments)
     with open_checkpoint(source, format=arguments.format) as checkpoint:
-        config, tokenizer = checkpoint.config, checkpoint.tokenizer
+        config, tokenizer, template = checkpoint.config, checkpoint.tokenizer, checkpoint.origin.template
         ordered = in_order(config.rules(), merge(checkpoint.tensors, config))
         rounded = {title(entry.packed.scheme) for entry in ordered.entries().values() if entry.packed is not None}
+        if template is not None:
+            ordered.metadata[TEMPLATE] = template
         with Bar(target.name, "tensor") as progress:
             written.write(target, ordered, config, arguments.dtype, tokenizer, progress)
     print(f"Wrote {target}")
@@ -63,6 +66,8 @@ def run(arguments):
     with open_checkpoint(target, config, written.name) as checkpoint:
         _say_epsilons(target, config, checkpoint.config)
         _say_vocabulary(source, target, written, tokenizer, checkpoint)
+        if template not in (None, checkpoint.origin.template):
+            print(f"{target} cannot say that its template is {shown(template)}: name it for a chat.", file=sys.stderr)
     if arguments.check:
         _check((source, arguments.format), (target, written.name), config, arguments.dtype, merge)
 

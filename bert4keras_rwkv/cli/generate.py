@@ -65,8 +65,8 @@ def load(arguments, tokenizer, only_reads=False):
     from bert4keras_rwkv.models import RWKV
 
     numbers = {"dtype": arguments.dtype, "strategy": arguments.strategy}
-    if only_reads and not any((*numbers.values(), arguments.adapter)):
-        numbers = {"quantization": "auto"}
+    if only_reads and arguments.dtype in (None, "bfloat16") and not (arguments.strategy or arguments.adapter):
+        numbers = {"dtype": arguments.dtype, "quantization": "auto"}
     return RWKV.from_preset(path, tokenizer=tokenizer, kernel=arguments.kernel, **numbers)
 
 

@@ -2,7 +2,7 @@
 
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.layers.base import Layer
-from bert4keras_rwkv.layers.projection import Projections, dense
+from bert4keras_rwkv.layers.projection import Factor, Projections, dense
 
 
 class LowRank(Layer):
@@ -16,9 +16,9 @@ class LowRank(Layer):
         super().__init__(**kwargs)
         self.units, self.rank, self.groups = units, rank, groups
         policy = self.dtype_policy
-        self.a = dense(rank * (groups or 1), "a", initial["a"], policy, activation=activation)
+        self.a = dense(rank * (groups or 1), "a", initial["a"], policy, Factor, activation=activation)
         if groups is None:
-            self.b = dense(units, "b", initial["b"], policy)
+            self.b = dense(units, "b", initial["b"], policy, Factor)
         else:
             self.b = Projections(
                 "btgr,gru->btgu",

@@ -7,19 +7,18 @@ import numpy as np
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.initial import blank
 from bert4keras_rwkv.ops.backend import adopt
-from bert4keras_rwkv.ops.matmul import LARGEST, MATRICES, dense, matmul, pack, unpack
+from bert4keras_rwkv.ops.matmul import LARGEST, matmul, pack, unpack
 from bert4keras_rwkv.packing import pack_pieces
 from bert4keras_rwkv.weights.copying import aligned
 
 
 class Packable:
-    """For a Keras Dense layer without a bias. scheme: the `Scheme` of its kernel, None: the kernel is as Keras has it.
+    """For `Rows` without a bias. scheme: the `Scheme` of its kernel, None: the kernel is as Keras has it.
 
     The tensors of a packed kernel do not train; a LoRA beside it does.
     """
 
     scheme = None
-    form = "auto"  # of the product, see `ops.kernels.choose`
 
     def pack_as(self, scheme, arrays=None):
         """Pack the kernel. Of a layer that is not built yet: it will be packed when it is built.
@@ -84,27 +83,14 @@ class Packable:
             return super().kernel
         kernel = ops.transpose(unpack(self.packed, self.scheme, self.inputs))
         if self.lora_enabled:
-            kernel = kernel + self._lora_factor() * ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
+            kernel = kernel + self.lora_alpha / self.lora_rank * ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
         return ops.cast(kernel, self.compute_dtype)
 
-    def call(self, x, training=None):
-        if self.scheme is None and not self._is_plain(x):
-            return super().call(x, training=training)
+    def product(self, x):
+        """x (R, inputs) times the kernel, (R, units) float32; None: as Keras computes it."""
         if self.scheme is None:
-            return self.activation(ops.cast(dense(x, self._kernel, self.form), self.compute_dtype))
-        y = matmul(x, self.packed, self.scheme, self.form)
-        if self.lora_enabled:
-            a, b = (ops.cast(part, x.dtype) for part in (self.lora_kernel_a, self.lora_kernel_b))
-            y = y + ops.cast(self._lora_factor() * ops.matmul(ops.matmul(x, a), b), y.dtype)
-        return self.activation(ops.cast(y, self.compute_dtype))
-
-    def _is_plain(self, x):
-        """Whether a call is one product of x (R, inputs) with the kernel as it is."""
-        as_it_is = self.variable_dtype == self.compute_dtype and self.compute_dtype in MATRICES
-        return as_it_is and len(x.shape) == 2 and self.quantization_mode is None and not self.lora_enabled
-
-    def _lora_factor(self):
-        return self.lora_alpha / self.lora_rank
+            return super().product(x)
+        return self.with_lora(matmul(x, self.packed, self.scheme, self.form), x)
 
     def save_own_variables(self, store):
         if self.scheme is None:

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import keras, ops
+from bert4keras_rwkv.layers.halves import Halvable
 from bert4keras_rwkv.layers.packed import Packable, PackedKernel
-from bert4keras_rwkv.ops.matmul import Scheme
+from bert4keras_rwkv.ops.matmul import MATRICES, Scheme
+from bert4keras_rwkv.ops.matmul import dense as dense_product
 
 
 class Watched:
@@ -78,20 +80,53 @@ class Changeable(Watched):
         return {**parts, "lora_a": self.lora_kernel_a, "lora_b": self.lora_kernel_b}
 
 
-@keras.saving.register_keras_serializable("bert4keras_rwkv")
-class Projection(Packable, Changeable, keras.layers.Dense):
+class Rows(Changeable, keras.layers.Dense):
     """Keras' Dense, multiplying rows: x (..., inputs) -> (..., units).
 
     With batch and time apart XLA transposes what it computes the kernel's gradient of, which takes a CPU as long as
     all the rest of a training step.
     """
 
+    form = "auto"  # of the product, see `ops.kernels.choose`
+
     def call(self, x, training=None):
-        if len(x.shape) < 3:
-            return super().call(x, training=training)
-        leading = ops.shape(x)[:-1]
-        y = super().call(ops.reshape(x, (-1, x.shape[-1])), training=training)
-        return ops.reshape(y, (*leading, self.units))
+        rows = x if len(x.shape) < 3 else ops.reshape(x, (-1, x.shape[-1]))
+        y = self.product(rows)
+        y = super().call(rows, training=training) if y is None else self.activation(ops.cast(y, self.compute_dtype))
+        return y if rows is x else ops.reshape(y, (*ops.shape(x)[:-1], self.units))
+
+    def product(self, x):
+        """x (R, inputs) times the kernel, (R, units) float32; None: as Keras computes it."""
+        plain = self.variable_dtype == self.compute_dtype in MATRICES and self.quantization_mode is None
+        return dense_product(x, self._kernel, self.form) if plain and not self.lora_enabled else None
+
+    def with_lora(self, y, x):
+        """y (R, units), and what a LoRA adds to it for x (R, inputs)."""
+        if not self.lora_enabled:
+            return y
+        a, b = (ops.cast(part, x.dtype) for part in (self.lora_kernel_a, self.lora_kernel_b))
+        return y + ops.cast(self.lora_alpha / self.lora_rank * ops.matmul(ops.matmul(x, a), b), y.dtype)
+
+
+@keras.saving.register_keras_serializable("bert4keras_rwkv")
+class Projection(Packable, Rows):
+    """A projection whose kernel may be packed."""
+
+
+@keras.saving.register_keras_serializable("bert4keras_rwkv")
+class Factor(Halvable, Rows):
+    """A projection to a few numbers or from them, whose kernel may be stored in bfloat16, but in no fewer bits."""
+
+    def build(self, shape):
+        super().build(shape)
+        if self.scheme is not None:
+            self.store_halves()
+
+    def product(self, x):
+        if self.scheme is None:
+            return super().product(x)
+        kernel = self._kernel if self.compute_dtype == "float32" else ops.cast(self._kernel, self.compute_dtype)
+        return self.with_lora(dense_product(x, kernel, self.form), x)
 
 
 @keras.saving.register_keras_serializable("bert4keras_rwkv")
@@ -111,9 +146,9 @@ class Projections(Changeable, keras.layers.EinsumDense):
         return [x[..., i * rank : (i + 1) * rank] @ kernel[i] + bias[i] for i in range(groups)]
 
 
-def dense(units, name, initializer, dtype, **kwargs):
+def dense(units, name, initializer, dtype, kind=Projection, **kwargs):
     """A projection without bias."""
-    return Projection(units, use_bias=False, kernel_initializer=initializer, name=name, dtype=dtype, **kwargs)
+    return kind(units, use_bias=False, kernel_initializer=initializer, name=name, dtype=dtype, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -151,6 +186,16 @@ def scheme_of(layer):
     return getattr(layer, "scheme", None)
 
 
+def is_packed(layer):
+    """Whether a layer's kernel is packed, which is not said of one that is only stored in bfloat16."""
+    return isinstance(layer, Packable) and layer.scheme is not None
+
+
+def is_halved(layer):
+    """Whether a layer's matrix is stored in bfloat16 as it is."""
+    return isinstance(layer, Halvable) and layer.scheme is not None
+
+
 def quantised_as(layer):
     """'int8', 'int4', 'bfloat16', ... of a layer that is packed or that Keras quantised, else None."""
     scheme = scheme_of(layer)
@@ -177,7 +222,7 @@ PACKED = "packed"
 
 def kernel_variable(layer):
     """The variable of a layer's kernel, without what its LoRA adds; of a packed one what takes its place."""
-    return layer._kernel if scheme_of(layer) is None else PackedKernel(layer)
+    return PackedKernel(layer) if is_packed(layer) else layer._kernel
 
 
 def kernel_shape(layer):

@@ -15,10 +15,11 @@ from bert4keras_rwkv.layers.base import Layer
 from bert4keras_rwkv.layers.block import Block, layer_norm
 from bert4keras_rwkv.layers.embedding import Embedding
 from bert4keras_rwkv.layers.projection import (
-    Changeable,
     MergedKernel,
+    Rows,
     Watched,
     dense,
+    is_packed,
     kernel_variable,
     lora_of,
     quantised_as,
@@ -67,7 +68,7 @@ def _with_start(state, start):
 def variable_at(layer, path):
     """The variable at an attribute path below a layer, 'blocks/3/time_mix/key/kernel' of a backbone."""
     for part in path.split("/"):
-        if part == "kernel" and (lora_of(layer) or scheme_of(layer)):  # what `kernel` gives then is no variable
+        if part == "kernel" and (lora_of(layer) or is_packed(layer)):  # what `kernel` gives then is no variable
             layer = kernel_variable(layer)
         else:
             layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
@@ -218,7 +219,7 @@ class Backbone(Layer):
         for layer in self._flatten_layers():
             if isinstance(layer, Watched):
                 layer.watcher = weakref.WeakMethod(self.changed)
-            if isinstance(layer, Changeable):
+            if isinstance(layer, Rows):
                 layer.form = self.kernel
         if self._tuned_at_first:
             prepare(self, self._tuned_at_first)

@@ -24,7 +24,7 @@ from bert4keras_rwkv.tokenizers.base import Tokenizer
 from bert4keras_rwkv.tokenizers.find import find_tokenizer, load_tokenizer
 from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions.table import filled
-from bert4keras_rwkv.weights.checkpoint import open_checkpoint
+from bert4keras_rwkv.weights.checkpoint import Origin, open_checkpoint
 from bert4keras_rwkv.weights.loading import assign
 from bert4keras_rwkv.weights.packed import as_packed, say_differences, stored_dtype
 from bert4keras_rwkv.weights.surgery import surgery
@@ -34,7 +34,7 @@ logger = logging.getLogger("bert4keras_rwkv")
 
 @all_kept()
 def backbone_and_tokenizer(path, config_path, keys, tokenizer, keep_tokens, compound_tokens, numbers, **options):
-    """A `Backbone` and the tokenizer that goes with it, or None.
+    """A `Backbone`, the tokenizer that goes with it, or None, and the `Origin` of its weights.
 
     path: of a weight file, None for random weights. config_path: of a JSON file with the whole configuration, or None.
     keys: of a configuration, over what the files say where they are not None. tokenizer: one, its path, or None for
@@ -62,7 +62,8 @@ def backbone_and_tokenizer(path, config_path, keys, tokenizer, keep_tokens, comp
         if tensors is not None:
             load_weights(backbone, tensors)
             say_differences(given)
-        return backbone, _tokenizer(tokenizer, checkpoint, file_size, cut)
+        origin = Origin() if checkpoint is None else checkpoint.origin
+        return backbone, _tokenizer(tokenizer, checkpoint, file_size, cut), origin
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Numbers:
         dtype, quantization = _policy(self.dtype, stored), self.quantization
         if quantization == AUTO:
             quantization = KEEP if stored == "bfloat16" and _serves_halves(dtype, kernel) else None
-            if quantization == KEEP:
+            if quantization == KEEP and keras.dtype_policies.get(dtype).compute_dtype == "float32":
                 _say_halves()
         if quantization is None and stored in ("bfloat16", "float16") and self.dtype is None and dtype == "float32":
             _say_float32(stored)
@@ -204,7 +205,7 @@ def _policy(dtype, stored):
 def _serves_halves(dtype, kernel):
     """Whether a model that computes in a dtype is no slower with matrices in bfloat16: native kernels multiply them."""
     compute = keras.dtype_policies.get(dtype).compute_dtype
-    return compute == "float32" and not has_accelerator() and chosen(kernel, compute) == "native"
+    return compute in ("float32", "bfloat16") and not has_accelerator() and chosen(kernel, compute) == "native"
 
 
 @functools.cache

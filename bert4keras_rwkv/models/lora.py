@@ -12,7 +12,15 @@ from numbers import Real
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
-from bert4keras_rwkv.layers.projection import fold_lora, kernel_shape, lora_of, quantisation_of, quantise, quantised_as
+from bert4keras_rwkv.layers.projection import (
+    fold_lora,
+    is_halved,
+    kernel_shape,
+    lora_of,
+    quantisation_of,
+    quantise,
+    quantised_as,
+)
 from bert4keras_rwkv.models.state_tuning import enable_state_tuning, freeze, set_tuned_state, tuned_state
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.untrusted import shown
@@ -274,9 +282,9 @@ def _take_over(backbone, kernels, file, scale, new):
 
 def _weights(backbone):
     """Path -> variable of every weight of the model that is not quantised; none of LoRA or a tuned state."""
-    found = {rule.path: backbone.variable_at(rule.path) for rule in filled(backbone.config.rules())}
-    if quantised_as(backbone.embed):
-        del found["embed/embeddings"]
+    paths = [rule.path for rule in filled(backbone.config.rules())]
+    halves = {path for path in paths if is_halved(backbone.variable_at(path.rpartition("/")[0]))}
+    found = {path: backbone.variable_at(path) for path in paths if path not in halves}
     return {path: variable for path, variable in found.items() if "float" in str(getattr(variable, "dtype", ""))}
 
 

@@ -11,13 +11,13 @@ from itertools import groupby, pairwise
 import numpy as np
 
 from bert4keras_rwkv.config import RWKVConfig
-from bert4keras_rwkv.models.quantization import EMBEDDING, Quantization, is_projection
+from bert4keras_rwkv.models.quantization import Quantization, is_projection
 from bert4keras_rwkv.ops import devices
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.strategy import Part, Place, Strategy
 from bert4keras_rwkv.weights.checkpoint import named, open_checkpoint
 from bert4keras_rwkv.weights.loading import variable_shapes
-from bert4keras_rwkv.weights.packed import schemes_of, title
+from bert4keras_rwkv.weights.packed import halves_of, schemes_of, title
 from bert4keras_rwkv.weights.tensors import dtype_named
 
 HALVES = ("float16", "bfloat16")
@@ -155,18 +155,18 @@ def plan_for(strategy, config, tensors):
     """The `Plan` for weights, a mapping of official names with `shapes` and `dtypes`."""
     shapes = variable_shapes(config.rules(), tensors.shapes)
     free = {name: devices.free_memory(name) for name in devices.names()}
-    dtypes = {path: str(np.dtype(tensors.dtypes[f"{path}.weight"])) for path in ("emb", "head")}
+    head, halves = str(np.dtype(tensors.dtypes["head.weight"])), {*halves_of(config.rules(), tensors).values()}
     held = {path: described.scheme for path, described in schemes_of(config.rules(), tensors).items()}
     if not strategy.is_auto:
-        return _planned(strategy, config, shapes, free, dtypes, held)
-    plan = _chosen(config, shapes, free, dtypes, held)
+        return _planned(strategy, config, shapes, free, halves, held)
+    plan = _chosen(config, shapes, free, head, halves, held)
     logger.warning("The strategy 'auto' is '%s' here.", plan.strategy)
     return plan
 
 
-def _planned(strategy, config, shapes, free, dtypes, held):
+def _planned(strategy, config, shapes, free, halves, held):
     places = strategy.places(config.num_hidden_layers)
-    sizes = _sizes(shapes, places, dtypes["emb"], held)
+    sizes = _sizes(shapes, places, halves, held)
     first = places[0]
     embedding = Place(devices.HOST if first.streamed else first.device, first.dtype, None)
     names = ["embedding", *map(str, range(config.num_hidden_layers)), "head"]
@@ -174,9 +174,9 @@ def _planned(strategy, config, shapes, free, dtypes, held):
     return Plan(strategy, config, tuple(rows), free, held)
 
 
-def _sizes(shapes, places, embedding, held):
+def _sizes(shapes, places, halves, held):
     """Bytes of the embedding and its norm, of each block, and of the head and its norm. shapes: path -> shape.
-    embedding: its dtype in the file. held: path -> `Scheme` of what is packed there, and stays so.
+    halves: paths of `halves_of`. held: path -> `Scheme` of what is packed in the file, and stays so.
     """
     quantization, found = Quantization.of_places(places), [0] * (len(places) + 1)
     for path, shape in shapes.items():
@@ -188,8 +188,8 @@ def _sizes(shapes, places, embedding, held):
             found[i] += sum(_bytes(*of) for of in scheme.tensors(shape[1], shape[0]).values())
         else:
             dtype = places[max(i, 1) - 1].dtype
-            kept = (held or quantization) and first == EMBEDDING and dtype == "float32" and embedding == "bfloat16"
-            found[i] += _bytes(shape, embedding if kept else dtype)
+            kept = (held or quantization) and dtype == "float32" and path in halves
+            found[i] += _bytes(shape, "bfloat16" if kept else dtype)
     return found
 
 
@@ -206,12 +206,13 @@ def _arriving(rows):
     return {name: max(map(sum, pairwise(sizes)), default=sizes[0]) for name, sizes in found.items()}
 
 
-def _chosen(config, shapes, free, dtypes, held):
-    """The plan for the first candidate with room, the best quality first. dtypes, held: of the weights' file."""
-    candidates = _candidates(config, shapes, free, dtypes["head"])
+def _chosen(config, shapes, free, head, halves, held):
+    """The plan for the first candidate with room, the best quality first. head (its dtype), halves, held: of the
+    weights' file."""
+    candidates = _candidates(config, shapes, free, head)
     if held:  # whatever is asked for, its matrices stay as they are
         candidates = [one for one in candidates if all(part.stored is None for part in one.parts)]
-    tried = [_planned(strategy, config, shapes, free, dtypes, held) for strategy in candidates]
+    tried = [_planned(strategy, config, shapes, free, halves, held) for strategy in candidates]
     for plan in tried:
         if all(free[name] is None or taken <= ROOM * free[name] for name, taken in plan.needed().items()):
             return plan

@@ -5,23 +5,31 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bert4keras_rwkv.keras_loader import ops
+from bert4keras_rwkv.layers.halves import Halvable
 from bert4keras_rwkv.layers.projection import kernel_variable, lora_of, quantised_as, scheme_of
 from bert4keras_rwkv.models.calibration import moments_of_inputs
 from bert4keras_rwkv.ops.matmul import Scheme
 from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions.table import filled
 from bert4keras_rwkv.weights.loading import export
-from bert4keras_rwkv.weights.packed import Described, packed_tensor, schemes_of, title
+from bert4keras_rwkv.weights.packed import (
+    Described,
+    halves_of,
+    is_low_rank,
+    packed_tensor,
+    schemes_of,
+    title,
+)
 from bert4keras_rwkv.weights.tensors import Tensor, Tensors, dtype_named
 
 SCHEMES = {"bfloat16": Scheme(16), "int8": Scheme(8), "int4": Scheme(4)}
 
 KEEP, AUTO = "keep", "auto"
-EMBEDDING = "embed"
+EMBEDDING, LOW_RANK = "embed", "low_rank"  # in `skip`
 
 
 class _Packing:
-    """What has `scheme(path)`, and `embedding`."""
+    """What has `scheme(path)`, `embedding` and `low_rank`."""
 
     skip = ()
 
@@ -39,7 +47,7 @@ class _Packing:
         compensate: columns of a matrix make up for the errors of those before them, see `packing.compensation`.
         """
         chosen = self._chosen(backbone)
-        layers = {path: layer for path, (layer, _) in chosen.items() if path != EMBEDDING}
+        layers = {path: layer for path, (layer, _) in chosen.items() if path not in halvable(backbone)}
         arrays = {
             path: layers[path].packed_as(chosen[path][1], moments)
             for path, moments in moments_of_inputs(backbone, layers, ids, whole=compensate)
@@ -52,17 +60,19 @@ class _Packing:
         self.check(backbone.config)
         layers = projections(backbone)
         chosen = {path: (layers[path], scheme) for path in layers if (scheme := self.scheme(path)) is not None}
-        if self._halves(backbone.embed):
-            chosen[EMBEDDING] = backbone.embed, SCHEMES["bfloat16"]
+        low_ranks = halvable(backbone)
+        for layers, asked in (({EMBEDDING: low_ranks.pop(EMBEDDING)}, self.embedding), (low_ranks, self.low_rank)):
+            if asked is not None or all(layer.built and layer.is_exact for layer in layers.values()):
+                chosen |= {
+                    path: (layer, SCHEMES["bfloat16"]) for path, layer in layers.items() if self._halves(path, layer)
+                }
         for layer, _ in chosen.values():
             layer.check_packing()
         return chosen
 
-    def _halves(self, embed):
-        """Whether an embedding is stored in bfloat16."""
-        if self._skips(EMBEDDING) or not embed.is_wide:
-            return False
-        return self.embedding is not None or (embed.built and embed.is_exact)
+    def _halves(self, path, layer):
+        """Whether an embedding or a low-rank matrix would be stored in bfloat16."""
+        return layer.is_wide and not self._skips(path if path == EMBEDDING else f"{LOW_RANK}/{path}")
 
     def _skips(self, path):
         return any(f"/{skipped.strip('/')}/" in f"/{path}/" for skipped in self.skip)
@@ -70,32 +80,35 @@ class _Packing:
 
 @dataclass(frozen=True)
 class Quantization(_Packing):
-    """How the matrices of a model are stored; vectors and low-rank matrices stay as they are.
+    """How the matrices of a model are stored; vectors stay as they are.
 
     blocks: the `Scheme` of the projections of all blocks, or a tuple, of those of each, None: they stay as they are.
     head: that of the head, or None. skip: parts of paths, such as 'blocks/0/' or 'value'; a matrix that one of them
-    names stays as it is. embedding: 'bfloat16', or None: in bfloat16 where it is so in a file, or that changes none of
-    its numbers, else as it is. In bfloat16 it does not train; 'embed' in `skip` leaves it in the model's dtype.
+    names stays as it is. embedding, low_rank (matrices of low rank): 'bfloat16', or None: in bfloat16 where a file has
+    them so, or that changes none of their numbers, else as they are. In bfloat16 they do not train; 'embed' or
+    'low_rank' in `skip` leaves them in the model's dtype.
     """
 
     blocks: Scheme | tuple[Scheme | None, ...]
     head: Scheme | None
     skip: tuple[str, ...] = ()
     embedding: str | None = None
+    low_rank: str | None = None
 
     def __post_init__(self):
         blocks = self.blocks if isinstance(self.blocks, tuple) else (self.blocks,)
         for given in (*blocks, self.head):
             if not isinstance(given, Scheme | None):
                 raise ValueError(f"`blocks` and `head` are a `Scheme`, a tuple of them, or None. Received: {given!r}.")
-        if self.embedding not in (None, "bfloat16"):
-            raise ValueError(f"`embedding` is 'bfloat16' or None. Received: {shown(self.embedding)}.")
+        for name in ("embedding", "low_rank"):
+            if getattr(self, name) not in (None, "bfloat16"):
+                raise ValueError(f"`{name}` is 'bfloat16' or None. Received: {shown(getattr(self, name))}.")
 
     def check(self, config):
         """Raise a ValueError unless it is for a model of this configuration."""
         if isinstance(self.blocks, tuple) and len(self.blocks) != config.num_hidden_layers:
             raise ValueError(f"`blocks` has {len(self.blocks)} schemes, for {config.num_hidden_layers} blocks.")
-        paths = [rule.path for rule in filled(config.rules())]
+        paths = [f"{LOW_RANK}/{rule.path}" if is_low_rank(rule.path) else rule.path for rule in filled(config.rules())]
         for skipped in self.skip:
             if not any(f"/{skipped.strip('/')}/" in f"/{path}/" for path in paths):
                 raise ValueError(f"`skip` names part of a path, such as {paths[-1]!r}. None has {shown(skipped)}.")
@@ -132,12 +145,13 @@ class Quantization(_Packing):
 
 @dataclass(frozen=True)
 class Kept(_Packing):
-    """As a file has its matrices. schemes: path of a projection -> `Scheme`; the others stay as they are. embedding:
-    as of `Quantization`.
+    """As a file has its matrices. schemes: path of a projection -> `Scheme`; the others stay as they are. embedding,
+    low_rank: as of `Quantization`.
     """
 
     schemes: dict
     embedding: str | None = None
+    low_rank: str | None = None
 
     def scheme(self, path):
         """The `Scheme` of the projection at a path; None: it stays as it is."""
@@ -151,24 +165,27 @@ def asked(given):
 
 def of_file(given, rules, tensors, embedding):
     """How a model of these tensors is stored, None for plainly. given: what `asked` gives. embedding: the dtype in
-    which that comes.
+    which that comes, for it may have been cut.
 
     Raises:
         ValueError: the tensors are packed, and otherwise than is asked for.
     """
     held = {path: described.scheme for path, described in schemes_of(rules, tensors).items()}
-    halves = "bfloat16" if str(embedding) == "bfloat16" else None
+    halves = {
+        "embedding": "bfloat16" if str(embedding) == "bfloat16" else None,
+        "low_rank": "bfloat16" if any(map(is_low_rank, halves_of(rules, tensors).values())) else None,
+    }
     if given is None:
-        return Kept(held, halves) if held else None
+        return Kept(held, **halves) if held else None
     if given == KEEP:
-        return Kept({**_bfloat16(rules, tensors), **held}, halves)
+        return Kept({**_bfloat16(rules, tensors), **held}, **halves)
     other = next((path for path, scheme in held.items() if given.scheme(path) != scheme), None)
     if other is not None:
         raise ValueError(
             f"The file is quantised already: '{other}' is {title(held[other])}. Quantising twice rounds twice. Leave "
             "`quantization` out, or take the file it was made of."
         )
-    return replace(given, embedding=given.embedding or halves)
+    return replace(given, **{name: getattr(given, name) or found for name, found in halves.items()})
 
 
 def _bfloat16(rules, tensors):
@@ -234,6 +251,13 @@ def projections(backbone):
     """Path -> layer of the matrices of a backbone that may be packed."""
     paths = (rule.path for rule in filled(backbone.config.rules()) if is_projection(rule.path))
     return {path.removesuffix("/kernel"): backbone.variable_at(path.removesuffix("/kernel")) for path in paths}
+
+
+def halvable(backbone):
+    """Path -> layer of what may be stored in bfloat16 without being packed: the embedding and low-rank matrices."""
+    paths = (rule.path.rpartition("/")[0] for rule in filled(backbone.config.rules()))
+    layers = {path: backbone.variable_at(path) for path in dict.fromkeys(paths)}
+    return {path: layer for path, layer in layers.items() if isinstance(layer, Halvable)}
 
 
 def is_projection(path):

@@ -25,11 +25,13 @@ from bert4keras_rwkv.tokenizers.prompts import Prompts, need_tokenizer, strings_
 from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions import version_named
 from bert4keras_rwkv.weights.adapters import ALPHA, read_adapter
-from bert4keras_rwkv.weights.checkpoint import named
+from bert4keras_rwkv.weights.checkpoint import Origin, named
+from bert4keras_rwkv.weights.folder import TEMPLATE
 from bert4keras_rwkv.weights.formats.keras_h5 import write_preset
 from bert4keras_rwkv.weights.merging import merge_into
 from bert4keras_rwkv.weights.states import read_state, write_state
 
+NOWHERE = Origin()
 LANGUAGE_MODELS = ("linear", "softmax", True, False)
 
 
@@ -39,6 +41,7 @@ class RWKV:
     model: a functional Keras model for `fit`, `predict`, `summary`, `save_weights`, `export`; it shares its weights
     with everything else here. config: RWKVConfig. backbone: the layer that holds the weights. tokenizer:
     a `tokenizers.Tokenizer` or None; it may be set. sampling: how `generate` draws when it is not told.
+    origin: an `Origin`, what the weights are called, and the form of conversations that their file names.
     """
 
     def __init__(
@@ -53,11 +56,13 @@ class RWKV:
         packed=False,
         prefix="",
         name=None,
+        origin=NOWHERE,
     ):
         self.backbone, self.config = backbone, backbone.config
         self.tokenizer = tokenizer
         self.sampling = Sampling(top_p=0.85) if sampling is None else sampling
         self.sequence_length, self.with_lm, self.packed = sequence_length, with_lm, packed
+        self.origin = origin
         self._made_with = {"input_state": input_state, "output_state": output_state, "prefix": prefix, "name": name}
         self._model = functional_model(backbone, sequence_length, with_lm, packed=packed, **self._made_with)
         self.forget_programs()
@@ -67,6 +72,7 @@ class RWKV:
     def __reduce__(self):
         """A copy (`copy.deepcopy`, `pickle`) has weights of its own, what was tuned too; its model is not compiled."""
         own = {"sequence_length": self.sequence_length, "with_lm": self.with_lm, "packed": self.packed}
+        own["origin"] = self.origin
         return _copied, (type(self), self.backbone, self.tokenizer, self.sampling, {**own, **self._made_with})
 
     def __repr__(self):
@@ -387,7 +393,10 @@ class RWKV:
         A quantised model stays so: `from_preset` gives the same numbers in as few bytes. A LoRA on its quantised
         matrices is a ValueError: `save_adapter` has it.
         """
-        write_preset(folder, self.weights(), self.config, tokenizer=self.tokenizer)
+        weights = self.weights()
+        if self.origin.template is not None:
+            weights.metadata[TEMPLATE] = self.origin.template
+        write_preset(folder, weights, self.config, tokenizer=self.tokenizer)
 
     def load_state(self, path, layout="auto"):
         """The RWKVState in a file: `save_state`'s, a tuned `time_state` of RWKV-LM, RWKV-PEFT, web-rwkv or Ai00, or one
@@ -639,7 +648,7 @@ def build_transformer_model(
             "`keep_tokens` and `compound_tokens` choose rows of a file's vocabulary. Give `checkpoint_path` too, or "
             "`vocab_size` for random weights."
         )
-    backbone, tokenizer = backbone_and_tokenizer(
+    backbone, tokenizer, origin = backbone_and_tokenizer(
         path,
         config_path,
         {**config_keys, "model": model, "group_norm_epsilon": group_norm_epsilon},
@@ -655,6 +664,6 @@ def build_transformer_model(
         name=f"{prefix}backbone",
     )
     rwkv = RWKV(
-        backbone, tokenizer, sampling, sequence_length, with_lm, input_state, output_state, packed, prefix, name
+        backbone, tokenizer, sampling, sequence_length, with_lm, input_state, output_state, packed, prefix, name, origin
     )
     return rwkv.model if return_keras_model else rwkv

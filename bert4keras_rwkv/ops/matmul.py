@@ -100,7 +100,7 @@ class Slope:
 
 
 def dense(x, matrix, kernel="auto"):
-    """x (R, I) times a matrix (I, O) of the same dtype: (R, O) float32.
+    """x (R, I) times a matrix (I, O) of the same dtype, or x float32 and the matrix in halves: (R, O) float32.
 
     A few rows go to a native kernel where there is one. More halves are multiplied as the backend does: with float32
     sums, and on PyTorch and TensorFlow with a result that is rounded to halves before it is float32 again.
@@ -110,7 +110,7 @@ def dense(x, matrix, kernel="auto"):
         y = product("product_dense", x, [matrix], dense_slope)
         if y is not None:
             return y
-    return wide_matmul(x, matrix)
+    return wide_matmul(x, ops.cast(matrix, dtype_name(x)))
 
 
 def dense_slope(dy, x, tensors):

@@ -4,11 +4,21 @@ import functools
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.tokenizers.find import find_tokenizer
 from bert4keras_rwkv.versions import version_of
-from bert4keras_rwkv.weights.folder import CONFIG, config_beside, foreign_keys, vocabulary_beside, weights_path
+from bert4keras_rwkv.weights.folder import (
+    CONFIG,
+    NAMES,
+    TEMPLATE,
+    config_beside,
+    foreign_keys,
+    key_beside,
+    vocabulary_beside,
+    weights_path,
+)
 from bert4keras_rwkv.weights.formats.registry import Format, beginning, format_named, format_of, formats
 from bert4keras_rwkv.weights.tensors import Tensors, WeightsError
 
@@ -21,6 +31,15 @@ FOREIGN = {
     b"ggml": "a GGML file",
     b"\x89HDF": "an HDF5 file, but its groups are not those of an RWKV saved here or by bert4keras3",
 }
+
+
+class Origin(NamedTuple):
+    """Where a model comes from. name: what it is called. template: the form of conversations that its file says it has
+    learned, a name. None: nobody says.
+    """
+
+    name: str | None = None
+    template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +65,14 @@ class Checkpoint:
         held = self.tensors.metadata.get("vocabulary")  # a text, if somebody put a note of that name into the file
         rows = self.tensors.shapes["emb.weight"][0]
         return find_tokenizer(self.path, rows, held if isinstance(held, dict) else None, vocabulary_beside(self.path))
+
+    @functools.cached_property
+    def origin(self):
+        """The `Origin`: the name of the file, or of the folder around one that is called as all are."""
+        path = self.path.resolve()
+        called = path.parent.name if path.name in NAMES else path.stem
+        said = self.tensors.metadata.get(TEMPLATE, key_beside(self.path, TEMPLATE) if path.name in NAMES else None)
+        return Origin(called, said if isinstance(said, str) else None)
 
     def close(self):
         self.tensors.close()

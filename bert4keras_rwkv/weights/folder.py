@@ -10,6 +10,7 @@ from bert4keras_rwkv.weights.tensors import WeightsError
 
 CONFIG = "config.json"
 VOCABULARY = "vocabulary"  # its key for the file that was written with it: an older one may lie in the same folder
+TEMPLATE = "template"  # its key for the form of conversations that the model has learned, and that of a file's metadata
 WEIGHTS = "model.weights.h5"
 SHARDED_WEIGHTS = "model.weights.json"  # the index of Keras' shards
 SAFETENSORS = "model.safetensors"

@@ -141,6 +141,23 @@ def schemes_of(rules, tensors):
     }
 
 
+def is_low_rank(path):
+    """Whether the variable at an attribute path is a low-rank matrix, 'blocks/3/time_mix/decay_low_rank/a/kernel'."""
+    *owners, name = path.split("/")
+    return name == "kernel" and len(owners) == 5
+
+
+def halves_of(rules, tensors):
+    """Official name -> path of what is held in bfloat16 beside packed matrices, for the file has it so: the embedding,
+    and low-rank matrices if all of them are. Several in one tensor are not.
+    """
+    rules = filled(rules)
+    halves = {rule.names[0]: rule.path for rule in rules if str(tensors.dtypes[rule.names[0]]) == "bfloat16"}
+    low_ranks = [rule.names[0] for rule in rules if is_low_rank(rule.path) and len(tensors.shapes[rule.names[0]]) == 2]
+    found = low_ranks if all(name in halves for name in low_ranks) else []
+    return {name: halves[name] for name in ("emb.weight", *found) if name in halves}
+
+
 def stored_dtype(tensors):
     """The dtype of a model as it is stored: the head's, or where that is packed that of the norm before it."""
     packed = tensors.entry("head.weight").packed is not None

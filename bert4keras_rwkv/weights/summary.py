@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from bert4keras_rwkv.config import RWKVConfig
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights.checkpoint import open_checkpoint
-from bert4keras_rwkv.weights.packed import OFFERED, becomes, title
+from bert4keras_rwkv.weights.packed import OFFERED, becomes, halves_of, title
 from bert4keras_rwkv.weights.tensors import count
 
 
@@ -54,9 +54,9 @@ def summarise(path, format=None):
     packed = [
         (title(one.packed.scheme), count(one.shape), _packed_bytes(one)) for one in entries.values() if one.packed
     ]
-    embedding = entries["emb.weight"]
-    if packed and str(embedding.dtype) == "bfloat16":  # then it is held so, whatever is computed in
-        packed.append(("bfloat16", count(embedding.shape), embedding.nbytes))
+    if packed:  # then these are held so, whatever is computed in
+        halves = [entries[name] for name in halves_of(config.rules(), tensors)]
+        packed += [("bfloat16", count(one.shape), one.nbytes) for one in halves if one.packed is None]
     return Summary(
         file=str(checkpoint.path),
         format=checkpoint.format.title.replace("`", ""),

@@ -18,6 +18,7 @@ import pytest
 from bert4keras_rwkv.cli import convert, main
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
 from bert4keras_rwkv.weights import open_weights, write_pth
+from bert4keras_rwkv.weights.checkpoint import open_checkpoint
 from bert4keras_rwkv.weights.formats.registry import format_named, formats
 from tests.official import official_weights
 
@@ -53,6 +54,24 @@ def test_once_around(model, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path / "preset")) == ["config.json", "model.weights.h5", "vocab.txt"]
     assert json.loads((tmp_path / "preset/config.json").read_text())["dtype"] == "float32"
     assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "b.pth", "model", "preset"]
+
+
+def test_the_name_of_a_template_goes_along(model, tmp_path, capsys):
+    """Through every format that can hold it; the others say that they cannot."""
+    assert main(["convert", str(model), str(tmp_path / "first")]) == 0
+    config = tmp_path / "first/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "template": "g1"}))
+    path = tmp_path / "first"
+    for options in (["a.safetensors"], ["b.gguf"], ["c"], ["d", "--to", "fla"], ["e.st"], ["f"]):
+        assert main(["convert", str(path), str(tmp_path / options[0]), *options[1:]]) == 0
+        path = tmp_path / options[0]
+        with open_checkpoint(path) as checkpoint:
+            assert checkpoint.origin == (path.stem, "g1")
+    assert "its template" not in capsys.readouterr().err
+    assert main(["convert", str(path), str(tmp_path / "g.pth")]) == 0
+    assert "g.pth cannot say that its template is 'g1'" in capsys.readouterr().err
+    with open_checkpoint(tmp_path / "g.pth") as checkpoint:
+        assert checkpoint.origin == ("g", None)
 
 
 def test_a_dtype(model, tmp_path):

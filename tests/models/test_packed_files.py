@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import resource
 
 import h5py
@@ -12,6 +13,7 @@ from bert4keras_rwkv.cli import main
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.layers.projection import scheme_of
 from bert4keras_rwkv.models import RWKV, build, build_transformer_model
+from bert4keras_rwkv.models.lora import adapted
 from bert4keras_rwkv.models.quantization import Quantization, projections
 from bert4keras_rwkv.packing import Scheme
 from bert4keras_rwkv.weights import WeightsError, open_weights, write_pth
@@ -131,23 +133,25 @@ def embedding(rwkv):
     return ops.convert_to_numpy(rwkv.backbone.embed.embeddings)
 
 
-def test_an_embedding_as_the_file_has_it(tmp_path, capsys):
+@pytest.mark.parametrize("version", ["6", "7"])
+def test_an_embedding_and_low_ranks_as_the_file_has_them(version, tmp_path, capsys):
     """In bfloat16, where other matrices are packed: the same answers as from a copy in float32, bit for bit, from
     presets, copies and Keras' files too, and the bytes that a plan counted.
     """
-    write_pth(tmp_path / "half.pth", small_model("7").weights(), dtype="bfloat16")
+    write_pth(tmp_path / "half.pth", small_model(version).weights(), dtype="bfloat16")
     half = build_transformer_model(checkpoint_path=tmp_path / "half.pth", quantization="int8")
-    wide = Quantization(Scheme(8), Scheme(8), skip=("embed",))
+    wide = Quantization(Scheme(8), Scheme(8), skip=("embed", "low_rank"))
     full = build_transformer_model(checkpoint_path=tmp_path / "half.pth", quantization=wide)
     assert (str(embedding(half).dtype), str(embedding(full).dtype)) == ("bfloat16", "float32")
     np.testing.assert_array_equal(logits(half), logits(full))
-    small_model("7", quantization=wide).model.save_weights(tmp_path / "other.weights.h5")
+    small_model(version, quantization=wide).model.save_weights(tmp_path / "other.weights.h5")
     with pytest.raises(ValueError, match="would round"):
         half.model.load_weights(tmp_path / "other.weights.h5")
     half.save_to_preset(tmp_path / "preset")
     assert main(["info", str(tmp_path / "preset"), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["packed"]["bfloat16"] == said["dtypes"]["bfloat16"] == embedding(half).size
+    halves = [v for v in half.backbone.variables if v.dtype == "bfloat16"]
+    assert said["packed"]["bfloat16"] == sum(math.prod(v.shape) for v in halves) > embedding(half).size
     held = sum(np.asarray(ops.convert_to_numpy(v)).nbytes for v in half.backbone.variables)
     assert said["memory_bytes"]["float32"] == held + said["state_bytes"]
     assert sum(row.bytes for row in RWKV.plan(tmp_path / "half.pth", "cpu fp32i8").rows) == held
@@ -181,8 +185,27 @@ def test_an_embedding_in_bfloat16(tmp_path):
         exact.load_adapter(tmp_path / "trained.safetensors")
     with pytest.raises(ValueError, match="quantised already"):
         exact.quantize(Quantization(None, None, embedding="bfloat16"))
-    with pytest.raises(ValueError, match=r"'bfloat16' or None\. Received: 'int8'"):
-        Quantization(None, None, embedding="int8")
+    for name in ("embedding", "low_rank"):
+        with pytest.raises(ValueError, match=rf"`{name}` is 'bfloat16' or None\. Received: 'int8'"):
+            Quantization(None, None, **{name: "int8"})
+
+
+@pytest.mark.on("torch")
+def test_low_rank_matrices_in_bfloat16():
+    """All of them or none without being asked: one of zeros, as training begins, is no reason. A LoRA adds to them."""
+    rounded, kept = small_model("7"), small_model("7")
+    kept.quantize("int8")
+    rounded.quantize(Quantization(Scheme(8), Scheme(8), low_rank="bfloat16"))
+    halves = [{v.path for v in rwkv.backbone.variables if v.dtype == "bfloat16"} for rwkv in (rounded, kept)]
+    assert len(halves[0]) > 10 and all("low_rank" in path for path in halves[0]) and not halves[1]
+    before = logits(rounded)
+    rounded.enable_lora(rank=2, targets=["decay_low_rank"])
+    np.testing.assert_allclose(logits(rounded), before, rtol=1e-5, atol=1e-5)
+    for layer in adapted(rounded.backbone).values():
+        layer.lora_kernel_b.assign(np.ones(layer.lora_kernel_b.shape))
+    assert np.abs(logits(rounded) - before).max() > 1e-3
+    with pytest.raises(ValueError, match="None has 'low_rank'"):
+        small_model("4").quantize(Quantization(Scheme(8), Scheme(8), skip=("low_rank",)))
 
 
 @pytest.mark.backend_free
@@ -299,7 +322,8 @@ def test_bfloat16_stays_where_that_serves(tmp_path, monkeypatch, caplog):
     assert caplog.text.count("are held so") == 1 and "can be trained" not in caplog.text
     plain = build_transformer_model(checkpoint_path=tmp_path / "bfloat16.pth", dtype="float32")
     np.testing.assert_allclose(logits(halves[0]), logits(plain), atol=1e-5)
-    for other in (held("float32"), held("bfloat16", dtype="bfloat16"), held("bfloat16", kernel="ops")):
+    assert schemes(held("bfloat16", dtype="bfloat16")) == schemes(halves[0])
+    for other in (held("float32"), held("bfloat16", dtype="float16"), held("bfloat16", kernel="ops")):
         assert not any(schemes(other).values())
     monkeypatch.setenv("OPS_KERNEL", "1")
     assert not any(schemes(held("bfloat16")).values())

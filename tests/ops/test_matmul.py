@@ -6,7 +6,7 @@ import pytest
 from bert4keras_rwkv.keras_loader import keras, ops
 from bert4keras_rwkv.ops.compile import compiled
 from bert4keras_rwkv.ops.gradients import gradients
-from bert4keras_rwkv.ops.kernels.library import library
+from bert4keras_rwkv.ops.kernels.library import DTYPES, library
 from bert4keras_rwkv.ops.matmul import FEW, Scheme, dense, matmul, pack, product_for, unpack
 from bert4keras_rwkv.packing import unpacked
 
@@ -99,7 +99,7 @@ def test_products(scheme, shape, many, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("shape", [(1, 1), (5, 33), (70, 96), (200, 64), (1000, 129)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 33), (70, 96), (200, 64), (1000, 129), (300, 2100)], ids=str)
 def test_dense_products(dtype, shape):
     """Of a few rows by the kernel of every instruction set, and of more: NumPy's product of the same numbers."""
     w = ops.cast(matrix(*shape), dtype)
@@ -118,6 +118,23 @@ def test_dense_products(dtype, shape):
             assert np.max(np.abs(got - given @ exact) / scale) < near
     if native:
         library().choose(library().levels()[0])
+
+
+@pytest.mark.parametrize("shape", [(1000, 70), (600, 2100), (260, 33000)], ids=str)
+def test_a_dense_product_is_the_same_whoever_computes_it(shape):
+    """On any number of threads, and a row alone as among others: bit for bit."""
+    x, w = matrix(5, shape[0], seed=1), matrix(*shape)
+
+    def product(x, threads):
+        y = np.full((len(x), shape[1]), np.nan, "float32")
+        tensors = [(array.ctypes.data, DTYPES["float32"], array.shape) for array in (x, w, y)]
+        library().run("product_dense", tensors[:2], tensors[2:], threads)
+        return y
+
+    whole = product(x, 1)
+    for threads in (2, 3, 8):
+        np.testing.assert_array_equal(product(x, threads), whole)
+    np.testing.assert_array_equal(np.concatenate([product(x[r : r + 1], 2) for r in range(len(x))]), whole)
 
 
 def test_the_slopes_of_a_dense_product():

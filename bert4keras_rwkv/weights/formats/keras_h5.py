@@ -16,7 +16,7 @@ import numpy as np
 from bert4keras_rwkv.atomic import atomic_file, atomic_folder, check_room
 from bert4keras_rwkv.versions.table import filled
 from bert4keras_rwkv.weights.casting import cast, report
-from bert4keras_rwkv.weights.folder import CONFIG, VOCABULARY, WEIGHTS, config_beside, key_beside
+from bert4keras_rwkv.weights.folder import CONFIG, TEMPLATE, VOCABULARY, WEIGHTS, config_beside, key_beside
 from bert4keras_rwkv.weights.formats.hdf5 import MAGIC, data_sets, holds, open_hdf5, weights_only
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.loading import export, to_variables
@@ -205,8 +205,8 @@ def _write(file, path, entry):
 def write_preset(folder, tensors, config, dtype=None, tokenizer=None, progress=None):
     """A preset folder: config.json, model.weights.h5 and, if there is one, the vocabulary.
 
-    dtype: as for `write_keras_h5`. It may replace another preset, and other files stay. A config.json without our
-    weights is another program's, and a ValueError.
+    dtype: as for `write_keras_h5`. The `metadata` of tensors may name a template. It may replace another preset, and
+    other files stay. A config.json without our weights is another program's, and a ValueError.
     """
     if Path(folder, CONFIG).exists() and not list(Path(folder).glob("*.weights.*")):
         raise ValueError(f"'{folder}' holds a '{CONFIG}' of something else, which would be lost. Name another folder.")
@@ -215,6 +215,8 @@ def write_preset(folder, tensors, config, dtype=None, tokenizer=None, progress=N
         keys = {**config.to_dict(), "dtype": str(dtype or stored_dtype(as_tensors(tensors)))}
         if packed:
             keys[KEY] = as_json(packed)
+        if TEMPLATE in as_tensors(tensors).metadata:
+            keys[TEMPLATE] = as_tensors(tensors).metadata[TEMPLATE]
         if tokenizer is not None and tokenizer.file_name is not None:
             keys[VOCABULARY] = tokenizer.file_name
             tokenizer.save(unfinished / tokenizer.file_name)

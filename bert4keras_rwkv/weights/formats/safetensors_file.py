@@ -12,6 +12,7 @@ from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.untrusted import parse_json, shown
 from bert4keras_rwkv.weights.binary_file import BinaryFile
 from bert4keras_rwkv.weights.casting import bytes_of, cast, report
+from bert4keras_rwkv.weights.folder import TEMPLATE
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.tensors import Tensors, WeightsError, count, dtype_named, officially_named
 
@@ -55,10 +56,14 @@ def open_safetensors(path, config=None):
 
 
 def write_safetensors(path, mapping, dtype=None, metadata=None, progress=None):
-    """Write official name -> array as `.safetensors`; arguments as for `write_pth`, `metadata` a dict of texts."""
+    """Write official name -> array as `.safetensors`; arguments as for `write_pth`, `metadata` a dict of texts.
+
+    Of the `metadata` of `Tensors` the name of a template goes along.
+    """
     tensors = cast(mapping, dtype)
+    kept = {TEMPLATE: tensors.metadata[TEMPLATE]} if TEMPLATE in tensors.metadata else {}
     with atomic_file(path) as unfinished, open(unfinished, "wb") as file:
-        file.write(header_of(tensors, {"format": "pt"} | (metadata or {})))
+        file.write(header_of(tensors, {"format": "pt"} | kept | (metadata or {})))
         for index, name in enumerate(tensors):
             for part in bytes_of(tensors, name):
                 file.write(part)

@@ -149,9 +149,12 @@ template <class Schedule> std::string run(const char* name, const Tensor* in, in
   if (items == 0) return "";
   if (sizes['T' - 'A'] == 0) return std::string(name) + " is of at least one token";
   try {
-    float* prepared = kernel->prepare ? scratch<PREPARED>(kernel->room(sizes)) : nullptr;
-    if (prepared) kernel->prepare(in, prepared);
-    if (spread(items, kernel->work(sizes), kernel->in_a_row, helpers, schedule, [&](int64_t from, int64_t to) { kernel->run(in, out, prepared, from, to); })) return "";
+    float* room = kernel->room ? scratch<SHARED>(kernel->room(sizes)) : nullptr;
+    if (kernel->prepare) kernel->prepare(in, room);
+    if (spread(items, kernel->work(sizes), kernel->in_a_row, helpers, schedule, [&](int64_t from, int64_t to) { kernel->run(in, out, room, from, to); })) {
+      if (kernel->finish) kernel->finish(in, out, room);
+      return "";
+    }
   } catch (const std::bad_alloc&) {
   }
   return std::string(name) + ": out of memory";

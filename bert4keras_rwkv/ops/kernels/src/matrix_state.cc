@@ -126,7 +126,7 @@ template <int WAY> void exchange(int64_t N, int64_t P, float* memory, float* S) 
 }
 
 // HEAD: the head size, for which a compiler can count, or 0.
-template <bool DELTA, int HEAD> void forward(const Tensor* in, const Tensor* out, const float*, int64_t from, int64_t to) {
+template <bool DELTA, int HEAD> void forward(const Tensor* in, const Tensor* out, float*, int64_t from, int64_t to) {
   const Tensor* const xs[6] = {in, in + 1, in + 2, in + 3, DELTA ? in + 4 : nullptr, DELTA ? in + 5 : nullptr};
   const Tensor &bonus = in[4], *more = in + (DELTA ? 6 : 5);
   const Tensor &state = more[0], &start = more[1], &flags = more[2];
@@ -314,7 +314,7 @@ template <bool DELTA> INLINE void leave(int64_t N, int64_t P, const Token& x, co
     }
 }
 
-template <bool DELTA, int HEAD> void backward(const Tensor* in, const Tensor* out, const float*, int64_t from, int64_t to) {
+template <bool DELTA, int HEAD> void backward(const Tensor* in, const Tensor* out, float*, int64_t from, int64_t to) {
   const Tensor* const xs[6] = {in, in + 1, in + 2, in + 3, DELTA ? in + 4 : nullptr, DELTA ? in + 5 : nullptr};
   const Tensor &bonus = in[4], *more = in + (DELTA ? 6 : 5);
   const Tensor &start = more[1], &flags = more[2], &checkpoints = more[3];
@@ -420,11 +420,11 @@ template <bool DELTA, int HEAD> void backward(const Tensor* in, const Tensor* ou
   }
 }
 
-template <bool DELTA> void any_forward(const Tensor* in, const Tensor* out, const float* prepared, int64_t from, int64_t to) {
-  (in[0].dims[3] == 64 ? forward<DELTA, 64> : forward<DELTA, 0>)(in, out, prepared, from, to);
+template <bool DELTA> void any_forward(const Tensor* in, const Tensor* out, float* room, int64_t from, int64_t to) {
+  (in[0].dims[3] == 64 ? forward<DELTA, 64> : forward<DELTA, 0>)(in, out, room, from, to);
 }
-template <bool DELTA> void any_backward(const Tensor* in, const Tensor* out, const float* prepared, int64_t from, int64_t to) {
-  (in[0].dims[3] == 64 ? backward<DELTA, 64> : backward<DELTA, 0>)(in, out, prepared, from, to);
+template <bool DELTA> void any_backward(const Tensor* in, const Tensor* out, float* room, int64_t from, int64_t to) {
+  (in[0].dims[3] == 64 ? backward<DELTA, 64> : backward<DELTA, 0>)(in, out, room, from, to);
 }
 
 int64_t once(const int64_t* n) { return 4 * n['T' - 'A'] * n['N' - 'A'] * n['N' - 'A']; }

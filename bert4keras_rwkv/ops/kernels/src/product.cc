@@ -197,7 +197,7 @@ struct Groups {
   }
 };
 
-template <int BITS> void whole(const Tensor* in, const Tensor* out, const float* prepared, int64_t from, int64_t to) {
+template <int BITS> void whole(const Tensor* in, const Tensor* out, float* prepared, int64_t from, int64_t to) {
   const Tensor &w = in[1], &scale = in[2], *least = BITS == 4 ? in + 3 : nullptr;
   const int64_t R = in[0].dims[0], O = w.dims[0], row = w.dims[1], units = units_of(w, BITS), groups = scale.dims[1];
   const bool has_least = least && *least;
@@ -238,7 +238,7 @@ void to_floats(const Tensor* in, float* room) {
   }
 }
 
-void bfloat16(const Tensor* in, const Tensor* out, const float* prepared, int64_t from, int64_t to) {
+void bfloat16(const Tensor* in, const Tensor* out, float* prepared, int64_t from, int64_t to) {
   const int64_t R = in[0].dims[0], O = in[1].dims[0], J = in[1].dims[1];
   for (int64_t o = from * PANEL; o < std::min(O, to * PANEL); o++)
     by_rows(R, [&](int64_t r, auto several) {

@@ -1,5 +1,5 @@
 // Products of a few rows with a matrix as layers have it: y (R, O) = x (R, I) W, where W (I, O) is float32, bfloat16 or
-// float16, for decoding, which costs what reading W costs. A strip of its columns is read a few rows at a time.
+// float16, for decoding, which costs what reading W costs. So it is read from its beginning to its end, a few rows at a time.
 #include <algorithm>
 #include <vector>
 
@@ -10,8 +10,7 @@
 #define UNROLLED _Pragma("GCC unroll 8")
 
 namespace {
-constexpr int AT_ONCE = 4;        // rows of W
-constexpr int64_t WIDEST = 2048;  // columns of a strip
+constexpr int AT_ONCE = 4;  // rows of W
 typedef uint16_t shorts __attribute__((vector_size(2 * WIDTH), may_alias, aligned(2)));
 
 struct Float32 {
@@ -54,45 +53,68 @@ template <class Kind, int COUNT> INLINE void add_rows(const float* const* x, int
   }
 }
 
-template <class Kind> void dense(const Tensor* in, const Tensor* out, const float*, int64_t from, int64_t to) {
-  const int64_t R = in[0].dims[0], I = in[0].dims[1], O = in[1].dims[1];
+// What all items share: x in floats, and where inputs are cut, of each block of them a y (R, O).
+int64_t floats_of_x(int64_t R, int64_t I) { return padded(R * I); }
+
+int64_t room_of(const int64_t* n) {
+  const int64_t R = n['R' - 'A'], I = n['I' - 'A'], O = n['O' - 'A'], many = blocks(I, O);
+  return floats_of_x(R, I) + (many > 1 ? many * R * O : 0);
+}
+
+void to_floats(const Tensor* in, float* room) { load(in[0], 0, in[0].size(), room); }
+
+template <class Kind> void dense(const Tensor* in, const Tensor* out, float* room, int64_t from, int64_t to) {
+  const int64_t R = in[0].dims[0], I = in[0].dims[1], O = in[1].dims[1], many = blocks(I, O), deep = many > 1 ? BLOCK : I;
   const auto* w = static_cast<const typename Kind::number*>(in[1].data);
-  float* y = out[0].to();
-  Parts parts{scratch(R * (I + W))};
-  std::vector<const float*> x(R), here(R);
-  for (int64_t r = 0; r < R; r++) {
-    float* row = parts.take(I);
-    load(in[0], r * I, I, row);
-    x[r] = row;
-  }
-  for (int64_t first = from * BAND; first < std::min(O, to * BAND); first += WIDEST) {
-    const int64_t n = std::min(WIDEST, std::min(O, to * BAND) - first);
-    for (int64_t r = 0; r < R; r++) std::memset(y + r * O + first, 0, n * sizeof(float));
-    int64_t i = 0;
-    for (; i + AT_ONCE <= I; i += AT_ONCE) {
-      for (int64_t r = 0; r < R; r++) here[r] = x[r] + i;
-      add_rows<Kind, AT_ONCE>(here.data(), R, w + i * O + first, O, n, y + first, O);
-    }
-    for (; i < I; i++) {
-      for (int64_t r = 0; r < R; r++) here[r] = x[r] + i;
-      add_rows<Kind, 1>(here.data(), R, w + i * O + first, O, n, y + first, O);
+  const int64_t columns = std::max<int64_t>(STRETCH / std::max<int64_t>(R, 1) / 64 * 64, 256), apart = columns + W;
+  float* sums = scratch(R * apart);  // apart, for rows of y often lie so that they drive each other out of the cache
+  std::vector<const float*> here(R);
+  for (int64_t item = from; item < to; item++) {
+    const int64_t block = item % many, begin = block * deep, end = std::min(I, begin + deep);
+    const int64_t left = item / many * STRETCH, right = std::min(O, left + STRETCH);
+    float* y = many > 1 ? room + floats_of_x(R, I) + block * R * O : out[0].to();
+    for (int64_t first = left; first < right; first += columns) {
+      const int64_t n = std::min(columns, right - first);
+      std::memset(sums, 0, R * apart * sizeof(float));
+      int64_t i = begin;
+      const auto next = [&](auto count) {
+        for (int64_t r = 0; r < R; r++) here[r] = room + r * I + i;
+        add_rows<Kind, count>(here.data(), R, w + i * O + first, O, n, sums, apart);
+        i += count;
+      };
+      while (i + AT_ONCE <= end) next(std::integral_constant<int, AT_ONCE>());
+      while (i < end) next(std::integral_constant<int, 1>());
+      for (int64_t r = 0; r < R; r++) std::memcpy(y + r * O + first, sums + r * apart, n * sizeof(float));
     }
   }
 }
 
-void dense_of_any(const Tensor* in, const Tensor* out, const float* prepared, int64_t from, int64_t to) {
+void dense_of_any(const Tensor* in, const Tensor* out, float* room, int64_t from, int64_t to) {
   switch (in[1].dtype) {
-    case BFLOAT16: return dense<Bfloat16>(in, out, prepared, from, to);
-    case FLOAT16: return dense<Float16>(in, out, prepared, from, to);
-    default: return dense<Float32>(in, out, prepared, from, to);
+    case BFLOAT16: return dense<Bfloat16>(in, out, room, from, to);
+    case FLOAT16: return dense<Float16>(in, out, room, from, to);
+    default: return dense<Float32>(in, out, room, from, to);
   }
 }
 
-int64_t band(const int64_t* n) { return BAND * n['R' - 'A'] * n['I' - 'A'] * 4; }
+// In the order of the blocks, whoever has computed them.
+void add_blocks(const Tensor* in, const Tensor* out, const float* room) {
+  const int64_t size = out[0].size(), many = blocks(in[0].dims[1], in[1].dims[1]);
+  if (many == 1) return;
+  const float* part = room + floats_of_x(in[0].dims[0], in[0].dims[1]);
+  float* y = out[0].to();
+  std::memcpy(y, part, size * sizeof(float));
+  for (int64_t block = 1; block < many; block++)
+    for (int64_t i = 0; i < size; i++) y[i] += part[block * size + i];
+}
+
+int64_t work_of(const int64_t* n) {
+  return n['R' - 'A'] * n['I' - 'A'] * n['O' - 'A'] / n['Q' - 'A'];
+}
 }  // namespace
 
 extern const Kernel TABLE[];
 const Kernel TABLE[] = {
-    {"product_dense", PRODUCT_DENSE, "Q", band, dense_of_any, true},
+    {"product_dense", PRODUCT_DENSE, "Q", work_of, dense_of_any, true, room_of, to_floats, add_blocks},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };

@@ -23,7 +23,7 @@ struct Rows {
   const float* sums(int64_t r) const { return scales(r) + units; }
 };
 
-void round_rows(const Tensor* in, const Tensor* out, const float*, int64_t from, int64_t to) {
+void round_rows(const Tensor* in, const Tensor* out, float*, int64_t from, int64_t to) {
   const int64_t I = in[0].dims[1], units = out[0].dims[1] / (UNIT + 2 * sizeof(float));
   const Rows rows{(const char*)out[0].data, units};
   float* room = scratch(units * UNIT + W);
@@ -152,7 +152,7 @@ void lay_out_scales(const uint16_t* const* row, int64_t units, int64_t each, flo
   }
 }
 
-template <int BITS> void many(const Tensor* in, const Tensor* out, const float*, int64_t from, int64_t to) {
+template <int BITS> void many(const Tensor* in, const Tensor* out, float*, int64_t from, int64_t to) {
   const Tensor &w = in[1], &scale = in[2], *least = BITS == 4 ? in + 3 : nullptr;
   const int64_t R = in[0].dims[0], O = w.dims[0], row = w.dims[1], units = row * 8 / BITS / UNIT, groups = scale.dims[1], each = units / groups;
   const Rows x{(const char*)in[0].data, units};
@@ -250,7 +250,7 @@ void pad_rows(const Tensor* in, float* room) {
   }
 }
 
-template <class Kind> void many_halves_of(const Tensor* in, const Tensor* out, const float* x, int64_t from, int64_t to) {
+template <class Kind> void many_halves_of(const Tensor* in, const Tensor* out, float* x, int64_t from, int64_t to) {
   const int64_t R = in[0].dims[0], O = in[1].dims[0], J = in[1].dims[1], apart = J / Kind::STEP;
   ints* laid = (ints*)scratch(TILE * apart);
   for (int64_t first = from * PANEL; first < std::min(O, to * PANEL); first += TILE) {
@@ -266,7 +266,7 @@ template <class Kind> void many_halves_of(const Tensor* in, const Tensor* out, c
   }
 }
 
-void many_halves(const Tensor* in, const Tensor* out, const float* x, int64_t from, int64_t to) {
+void many_halves(const Tensor* in, const Tensor* out, float* x, int64_t from, int64_t to) {
   if (in[0].dtype == BFLOAT16) many_halves_of<Pairs>(in, out, x, from, to);
   else many_halves_of<Singles>(in, out, x, from, to);
 }

@@ -25,6 +25,10 @@ constexpr char PRODUCT_MANY_INT4[] = "RV OK OG *OG > RO";
 
 constexpr int MOST_TENSORS = 24;
 
+// Into how many items a matrix (I, O) is cut: by its outputs, and, unless those are many, by its inputs.
+constexpr int64_t stretches(int64_t O) { return (O + STRETCH - 1) / STRETCH; }
+constexpr int64_t blocks(int64_t I, int64_t O) { return I > BLOCK && stretches(O) < 16 ? (I + BLOCK - 1) / BLOCK : 1; }
+
 // Binds the letters of `pattern` to the sizes of the tensors; empty, or what is wrong.
 inline std::string bind(const char* pattern, const Tensor* in, int inputs, const Tensor* out, int outputs, int64_t* sizes) {
   for (int i = 0; i < 26; i++) sizes[i] = -1;
@@ -54,10 +58,11 @@ inline std::string bind(const char* pattern, const Tensor* in, int inputs, const
         }
         if (p[i] == 'T') sizes['C' - 'A'] = (given + CHUNK - 1) / CHUNK;
         if (p[i] == 'D') sizes['S' - 'A'] = (given + STRIP - 1) / STRIP;
-        if (p[i] == 'O') sizes['P' - 'A'] = (given + PANEL - 1) / PANEL, sizes['Q' - 'A'] = (given + BAND - 1) / BAND;
+        if (p[i] == 'O') sizes['P' - 'A'] = (given + PANEL - 1) / PANEL;
       }
     }
     p += rank, at++;
   }
+  sizes['Q' - 'A'] = blocks(sizes['I' - 'A'], sizes['O' - 'A']) * stretches(sizes['O' - 'A']);
   return at == outputs ? "" : "gives " + std::to_string(at) + " results, not " + std::to_string(outputs);
 }

@@ -8,7 +8,7 @@ constexpr int MOST_DIMS = 6;
 constexpr int CHUNK = 32;  // tokens between two states that are kept for the backward pass; in port.h and native.py too
 constexpr int STRIP = 64;  // channels of RWKV-4 that are one item
 constexpr int PANEL = 64;  // outputs of a product with a packed matrix that are one item
-constexpr int BAND = 256;  // those of a product with a matrix as layers have it, whose rows are read so far
+constexpr int BLOCK = 256, STRETCH = 2048;  // inputs and outputs of a product with a matrix as layers have it that are one item
 
 struct Tensor {
   void* data;
@@ -31,9 +31,11 @@ struct Kernel {
   const char* arguments;  // as in shapes.h
   const char* split;
   int64_t (*work)(const int64_t* sizes);  // of one item, in multiplications, about
-  void (*run)(const Tensor* arguments, const Tensor* results, const float* prepared, int64_t from, int64_t to);
+  void (*run)(const Tensor* arguments, const Tensor* results, float* room, int64_t from, int64_t to);
   bool in_a_row = false;  // calls follow each other closely: threads that stay awake between them help
-  // What all items need of the arguments: how many floats, and what writes them, before the items are run.
+  // What all items share: how many floats, what writes those that they need, before they are run, and what makes results of
+  // those that they have written.
   int64_t (*room)(const int64_t* sizes) = nullptr;
   void (*prepare)(const Tensor* arguments, float* room) = nullptr;
+  void (*finish)(const Tensor* arguments, const Tensor* results, const float* room) = nullptr;
 };

@@ -143,7 +143,7 @@ inline void store(const Tensor& to, int64_t at, int64_t n, const float* from) {
   }
 }
 
-enum Purpose { ITEMS, PREPARED };
+enum Purpose { ITEMS, SHARED };
 
 // Memory of the thread that asks, for one purpose, kept for its next call: nothing may keep a pointer into it.
 template <Purpose = ITEMS> inline float* scratch(int64_t floats) {

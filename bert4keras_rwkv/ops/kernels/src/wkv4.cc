@@ -103,7 +103,7 @@ inline int64_t first_token(const Tensor& flags, const Place& place) {
   return -1;
 }
 
-void forward(const Tensor* in, const Tensor* out, const float*, int64_t from, int64_t to) {
+void forward(const Tensor* in, const Tensor* out, float*, int64_t from, int64_t to) {
   const Tensor &k_ = in[0], &v_ = in[1], &state = in[4], &start = in[5], &flags = in[6];
   const Tensor &y_ = out[0], &last = out[1], &checkpoints = out[2];
   for (int64_t item = from; item < to; item++) {
@@ -186,7 +186,7 @@ inline State entered_back(const State& s, vec k, vec u, const State& g) {
   return {g.a * scale, g.b * scale, choose(empty, of_scale, g.p)};
 }
 
-void backward(const Tensor* in, const Tensor* out, const float*, int64_t from, int64_t to) {
+void backward(const Tensor* in, const Tensor* out, float*, int64_t from, int64_t to) {
   const Tensor &k_ = in[0], &v_ = in[1], &state = in[4], &start = in[5], &flags = in[6], &checkpoints = in[7];
   const Tensor &dy_ = in[8], &dlast = in[9];
   for (int64_t item = from; item < to; item++) {

@@ -11,12 +11,13 @@ import numpy as np
 from bert4keras_rwkv.untrusted import shown
 from bert4keras_rwkv.versions.table import IDENTITY, filled
 from bert4keras_rwkv.weights.binary_file import BinaryFile
+from bert4keras_rwkv.weights.folder import TEMPLATE
 from bert4keras_rwkv.weights.formats.llama_cpp.blocks import metadata_of, stored_size, stored_tensor
 from bert4keras_rwkv.weights.formats.llama_cpp.header import read_header
 from bert4keras_rwkv.weights.formats.llama_cpp.names import ARCHITECTURES, COPIES, gguf_rules, layers_of
 from bert4keras_rwkv.weights.formats.llama_cpp.packed import packed_blocks
 from bert4keras_rwkv.weights.formats.llama_cpp.tokens import read_tokens
-from bert4keras_rwkv.weights.formats.llama_cpp.write import DTYPES, write_gguf
+from bert4keras_rwkv.weights.formats.llama_cpp.write import DTYPES, TEMPLATE_KEY, write_gguf
 from bert4keras_rwkv.weights.formats.registry import Format
 from bert4keras_rwkv.weights.loading import export
 from bert4keras_rwkv.weights.packed import OFFERED
@@ -89,6 +90,9 @@ def _opened(reader, values, stored):
     sizes = (stored_size(path, stored[path].shape, stored[path].kind) for path in paths)
     metadata = {"format": "gguf", **metadata_of(types, sizes), "vocabulary": read_tokens(values)}
     metadata[OFFERED] = _packable(reader, rules, stored, factors)
+    said = values.get(TEMPLATE_KEY)
+    if isinstance(said, bytes):
+        metadata[TEMPLATE] = said.decode("utf-8", "replace")
     return Tensors(tensors.entries(), metadata, reader.close)
 
 

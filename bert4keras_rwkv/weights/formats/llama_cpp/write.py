@@ -14,6 +14,7 @@ import numpy as np
 
 from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.weights.casting import cast, report
+from bert4keras_rwkv.weights.folder import TEMPLATE
 from bert4keras_rwkv.weights.formats.llama_cpp.blocks import stored_size
 from bert4keras_rwkv.weights.formats.llama_cpp.names import gguf_rules
 from bert4keras_rwkv.weights.formats.llama_cpp.tokens import add_tokens
@@ -29,6 +30,7 @@ LOW_RANK = re.compile(r"time_mix_[agv][12]\.weight$")
 FEW_BITS = ("q5_1", "q5_0", "q4_1", "q4_0")
 
 CONTEXT = 1048576  # what llama.cpp's converter says of a model without a limit
+TEMPLATE_KEY = "bert4keras_rwkv.template"  # llama.cpp's own key has one value for all RWKV, "rwkv-world"
 GROUP_NORM_EPSILON = 64e-5  # fixed in llama.cpp
 
 logger = logging.getLogger("bert4keras_rwkv")
@@ -77,6 +79,8 @@ def _write(path, variables, types, config, tokenizer, progress):
     try:
         _add_keys(writer, config, types)
         add_tokens(writer, tokenizer, config.vocab_size)
+        if TEMPLATE in variables.metadata:
+            writer.add_string(TEMPLATE_KEY, variables.metadata[TEMPLATE])
         kinds = {name: gguf.GGMLQuantizationType[kind] for name, kind in types.items()}
         for name, kind in kinds.items():
             shape = variables.entry(name).shape
