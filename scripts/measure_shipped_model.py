@@ -21,17 +21,17 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 from bert4keras_rwkv.atomic import atomic_file
 from bert4keras_rwkv.evaluation import evaluate_text
 from bert4keras_rwkv.models import RWKV
-from bert4keras_rwkv.templates import conversation
+from bert4keras_rwkv.templates import conversation, template_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "build/jargon"
 PRESET = ROOT / "bert4keras_rwkv/presets/finch-jargon"
 ROWS, LONGEST = 64, 80  # prompts at a time; new tokens
-# What the two trainings say of themselves.
-RECORDS = {"train": "training.json", "teach": "teaching.json"}
+# What the trainings say of themselves.
+RECORDS = {"train": "training.json", "teach": "teaching.json", "recall": "recalling.json"}
 ENOUGH = 0.6
 FIRST = "listed"
-TURNS = 4  # of the conversations whose last answers are counted, too
+TURNS, MOST = 4, 256  # of the conversations whose last answers are counted, too; how many
 
 README = """# {name}
 
@@ -40,9 +40,10 @@ A small RWKV-6 that writes like the Jargon File and answers questions about it: 
 
 - `scripts/train_shipped_model.py` trained it from random weights on the Jargon File 4.4.7 (public domain; Debian
   package `jargon-text`): {train}. The loss: `docs/shipped-model-loss.png`.
-- `scripts/teach_shipped_model.py` taught it to talk: {teach}.
-  It read the documents again, and conversations that `scripts/make_conversations.py` made by rule, of {entries} entries
-  with their first sentences and of small talk.
+- `scripts/teach_shipped_model.py` taught it to talk: {teach};
+  and again, so that it still writes like the first one: {recall}.
+  It read the documents and conversations that `scripts/make_conversations.py` made by rule, of {entries} entries with
+  their first sentences and of small talk.
 
     bert4keras-rwkv generate --temperature 0 --prompt $'User: What is a hacker?\\n\\nAssistant:'
 
@@ -65,7 +66,7 @@ What is wrong is mostly the definition of another word. The list:
 
 {words}.
 """
-STEPS = "{steps} steps of {batch} x {length} tokens, {minutes:.0f} minutes on a CPU"
+STEPS = "{steps} steps of {batch} x {length} tokens"
 
 
 def words_of(text):
@@ -122,8 +123,11 @@ def measured(rwkv, kinds, seed=0):
     for kind, asked in kinds.items():
         answers = replies(rwkv, [[one["question"]] for one in asked])
         yield _counted(kind, asked, answers)
+    opening = [turn["content"] for turn in template_of("world").dialogue]
+    some = kinds[FIRST][:MOST]
+    yield _counted(f"{FIRST}, in a chat", some, replies(rwkv, [[*opening, one["question"]] for one in some]))
     draw, pool = np.random.default_rng(seed), kinds[FIRST]
-    rows = [[pool[i] for i in draw.permutation(len(pool))[:TURNS]] for _ in range(min(len(pool), 256))]
+    rows = [[pool[i] for i in draw.permutation(len(pool))[:TURNS]] for _ in range(min(len(pool), MOST))]
     talks = [[] for _ in rows]
     for turn in range(TURNS):
         for talk, row in zip(talks, rows, strict=True):

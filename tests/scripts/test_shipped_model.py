@@ -3,7 +3,9 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from bert4keras_rwkv.tokenizers import RWKV_TOKENIZER
@@ -153,6 +155,7 @@ def test_teaching_mixes_talk_and_documents():
     assert tokenizer.decode(one.ids[one.answer > 0]) == " A word.\n\n"
     assert other.ids.tolist() == [0, *one.ids] and other.answer.tolist() == [0, *one.answer]
     assert [document.ids.tolist() for document in documents] == 3 * [[0, *tokenizer.encode("Foo.")]]
+    assert documents[0].answer.tolist() == [0, *4 * [teach.DOCUMENT]]
 
 
 def test_the_shipped_model_answers():
@@ -175,3 +178,15 @@ def test_the_shipped_model_answers():
     found = measure.replies(rwkv, list(answers), rows=len(answers))
     for expected, answer in zip(answers.values(), found, strict=True):
         assert measure.right(expected, answer), answer
+
+
+def test_documents_are_recalled_and_answers_learned():
+    """A reader that knows nothing: of documents all tokens are as likely; answers are themselves; no other counts."""
+    teach = script("teach_shipped_model")
+    reader = SimpleNamespace(model=SimpleNamespace(predict_on_batch=lambda inputs: np.zeros((*inputs[0].shape, 10))))
+    talk, document = (teach.Document(np.array(ids), np.array(marks)) for ids, marks in (([5, 6], [0, 1]), ([7], [2])))
+    batches = teach.PackedBatches([talk, document], 5, 1, seed=None, answer_mask=True)  # 5 6 0 | 7 0
+    for known, expected in ((None, 1.0), (reader, 0.1)):
+        _, targets, weights = teach.Targets(batches, 10, known)[0]
+        assert weights.tolist() == [[1, 1, 0, 1, 0]]
+        assert targets[0, 0, 6] == targets[0, 1, 0] == 1 and targets[0, 3, 0] == pytest.approx(expected)
