@@ -45,6 +45,8 @@ A small RWKV-6 that writes like the Jargon File and answers questions about it: 
   It read the documents and conversations that `scripts/make_conversations.py` made by rule, of {entries} entries with
   their first sentences and of small talk.
 
+Ask it something:
+
     bert4keras-rwkv generate --temperature 0 --prompt $'User: What is a hacker?\\n\\nAssistant:'
 
 Held-out text (one document in twenty, never trained on): **{bits:.3f} bits per byte**, measured with the float16
@@ -150,7 +152,7 @@ def _counted(kind, asked, answers):
 
 def readme(rwkv, rows, bits, asked, scope):
     """The text of the preset's README."""
-    listed = {one["answer"]: one["term"] for one in asked if one["kind"] == FIRST}
+    listed = {one["term"] for one in asked if one["kind"] == FIRST}
     trainings = {name: STEPS.format(**json.loads((DATA / file).read_text("utf-8"))) for name, file in RECORDS.items()}
     return README.format(
         name=PRESET.name,
@@ -164,7 +166,7 @@ def readme(rwkv, rows, bits, asked, scope):
         unknown=next(one["answer"] for one in asked if one["kind"] == "made-up words"),
         scope=scope,
         table="\n".join(f"| {kind} | {count} | {100 * good / count:.1f} % |" for kind, count, good, _ in rows),
-        words=", ".join(sorted(listed.values(), key=str.lower)),
+        words=", ".join(sorted(listed, key=str.lower)),
         **trainings,
     )
 

@@ -2,7 +2,8 @@
 
     python scripts/make_conversations.py
     KERAS_BACKEND=jax python scripts/teach_shipped_model.py --out build/jargon/taught
-    KERAS_BACKEND=jax python scripts/teach_shipped_model.py --start build/jargon/taught --recall
+    KERAS_BACKEND=jax python scripts/teach_shipped_model.py --start build/jargon/taught --recall \\
+        --steps 800 --repeat 4 --learning-rate 6e-4 --seed 2
 
 Reads `reader` (a preset), `train.jsonl`, `held_out.jsonl` and `conversations.jsonl` in build/jargon. Rows are packed
 with conversations, of which only answers are learned, and with the documents, so that the model goes on writing like
