@@ -19,6 +19,7 @@ PARTS := $(TENSORFLOW) $(JAX) $(TORCH)
 SAMPLES ?= 5000
 SEED ?= $(shell date +%F)
 PROMPT ?= A hacker is
+MESSAGES ?= "Hello!" "What is a hacker?" "And what is a kluge?" "Thank you."
 PYTEST := $(BIN)/python -m pytest --quiet
 
 ifdef ORACLES
@@ -31,8 +32,10 @@ endif
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-demo: $(VENV)/.demo  ## install the package and write text with the model that ships in it
+demo: $(VENV)/.demo  ## install the package, write text with the model that ships in it, and ask it something
 	@$(BIN)/bert4keras-rwkv generate --prompt "$(PROMPT)" --max-length 200 --seed 1 --echo
+	@echo
+	@printf '%s\n' $(MESSAGES) | $(BIN)/bert4keras-rwkv chat --temperature 0 --echo
 
 test: $(VENV)/.test  ## run the tests on JAX, TensorFlow and PyTorch
 	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(JOBS) --keep-going \

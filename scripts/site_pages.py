@@ -23,6 +23,7 @@ OUTSIDE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
+    "bert4keras_rwkv/presets/finch-jargon/README.md": "shipped-model.md",
     "LICENSE": "LICENSE.txt",
 }
 NOTEBOOKS = {f"notebooks/{path.name}": f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")}

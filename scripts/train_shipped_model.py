@@ -1,10 +1,11 @@
-"""Train the small RWKV-6 that ships with the package, from random weights to a preset folder.
+"""Train a small RWKV-6 that writes like the Jargon File, from random weights to a preset folder.
 
     python scripts/make_corpus.py && python scripts/make_vocabulary.py
     KERAS_BACKEND=jax python scripts/train_shipped_model.py
 
 Reads `train.jsonl`, `held_out.jsonl` and `vocab.txt` in build/jargon. Keeps the trained weights there, so that
---export-only can write the preset, its README and the plot once more.
+--export-only can write the preset, build/jargon/reader, and the plot once more. `teach_shipped_model.py` makes of it
+the model that ships with the package.
 """
 
 import argparse
@@ -37,7 +38,7 @@ SIZES = {
     "time_decay_size": 32,
 }
 DATA = ROOT / "build/jargon"
-OUT = ROOT / "bert4keras_rwkv/presets/finch-jargon"
+OUT = DATA / "reader"
 PLOT = ROOT / "docs/shipped-model-loss.png"
 REPORT_EVERY = 50  # steps
 VALIDATE_EVERY = 5  # reports
@@ -126,19 +127,6 @@ def plot(curve, path):
     figure.savefig(path, dpi=110)
 
 
-README = """# {name}
-
-A small RWKV-6 that writes like the Jargon File: {layers} layers of width {width}, {parameters:,} parameters in float16,
-{vocab_size} ids. `scripts/train_shipped_model.py` trained it from random weights on the Jargon File 4.4.7 (public
-domain; Debian package `jargon-text`): {steps} steps of {batch} x {length} tokens, {minutes:.0f} minutes on a CPU.
-
-Held-out text (one document in twenty, never trained on): **{bits:.3f} bits per byte**, measured with the float16
-weights of this folder. The loss in training: `docs/shipped-model-loss.png`.
-
-It has read one book and knows no facts. It is here so that the package can be tried and tested without a download.
-"""
-
-
 def build(dtype="float32"):
     tokenizer = RWKV_TOKENIZER(DATA / "vocab.txt")
     # 0 ends a document here; it is a token like any other and nothing is masked.
@@ -148,22 +136,12 @@ def build(dtype="float32"):
 
 
 def export(RWKV, curve):
-    """Write the preset in float16, measure what was written, and describe it."""
+    """Write the preset in float16, measure what was written, and plot the training."""
     half = build("float16")
     for variable, trained in zip(half.model.variables, RWKV.model.variables, strict=True):
         variable.assign(trained)
     half.save_to_preset(OUT)
     bits = evaluate_text(type(RWKV).from_preset(OUT), texts(DATA / "held_out.jsonl")).bits_per_byte
-    text = README.format(
-        name=OUT.name,
-        layers=SIZES["num_hidden_layers"],
-        width=SIZES["hidden_size"],
-        parameters=RWKV.model.count_params(),
-        vocab_size=RWKV.tokenizer.vocab_size,
-        bits=bits,
-        **{name: curve[name] for name in ("steps", "batch", "length", "minutes")},
-    )
-    (OUT / "README.md").write_text(text, encoding="utf-8")
     plot(curve, PLOT)
     print(f"{OUT}: {bits:.3f} bits per byte held out")
 
