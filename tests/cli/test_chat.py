@@ -33,13 +33,14 @@ def test_a_pipe_of_questions_gives_a_stream_of_answers(model, command, tmp_path)
     """What `Chat` replies, an empty line between two; what cannot be done is said on stderr, and it goes on."""
     lines = ["Hi", "/nonsense", "", "And you?", "\xff", f"/save {tmp_path / 'a.chat'}", "+gen a"]
     rwkv = RWKV.from_preset(model)
-    given = ("--model", model, "--seed", 7, "--max-new-tokens", 9, *masked(rwkv, LETTERS))
+    given = ("--model", model, "--seed", 7, "--max-new-tokens", 9, "--presence-penalty", 0, *masked(rwkv, LETTERS))
     stdin = "\n".join(lines).encode("latin-1") + b"\n"
     code, out, said = command("chat", *given, stdin=stdin)
     assert code == 0, said
     told = own_words(said).splitlines()
     assert [line[:12] for line in told] == ["There is no ", "Say somethin", "Line 5 is no"]
     drawn = {"penalty_free": rwkv.tokenizer.parts_of(" \t0123456789"), "mask_output": masked_ids(given)}
+    drawn["presence_penalty"] = 0.0  # a number like others, not the lack of one
     chat = Chat(rwkv, seed=7, max_new_tokens=9, sampling=dataclasses.replace(SAMPLING, **drawn))
     answers = [chat.reply(line) for line in ("Hi", "And you?")]
     assert out.decode().startswith("".join(f"{answer}\n\n" for answer in answers))
