@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -519,3 +520,52 @@ def test_in_a_notebook_a_stream_shows_itself(scripted, monkeypatch):
     chat.stream("Hi")._ipython_display_()
     assert seen[-1] == "**User:** Hi\n\n**Assistant:** yes." and len(seen) == 2
     assert ops.convert_to_numpy(chat.state.wkv).any()
+
+
+@pytest.mark.once
+def test_one_thread_at_a_time():
+    """Another one is refused, and nothing has changed: threads that all speak leave a chat that fits its history."""
+    chat, inside, leave = talked(), threading.Event(), threading.Event()
+
+    def busy():
+        with chat._alone():
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    inside.wait(60)
+    ids = [one for record in chat._records for one in (*record.asked, *record.written)]
+    for use in (lambda: chat.reply("Hi"), chat.retry, chat.undo, chat.fork, chat.reset, lambda: chat.ids):
+        with pytest.raises(RuntimeError, match="Another thread uses this chat"):
+            use()
+    leave.set()
+    thread.join()
+    assert chat.ids[-len(ids) :] == ids
+
+
+def talked():
+    chat = Chat(talker(), seed=3, sampling=DRAWN, max_new_tokens=5)
+    chat.reply("Hello")
+    return chat
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("damage", ["state", "text"])
+def test_a_file_of_numbers_that_are_none_and_of_half_a_character(damage, tmp_path):
+    """Refused when it is loaded, not in the next reply or when it is saved again."""
+    chat = talked()
+    chat.save(tmp_path / "a.chat")
+    with open_safetensors(tmp_path / "a.chat") as tensors:
+        arrays, metadata = {name: np.array(tensors[name]) for name in tensors}, tensors.metadata
+    if damage == "state":
+        for name in arrays:
+            if name.endswith("wkv"):
+                arrays[name][..., 0] = np.nan
+    else:
+        text = arrays["chat"].tobytes().replace(b"Hello", b"\\ud800")
+        arrays["chat"] = np.frombuffer(text, np.uint8)
+    metadata = {name: metadata[name] for name in ("format", "version")}
+    write_safetensors(tmp_path / "b.chat", arrays, metadata=metadata)
+    with pytest.raises(ValueError, match="cannot be gone on with"):
+        Chat.load(tmp_path / "b.chat", chat.rwkv)

@@ -1,7 +1,10 @@
 """A conversation with a model: messages in, replies out, and ways back."""
 
+import contextlib
 import copy
 import dataclasses
+import functools
+import threading
 
 from tqdm import tqdm
 
@@ -20,6 +23,17 @@ CHUNK = 1024
 # As in ChatRWKV's demo. A state is tuned for a form and a manner, and with gentler ones a model stays closer to them.
 SAMPLING = Sampling(top_p=0.3, presence_penalty=0.5, frequency_penalty=0.5, penalty_decay=0.996)
 SAMPLING_WITH_STATE = Sampling(top_p=0.2, presence_penalty=0.3, frequency_penalty=0.3, penalty_decay=0.996)
+
+
+def _one_at_a_time(method):
+    """Let one thread at a time into a method of a `Chat`; a second one is a RuntimeError."""
+
+    @functools.wraps(method)
+    def alone(self, *args, **kwargs):
+        with self._alone():
+            return method(self, *args, **kwargs)
+
+    return alone
 
 
 class Chat:
@@ -71,6 +85,7 @@ class Chat:
         else:
             parts = self.template.opening(system, dialogue)
         self.system, self._records, self._live = system, [], None
+        self._lock = threading.RLock()
         self._first = ids_of(self.rwkv.tokenizer, parts)
         self._start = self._session.place = self._session.place.then(self._first)
 
@@ -99,17 +114,20 @@ class Chat:
         return [record.turn(self.template) for record in self._records]
 
     @property
+    @_one_at_a_time
     def ids(self):
         """All ids that were read and written, those of the opening too, a list of int."""
         self._look()
         return [*self._first, *(one for record in self._records for one in (*record.asked, *record.written))]
 
     @property
+    @_one_at_a_time
     def state(self):
         """The RWKVState after all that was shown; None at the very beginning."""
         before, last, _ = self._here()
         return before if last is None else self.rwkv.prefill(last, before)[1]
 
+    @_one_at_a_time
     def prepare(self):
         """Read now what comes before the first message, which else waits for it. Returns self."""
         self._start = self._read(self._start)
@@ -123,8 +141,10 @@ class Chat:
         role: 'user', or 'tool' for what a function gave. A message without text is a ValueError, and then nothing has
         changed.
         """
-        return "".join(self.stream(text, role))
+        with self._alone():
+            return "".join(self.stream(text, role))
 
+    @_one_at_a_time
     def stream(self, text, role="user"):
         """`reply` piece by piece: a `ChatStream`. Left early, the chat has read what was shown and nothing else."""
         if not isinstance(text, str):
@@ -144,8 +164,10 @@ class Chat:
 
     def retry(self):
         """Another answer to the last message, from the same state; with sampling, with other draws. Returns it."""
-        return "".join(self.stream_retry())
+        with self._alone():
+            return "".join(self.stream_retry())
 
+    @_one_at_a_time
     def stream_retry(self):
         """`retry` piece by piece."""
         self._settle()
@@ -155,6 +177,7 @@ class Chat:
         self._session.place = self._before_reply(len(self._records) - 1)._replace(seed=record.seed)
         return self._begin()
 
+    @_one_at_a_time
     def undo(self, n=1):
         """Take back the last n messages and their replies. Returns them, a list of `Turn`s.
 
@@ -172,19 +195,22 @@ class Chat:
         self._session.place = place._replace(seed=gone[0].seed)
         return [record.turn(self.template) for record in gone]
 
+    @_one_at_a_time
     def fork(self):
         """Another chat that goes on from here; the two do not affect each other."""
         place, other = self._here(), copy.copy(self)
-        other._session = self._session.fork()
+        other._session, other._lock = self._session.fork(), threading.RLock()
         other._session.place = place
         other._records, other._live = [dataclasses.replace(record) for record in self._records], None
         return other
 
+    @_one_at_a_time
     def reset(self):
         """Go back to before the first message."""
         self._settle()
         self._records, self._session.place = [], self._start
 
+    @_one_at_a_time
     def save(self, path):
         """Write the conversation to one file, whole or not at all: turns, states as far as `memory` goes, template,
         sampling and how the draws go on. `load` goes on as if nothing had happened.
@@ -230,6 +256,15 @@ class Chat:
 
     def __repr__(self):
         return f"<Chat of {len(self._records)} turns, template '{self.template.name}', with {self.rwkv!r}>"
+
+    @contextlib.contextmanager
+    def _alone(self):
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("Another thread uses this chat at this moment. Give it one of its own: `fork()`.")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _end_of_reply(self):
         """The ids of what the last reply still lacks: text in whose last token a stop began, and what ends a reply."""
@@ -315,6 +350,10 @@ class ChatStream:
         return self
 
     def __next__(self):
+        with self._chat._alone():
+            return self._next()
+
+    def _next(self):
         chat, record = self._chat, self._record
         if self._closed:
             raise StopIteration

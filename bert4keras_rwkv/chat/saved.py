@@ -149,6 +149,8 @@ def _state(tensors, number, rwkv):
         if name not in tensors or tensors.shapes[name] != shape:
             raise ValueError(f"the state {shown(name)} is missing, or not of the shape {shape}")
     wkv, shift = (tensors[name] for name in names)
+    if np.isnan(wkv).any() or np.isnan(shift).any():
+        raise ValueError(f"the state {names[0].rpartition('.')[0]} has numbers that are none")
     return RWKVState(wkv, shift.astype(dtype_named(rwkv.backbone.compute_dtype)), rwkv.config.model)
 
 
@@ -160,6 +162,8 @@ def _plain(array):
 def _kind(value, kind, name):
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ValueError(f"its `{name}` is a {kind.__name__}. Received: {shown(value)}")
+    if kind is str:
+        value.encode()  # a ValueError for what is no text, such as half a pair of surrogates
     return value
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 
 from bert4keras_rwkv.cli.arguments import UsageError, parser
-from bert4keras_rwkv.untrusted import told
+from bert4keras_rwkv.untrusted import for_terminal, told
 
 FAILED, MISUSED, INTERRUPTED, NOBODY_READS = 1, 2, 130, 141
 PRINTING = (
@@ -98,7 +98,7 @@ def _open_streams():
 def _say(text):
     """A line on stderr, if somebody reads it."""
     try:
-        print(text, file=sys.stderr)
+        print(for_terminal(text), file=sys.stderr)
     except OSError:
         _forget_output()
 

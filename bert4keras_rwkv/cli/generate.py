@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from bert4keras_rwkv.atomic import check_file
 from bert4keras_rwkv.cli.arguments import SAMPLING, UsageError
 from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.cli.interrupts import Interrupts
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.templates import prompt_ids, template_for, template_of
 from bert4keras_rwkv.tokenizers import load_tokenizer
-from bert4keras_rwkv.untrusted import for_terminal
+from bert4keras_rwkv.untrusted import for_terminal, told
 from bert4keras_rwkv.weights.checkpoint import named
 
 
@@ -86,6 +87,10 @@ def check_saving(arguments):
         )
     if not path.parent.is_dir():
         raise UsageError(f"--save-state '{path}': there is no folder '{path.parent}'. Make it first.")
+    try:
+        check_file(path)
+    except OSError as error:
+        raise UsageError(f"--save-state: {told(error)}.") from error
 
 
 def first_seed(arguments):

@@ -84,6 +84,8 @@ class Sampling:
         if self.max_penalty_range is not None:
             object.__setattr__(self, "max_penalty_range", _penalty_range(self.max_penalty_range))
         object.__setattr__(self, "newline_lengths", _newline_lengths(self.newline_lengths))
+        if not isinstance(self.temperature_after, bool):
+            raise ValueError(f"`temperature_after` is True or False. Received: {self.temperature_after!r}.")
         self._check_numbers()
         self._check_counts()
 

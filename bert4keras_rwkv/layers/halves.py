@@ -59,7 +59,8 @@ class Halvable:
         return _is_exact(ops.convert_to_numpy(getattr(self, self.matrix)))
 
     def load_own_variables(self, store):
-        if self.scheme is not None and not _is_exact(np.asarray(store["0"])):
+        below = self.lora_enabled and "base_kernel" in set(store.keys())  # what a LoRA of the file is added to
+        if self.scheme is not None and not _is_exact(np.asarray(store["base_kernel" if below else "0"])):
             raise ValueError(
                 f"'{self.path}' is stored in bfloat16 here, which would round the file's. Build the model with "
                 "`Quantization(..., skip=('embed', 'low_rank'))`, or from that file."

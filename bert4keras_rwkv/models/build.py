@@ -120,7 +120,12 @@ class Numbers:
             quantization = KEEP if stored == "bfloat16" and _serves_halves(dtype, kernel) else None
             if quantization == KEEP and keras.dtype_policies.get(dtype).compute_dtype == "float32":
                 _say_halves()
-        if self.quantization is None and stored in ("bfloat16", "float16") and self.dtype is None and dtype == "float32":
+        if (
+            self.quantization is None
+            and stored in ("bfloat16", "float16")
+            and self.dtype is None
+            and dtype == "float32"
+        ):
             _say_float32(stored)
         return {"dtype": dtype, "quantization": quantization}
 

@@ -100,6 +100,8 @@ class Quantization(_Packing):
         for given in (*blocks, self.head):
             if not isinstance(given, Scheme | None):
                 raise ValueError(f"`blocks` and `head` are a `Scheme`, a tuple of them, or None. Received: {given!r}.")
+        if not isinstance(self.skip, tuple) or not all(isinstance(one, str) for one in self.skip):
+            raise ValueError(f"`skip` is a tuple of str, such as ('embed',). Received: {shown(self.skip)}.")
         for name in ("embedding", "low_rank"):
             if getattr(self, name) not in (None, "bfloat16"):
                 raise ValueError(f"`{name}` is 'bfloat16' or None. Received: {shown(getattr(self, name))}.")

@@ -14,6 +14,7 @@ import numpy as np
 
 UNIT = 32  # numbers in the smallest group
 PAIR = 2 * UNIT  # what the numbers of a row of 4 bits are a multiple of
+LONGEST = 1 << 20  # of a group
 LARGEST = 2.0**14  # of numbers that are packed: scales are float16
 BITS = (16, 8, 4)
 MOST = {8: 127, 4: 15}
@@ -35,8 +36,10 @@ class Scheme:
     def __post_init__(self):
         if self.bits not in BITS:
             raise ValueError(f"`bits` is 16 (bfloat16), 8 or 4. Received: {self.bits!r}.")
-        if self.group is not None and (self.group < UNIT or self.group % UNIT):
-            raise ValueError(f"`group` is a multiple of {UNIT}, or None for whole rows. Received: {self.group!r}.")
+        if self.group is not None and (not UNIT <= self.group <= LONGEST or self.group % UNIT):
+            raise ValueError(
+                f"`group` is a multiple of {UNIT}, at most {LONGEST}, or None for whole rows. Received: {self.group!r}."
+            )
 
     @property
     def name(self):
