@@ -58,7 +58,7 @@ def given_numbers(arguments):
     """The fields of `Sampling` that the options name, checked."""
     more = ("max_penalty_range", "penalty_free", "mask_output", "temperature_after")
     given = {name: getattr(arguments, name) for name in (*SAMPLING, *more)}
-    given = {name: value for name, value in given.items() if value not in (None, (), False)}
+    given = {name: value for name, value in given.items() if value is not None and value is not False and value != ()}
     try:
         Sampling(**given)
     except ValueError as error:

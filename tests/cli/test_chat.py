@@ -13,6 +13,7 @@ import pytest
 from bert4keras_rwkv.chat import Chat
 from bert4keras_rwkv.chat.conversation import SAMPLING, SAMPLING_WITH_STATE
 from bert4keras_rwkv.cli import arguments, lines
+from bert4keras_rwkv.cli.chat import given_numbers
 from bert4keras_rwkv.cli.generate import StatusLine
 from bert4keras_rwkv.cli.screen import Screen
 from bert4keras_rwkv.commands.conversation import Conversation
@@ -108,6 +109,13 @@ def rwkv_state(model, tmp_path):
 class Terminal(io.StringIO):
     def isatty(self):
         return True
+
+
+@pytest.mark.backend_free
+def test_a_zero_is_given():
+    """0 is False in Python, and a temperature of 0 is greedy."""
+    given = arguments.parser().parse_args(["chat", "--temperature", "0", "--presence-penalty", "0"])
+    assert given_numbers(given) == {"temperature": 0.0, "presence_penalty": 0.0}
 
 
 @pytest.mark.backend_free

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bert4keras_rwkv.chat import Chat
+from bert4keras_rwkv.chat import Chat, Turn
 from bert4keras_rwkv.commands import free
 from bert4keras_rwkv.commands.conversation import EMPTY, Conversation
 from bert4keras_rwkv.commands.events import Begun, Ended, Left, Piece, Refused, Said, Table, Thinking
@@ -360,7 +360,8 @@ def test_thoughts_are_folded():
         class Stream:
             drawn, __iter__ = 1, lambda self: iter(pieces)
 
-        chat = SimpleNamespace(template=template_of("g1"), sampling=Sampling(), ids=[], stream=lambda text: Stream())
+        turns = {"ids": [], "history": [Turn("Hi", "")], "stream": lambda text: Stream()}
+        chat = SimpleNamespace(template=template_of("g1"), sampling=Sampling(), **turns)
         chat.fork = lambda: chat
         return list(Conversation(chat).take("Hi"))[1:-1]
 
