@@ -169,6 +169,7 @@ def test_the_file_that_the_guide_shows_is_one(document):
     [
         ('  "reply": " {text}\\n\\n",\n', "", r"line 1: the field `reply` is missing. .*user, assistant, reply, stop"),
         ('"reply": " {text}\\n\\n"', '"reply": " {text}"', "line 7: something stands behind {text}"),
+        ('["\\n\\n"]', '["\\n---"]', r"line 7: behind {text} stands what ends a reply, one of `stop`: '\\n---'"),
         ('"user": "{user}{mark} {text}', '"user": "{user}{mark} ', "line 5: `user` holds {text} once"),
         ('"assistant": "{assistant}{mark}"', '"assistant": "{bot}:"', "line 6: `assistant` holds {bot}"),
         ('"assistant": "Ben"', '"assistant": 3', "line 4: `assistant` is a text, not empty. Received: 3"),
@@ -195,6 +196,11 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, old, new, said):
     path.write_text(GOOD.replace(old, new, 1), "utf-8")
     with pytest.raises(ValueError, match="mine.json'.*" + said.replace("[", r"\[")):
         read_template(path)
+
+
+def test_a_file_that_is_absent_is_said_to_be(tmp_path):
+    with pytest.raises(ValueError, match=r"There is no file '.*nix\.json' to read a template from"):
+        template_of(tmp_path / "nix.json")
 
 
 def test_files_that_are_none(tmp_path):

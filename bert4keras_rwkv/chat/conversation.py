@@ -283,9 +283,14 @@ class Chat:
     def _pieces(self, record):
         """What the session writes in reply to a record, after reading what is long."""
         self.prepare()
-        place = self._read(self._before_reply(len(self._records) - 1), leave=self.chunk_len)
-        self._session.place = record.before_reply = place._replace(seed=record.seed)
-        return self._session.stream(self.max_new_tokens, self.template.stop_texts)
+        place = self._before_reply(len(self._records) - 1)
+        with self._bar(place) as bar:
+            place = self._in_pieces(place, bar, leave=self.chunk_len)
+            self._session.place = record.before_reply = place._replace(seed=record.seed)
+            stream = self._session.stream(self.max_new_tokens, self.template.stop_texts)
+            if stream.pieces.state is not None:  # it has read what was left now
+                bar.finish()
+        return stream
 
     def _before_reply(self, number):
         """The `Place` in which the reply of a turn begins; ids may wait there."""
@@ -318,22 +323,25 @@ class Chat:
         place, self._live = self._here(), None
         self._session.place = place
 
-    def _read(self, place, leave=1):
-        """`place` with at most `leave` ids waiting, and one at least; the others are read in pieces.
+    def _read(self, place):
+        """`place` with one id waiting, or none; the others are read in pieces."""
+        with self._bar(place) as bar:
+            return self._in_pieces(place, bar, leave=1)
 
-        Pieces are read as prompts are, so that no other programs are compiled.
+    def _bar(self, place):
+        """How far the reading of what waits at a place is, up to its last id."""
+        total = 0 if place.last is None else place.last.shape[1] - 1
+        return _Bar(self.progress, total, quiet=total <= self.chunk_len)
+
+    def _in_pieces(self, place, bar, leave):
+        """`place` with at most `leave` ids waiting. Pieces are read as prompts are, so that no other programs are
+        compiled.
         """
-        waiting = 0 if place.last is None else place.last.shape[1]
-        if waiting <= leave:
-            return place
-        total = waiting - 1
-        with _Bar(self.progress, total, quiet=total <= self.chunk_len) as bar:
-            while waiting > leave:
-                ids = place.last[0, : self.chunk_len + 1]
-                before = self.rwkv.stream(ids, max_new_tokens=self.max_new_tokens, state=place.before).state
-                place = place._replace(before=before, last=place.last[:, len(ids) - 1 :])
-                waiting = place.last.shape[1]
-                bar.update(len(ids) - 1)
+        while place.last is not None and place.last.shape[1] > leave:
+            ids = place.last[0, : self.chunk_len + 1]
+            before = self.rwkv.stream(ids, max_new_tokens=self.max_new_tokens, state=place.before).state
+            place = place._replace(before=before, last=place.last[:, len(ids) - 1 :])
+            bar.update(len(ids) - 1)
         return place
 
 
@@ -431,6 +439,11 @@ class _Bar:
         self._bar.update(count)
         if self._progress is not None:
             self._progress(self._done, self._total)
+
+    def finish(self):
+        """What was left has been read, too."""
+        if self._done < self._total:
+            self.update(self._total - self._done)
 
     def __enter__(self):
         return self

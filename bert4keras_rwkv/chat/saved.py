@@ -79,15 +79,16 @@ def read_chat(path, rwkv):
         with open_safetensors(path) as tensors:
             said = tensors.metadata.get("format"), tensors.metadata.get("version")
             if said != (FORMAT, VERSION) or SAID not in tensors or tensors.dtypes[SAID] != np.uint8:
-                raise ValueError(f"it is no chat of `Chat.save`, version {VERSION}: it says {shown(said)}")
+                raise WeightsError(f"its header says {shown(said)}, and that of a chat {(FORMAT, VERSION)}")
             values = parse_json(tensors[SAID].tobytes(), "what it says")
             _check_model(values["model"], rwkv)
             return _saved(values, tensors, rwkv)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
         what = f"something is missing or of another kind ({type(error).__name__}: {error})"
         reason = str(error) if isinstance(error, ValueError) else what
-        already = isinstance(error, WeightsError) and str(path) in reason
-        raise ValueError(printable(reason if already else f"'{path}' cannot be gone on with: {reason}")) from error
+        none = isinstance(error, WeightsError)
+        rule = "is no conversation that `Chat.save` wrote, or not whole" if none else "cannot be gone on with"
+        raise ValueError(printable(f"'{path}' {rule}: {reason}")) from error
 
 
 def _check_model(said, rwkv):

@@ -168,7 +168,13 @@ def _chat(commands):
     form.add_argument("--system", type=utf8, metavar="TEXT", help="what the system says first")
     form.add_argument("--load", type=path, metavar="FILE", help="go on with a conversation that /save wrote")
     form.add_argument("--mode", type=utf8, metavar="NAME", help="of a form that has several: whether it thinks")
-    form.add_argument("--max-new-tokens", type=COUNT, metavar="N", help="tokens of a reply (default: 512)")
+    form.add_argument(
+        "--max-new-tokens",
+        type=COUNT,
+        metavar="N",
+        help="tokens of a reply (default: 512), and of what +gen, +i, +qq and +qa write (default: 256)",
+    )
+    form.add_argument("--echo", action="store_true", help="write each message and who replies, too: for pipes")
     _drawing(command, CHAT_SAMPLING)
     running = _running(command)
     running.add_argument(
@@ -285,7 +291,7 @@ def _quantize(commands):
         "--compensate", action="store_true", help="columns make up for each other's errors; takes longer"
     )
     _form_of_data(calibrating, "the texts")
-    _running(command)
+    _running(command, with_strategy=False)
     return command
 
 
@@ -387,12 +393,15 @@ def _evaluate(commands):
     return command
 
 
-def _running(command):
-    """How a model runs. Returns the group of arguments."""
+def _running(command, with_strategy=True):
+    """How a model runs. with_strategy: else `--strategy` is refused, and None. Returns the group of arguments."""
     running = _engine(command)
     numbers = running.add_mutually_exclusive_group()
     numbers.add_argument("--dtype", choices=DTYPES, help="what is computed with (default: what suits device and file)")
-    _strategy(numbers)
+    if with_strategy:
+        _strategy(numbers)
+    else:
+        command.set_defaults(strategy=None)
     running.add_argument(
         "--kernel", default="auto", metavar="K", help=f"form of the recurrence: {_listed(KERNELS)} (default: auto)"
     )

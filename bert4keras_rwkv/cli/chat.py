@@ -25,7 +25,7 @@ def run(arguments):
     template, numbers = chosen_template(arguments), given_numbers(arguments)
     tokenizer = None if arguments.tokenizer is None else load_tokenizer(arguments.tokenizer)
     sys.stdout.reconfigure(errors="replace")
-    screen, interrupts = Screen(), Interrupts()
+    screen, interrupts = Screen(arguments.echo), Interrupts()
     with StatusLine(sys.stderr) as line:
         line.show("loading the model")
         rwkv = load_to_write(arguments, tokenizer)
@@ -36,7 +36,7 @@ def run(arguments):
     if (arguments.state or rwkv.backbone.start_states) and not arguments.load:
         drawn = conversation.chat.sampling
         names = ("top_p", "presence_penalty", "frequency_penalty")
-        screen.show(Said(f"{GENTLER}: {', '.join(f'{name} {getattr(drawn, name)}' for name in names)}."))
+        screen.notice(f"{GENTLER}: {', '.join(f'{name} {getattr(drawn, name)}' for name in names)}.")
     talk(conversation, lines, screen, interrupts)
 
 
@@ -82,7 +82,13 @@ def begun(arguments, rwkv, template, numbers, screen, interrupts):
         chat.max_new_tokens = arguments.max_new_tokens
     chat.sampling = paced(dataclasses.replace(chat.sampling, **numbers), arguments, rwkv.tokenizer)
     return Conversation(
-        chat, state, arguments.seed, stop=lambda: interrupts.asked, progress=screen.reading, file=arguments.load
+        chat,
+        state,
+        arguments.seed,
+        stop=lambda: interrupts.asked,
+        progress=screen.reading,
+        file=arguments.load,
+        free_tokens=arguments.max_new_tokens,
     )
 
 

@@ -1,6 +1,8 @@
 """`generate`: text on stdout as it is written, what happens meanwhile on stderr."""
 
 import contextlib
+import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,11 +13,14 @@ from bert4keras_rwkv.atomic import check_file
 from bert4keras_rwkv.cli.arguments import SAMPLING, UsageError
 from bert4keras_rwkv.cli.backend import choose_engine
 from bert4keras_rwkv.cli.interrupts import Interrupts
+from bert4keras_rwkv.commands.show import counted
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.templates import prompt_ids, template_for, template_of
 from bert4keras_rwkv.tokenizers import load_tokenizer
 from bert4keras_rwkv.untrusted import for_terminal, told
 from bert4keras_rwkv.weights.checkpoint import named
+
+logger = logging.getLogger("bert4keras_rwkv")
 
 
 def run(arguments):
@@ -59,7 +64,7 @@ def run(arguments):
                 write("\n")
                 print(clock.summary(), file=sys.stderr)
                 if interrupts is not None and interrupts.asked:
-                    print(f"Stopped after {len(pieces.ids)} tokens.", file=sys.stderr)
+                    print(f"Stopped after {counted(len(pieces.ids), 'token')}.", file=sys.stderr)
                     break
         if arguments.save_state is not None:
             rwkv.save_state(state_after(rwkv, pieces), arguments.save_state)
@@ -148,7 +153,10 @@ def load(arguments, tokenizer, only_reads=False):
 
 
 def load_to_write(arguments, tokenizer):
-    """`load` a model to write text with."""
+    """`load` a model to write text with. A file beside it that is not there is an OSError before seconds go by."""
+    for path in (arguments.state, arguments.adapter, getattr(arguments, "load", None)):
+        if path is not None:
+            os.stat(path)
     rwkv = load(arguments, tokenizer, only_reads=True)
     if rwkv.tokenizer is None:
         raise ValueError(f"No vocabulary was found beside '{arguments.model}'. Name one with --tokenizer.")
@@ -207,11 +215,14 @@ class Clock:
         """`12 tokens, 30.1 tokens/s`."""
         seconds = self._last - self._first
         rate = (self.tokens - self._before) / seconds if seconds > 0 else 0.0
-        return f"{self.tokens} tokens, {rate:.1f} tokens/s"
+        return f"{counted(self.tokens, 'token')}, {rate:.1f} tokens/s"
 
 
 class StatusLine:
-    """One line on a terminal that is rewritten in place; nothing where the stream is no terminal."""
+    """One line on a terminal that is rewritten in place; nothing where the stream is no terminal.
+
+    It goes away when the package logs something, which else would stand behind it.
+    """
 
     def __init__(self, stream):
         self._stream = stream
@@ -229,9 +240,19 @@ class StatusLine:
             self._stream.write(f"\r\x1b[K{text}")
             self._stream.flush()
             self._shown = True
+            logger.addFilter(self._make_room)
 
     def clear(self):
+        self._hide()
+        logger.removeFilter(self._make_room)
+
+    def _hide(self):
         if self._shown:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
             self._shown = False
+
+    def _make_room(self, record):
+        """A filter that lets every notice pass."""
+        self._hide()
+        return True

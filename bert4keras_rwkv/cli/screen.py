@@ -5,6 +5,7 @@ import sys
 
 from bert4keras_rwkv.cli.generate import Clock, StatusLine, write
 from bert4keras_rwkv.commands.events import Begun, Ended, Piece, Refused, Said, Table, Thinking
+from bert4keras_rwkv.commands.show import counted
 from bert4keras_rwkv.untrusted import printable
 
 SPEAKER, NOTICE, TROUBLE = "bold green", "dim", "yellow"
@@ -14,10 +15,12 @@ class Screen:
     """Shows events. Replies and tables go to stdout, all else to stderr, so that a pipe gets replies alone.
 
     talking: whether a person sits there, who wants to know who speaks, how fast, and what was done. status: how fast
-    the last text came, a str; whoever shows it all the time (`has_status_line`) need not be told again.
+    the last text came, a str; whoever shows it all the time (`has_status_line`) need not be told again. echo: whether
+    a reply comes behind its message and the name of who speaks, as in texts, so that a pipe gets the conversation.
     """
 
-    def __init__(self):
+    def __init__(self, echo=False):
+        self._echo, self._before = echo, ""  # and what is still to be written before a text
         self.talking, self.has_status_line, self.status = False, False, ""
         self._line, self._clock = StatusLine(sys.stderr), Clock()
         self._begun, self._last = False, "\n"  # whether anything of a text was shown, and the character shown last
@@ -34,34 +37,47 @@ class Screen:
     def _someone_begins(self, event):
         self._line.clear()
         self._clock, self._begun = Clock(), False
-        if self.talking and event.speaker:
-            self._styled(f"{printable(event.speaker)} ", SPEAKER)
+        self._before = f"{event.speaker} " if event.speaker and (self.talking or self._echo) else ""
+        if self._echo and event.asked:
+            write(event.asked)
 
     def _thinks(self, event):
         self._clock.tick(event.tokens)
-        self._line.show(f"thinking: {event.tokens} tokens")
+        self._line.show(f"thinking: {counted(event.tokens, 'token')}")
 
     def _piece(self, event):
         self._line.clear()
         self._clock.tick(event.tokens)
+        self._name_speaker()
         self._begun, self._last = True, event.text[-1]
         write(event.text)
 
     def _ended(self, event):
         self._line.clear()
+        self._name_speaker()
         write("" if self._begun and self._last == "\n" else "\n")
         if not self.talking:
             write("\n")  # between two replies
             return
         self.status = f"{self._clock.summary()}, {event.context} in context"
         if event.stopped:
-            self._say(f"Stopped after {event.tokens} tokens.", NOTICE)
+            self._say(f"Stopped after {counted(event.tokens, 'token')}.", NOTICE)
         if not self.has_status_line:
             self._say(self.status, NOTICE)
 
+    def notice(self, text):
+        """Say something to whoever is there, also where that is no person."""
+        self._say(text, NOTICE)
+
+    def _name_speaker(self):
+        """Write who speaks, once: a line that says how far a thought is would take it away."""
+        if self._before:
+            self._styled(self._before, SPEAKER)
+        self._before = ""
+
     def _said(self, event):
         if self.talking:
-            self._say(event.text, NOTICE)
+            self.notice(event.text)
 
     def _refused(self, event):
         self._say(event.text, TROUBLE)
@@ -89,10 +105,10 @@ class Screen:
             print(printable(text), file=sys.stderr)
 
     def _styled(self, text, style):
-        if self._rich:
+        if self.talking and self._rich:
             from rich.text import Text
 
-            _console(sys.stdout).print(Text(text, style=style), end="")
+            _console(sys.stdout).print(Text(printable(text), style=style), end="")
         else:
             write(text)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from bert4keras_rwkv.chat import Chat
 from bert4keras_rwkv.commands.events import Begun, Ended, Left, Piece, Refused, Said, Table, Thinking
 from bert4keras_rwkv.commands.free import FreeText
 from bert4keras_rwkv.commands.lines import COMMANDS, line_of
-from bert4keras_rwkv.commands.show import sampling_rows, state_rows
+from bert4keras_rwkv.commands.show import counted, sampling_rows, state_rows
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.request import whole_number
 from bert4keras_rwkv.templates import prompt_ids, read_template, template_of
@@ -31,13 +32,24 @@ class Conversation:
     chat: the `Chat` to begin with. state: the RWKVState that it began in, for another beginning. seed: an int makes
     repeatable what is written apart from it. stop: asked between two events; where it says yes, what is being read or
     written ends there, and is remembered as it was shown. Leaving the iterator does the same. progress(done, total):
-    told while a long text is read. file: the one that the chat was loaded from.
+    told while a long text is read. file: the one that the chat was loaded from. free_tokens: after how many tokens ends
+    what is written apart from it, None for ChatRWKV's 256; `/set max_new_tokens` sets it, too.
 
     chat, name: the conversation that is gone on with. multiline: whether messages have several lines.
     """
 
-    def __init__(self, chat, state=None, seed=None, stop=lambda: False, progress=lambda done, total: None, file=None):
+    def __init__(
+        self,
+        chat,
+        state=None,
+        seed=None,
+        stop=lambda: False,
+        progress=lambda done, total: None,
+        file=None,
+        free_tokens=None,
+    ):
         self.chat, self.name, self.multiline = chat, MAIN, False
+        self._free_tokens = free_tokens
         self._stop, self._progress = stop, progress
         self._random = np.random.default_rng(None if seed is None else [seed & 0xFFFFFFFF])
         self._state, self._others, self._free = state, {}, None
@@ -50,6 +62,7 @@ class Conversation:
         """The events that a line leads to, an iterator. What goes wrong is an event, too: `Refused`."""
         try:
             line = line_of(given)
+            yield from map(Said, line.notices)
             yield from METHODS[line.command](self, line)
         except _StoppedError:
             yield Said("Stopped before all was read: nothing was sent.")
@@ -79,15 +92,17 @@ class Conversation:
         try:
             with _numbers_of(chat, line.numbers):
                 stream = begin(chat)
-                stopped = yield from self._answer(stream, chat.template)
+                stopped = yield from self._answer(stream, chat)
         except _StoppedError:
             self.chat = before
             raise
         yield Ended(stream.drawn, len(chat.ids), stopped)
 
-    def _answer(self, stream, template):
+    def _answer(self, stream, chat):
         """The events of a reply, whose thoughts are told of only. Returns whether somebody stopped it."""
-        begun = Begun(f"{template.names['assistant']}{template.mark}")
+        template, turn = chat.template, chat.history[-1]
+        asked = "".join(part.text for part in template.turn(turn.role, turn.message, turn.mode))
+        begun = Begun(f"{template.names['assistant']}{template.mark}", asked)
         text, given = "", 0
         for piece in stream:
             if not text:
@@ -100,6 +115,7 @@ class Conversation:
                 return True
         if not text:
             yield begun
+            return self._stop()
         return False
 
     def _reset(self, line):
@@ -142,7 +158,9 @@ class Conversation:
 
     def _apart(self, line, ids, *more):
         chat = self.chat
-        free = FreeText(chat.rwkv, ids, self._new_seed, chat.chunk_len, self._read_so_far, *more)
+        free = FreeText(
+            chat.rwkv, ids, self._new_seed, chat.chunk_len, self._read_so_far, *more, tokens=self._free_tokens
+        )
         self._free = free
         yield from free.first(self._sampling(line), self._stop)
 
@@ -160,7 +178,12 @@ class Conversation:
     def _undo(self, line):
         if line.text and not line.text.isdecimal():
             raise ValueError(f"/undo is followed by a number of messages, or by nothing. Received: {line.text}.")
-        turns = self.chat.undo(int(line.text or 1))
+        asked, there = int(line.text or 1), len(self.chat.history)
+        if not 1 <= asked <= there:
+            last = f"; /undo {there} takes back all." if there else "."
+            verb = "is" if there == 1 else "are"
+            raise ValueError(f"There {verb} {counted(there, 'message') if there else 'no messages'} to take back{last}")
+        turns = self.chat.undo(asked)
         yield Said("Taken back: " + " | ".join(turn.message for turn in turns))
 
     def _fork(self, line):
@@ -172,7 +195,7 @@ class Conversation:
     def _switch(self, line):
         if not line.text:
             there = {**self._others, self.name: self.chat}
-            rows = tuple((name, f"{len(there[name].history)} messages") for name in sorted(there))
+            rows = tuple((name, counted(len(there[name].history), "message")) for name in sorted(there))
             yield Table(f"This is {printable(self.name)}. There are:", rows)
             return
         if line.text not in self._others:
@@ -180,7 +203,7 @@ class Conversation:
             raise ValueError(f"There is no other conversation called {line.text}. There are: {there}.")
         self._others[self.name] = self.chat
         self.chat, self.name = self._others.pop(line.text), line.text
-        yield Said(f"This is {line.text}, {len(self.chat.history)} messages.")
+        yield Said(f"This is {line.text}, {counted(len(self.chat.history), 'message')}.")
 
     def _save(self, line):
         path = _path(line.text)
@@ -198,7 +221,7 @@ class Conversation:
         options = {name: getattr(chat, name) for name in ("memory", "chunk_len", "progress")}
         self.chat = Chat.load(path, chat.rwkv, **options)
         self._known(path)
-        yield Said(f"{path}: {len(self.chat.history)} messages.")
+        yield Said(f"{path}: {counted(len(self.chat.history), 'message')}.")
         for turn in self.chat.history[-1:]:
             yield Said(f"The last one: {turn.message}")
 
@@ -217,7 +240,9 @@ class Conversation:
         if name == "mode":
             chat.mode = value.strip() or None
         elif name == "max_new_tokens":
-            chat.max_new_tokens = whole_number(name, _value(name, value), 1)
+            chat.max_new_tokens = self._free_tokens = whole_number(name, _value(name, value), 1)
+            if self._free is not None:
+                self._free.tokens = self._free_tokens
         elif name in OF_SAMPLING:
             sampling = dataclasses.replace(chat.sampling, **{name: _value(name, value)})
             sampling.check(chat.rwkv.config.vocab_size, 0)
@@ -232,7 +257,8 @@ class Conversation:
             ("template", chat.template.name + (f", mode {chat.mode}" if chat.mode else "")),
             (
                 "tokens",
-                f"{len(chat.ids)} in context, {len(chat.history)} messages, at most {chat.max_new_tokens} a reply",
+                f"{len(chat.ids)} in context, {counted(len(chat.history), 'message')}, at most {chat.max_new_tokens} a "
+                "reply",
             ),
             *sampling_rows(chat.sampling),
             *state_rows(chat.state),
@@ -322,10 +348,11 @@ def _looks(path):
 
 
 def _value(name, text):
-    """A value as JSON has it; `none` and `None` are null."""
+    """A value as JSON has it, or as `/set` shows it: `none` and `None` are null, `True` is true, `(1,)` is a list."""
     text = text.strip()
+    plain = re.sub(r",\s*]", "]", text.lower().translate({ord("("): "[", ord(")"): "]"}))
     try:
-        return None if text.lower() == "none" else parse_json(text, "it")
+        return None if plain == "none" else parse_json(plain, "it")
     except ValueError as error:
         raise ValueError(
             f"/set {name} is followed by a number, a list as [1, 2], or none. Received: {text!r}."

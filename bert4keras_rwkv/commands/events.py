@@ -4,9 +4,12 @@ from typing import NamedTuple
 
 
 class Begun(NamedTuple):
-    """Something will be written. speaker: by whom, as texts have it: 'Assistant:'; '' where nobody speaks."""
+    """Something will be written. speaker: by whom, as texts have it: 'Assistant:'; '' where nobody speaks. asked: what
+    it replies to, as the text of the conversation has it, line feeds included.
+    """
 
     speaker: str
+    asked: str = ""
 
 
 class Thinking(NamedTuple):

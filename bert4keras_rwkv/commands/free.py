@@ -4,7 +4,7 @@ from bert4keras_rwkv.commands.events import Begun, Ended, Piece
 from bert4keras_rwkv.models.request import seeds
 from bert4keras_rwkv.session import Session
 
-TOKENS = 256  # that are written before it ends softly, as in ChatRWKV
+TOKENS = 256  # that are written before it ends softly, as in ChatRWKV, unless another number was said
 TO_THE_NEXT_CHARACTER = 100  # tokens more at most, until a character is whole
 
 
@@ -13,10 +13,12 @@ class FreeText:
 
     ids: what is read first, a list of int, in pieces of chunk_len tokens, with progress(done, total) called after each.
     new_seed: gives an int for each way of writing it. stops: texts that end it. state: the RWKVState to read it in,
-    which has read `before` tokens; None for an empty context. context: tokens that were read and written so far.
+    which has read `before` tokens; None for an empty context. tokens: after how many a text ends, when a character is
+    whole; None for `TOKENS`. context: tokens that were read and written so far.
     """
 
-    def __init__(self, rwkv, ids, new_seed, chunk_len, progress, stops=(), state=None, before=0):
+    def __init__(self, rwkv, ids, new_seed, chunk_len, progress, stops=(), state=None, before=0, tokens=None):
+        self.tokens = tokens
         self._session, self._stops, self._new_seed = Session(rwkv, state, seed=new_seed()), stops, new_seed
         read(self._session, ids, chunk_len, progress)
         # Of the last text: the `Place` where it began, and the tokens before it.
@@ -39,14 +41,15 @@ class FreeText:
 
     def _text(self, sampling, stop):
         self._session.sampling = sampling
-        stream = self._session.stream(TOKENS + TO_THE_NEXT_CHARACTER, self._stops)
+        tokens = self.tokens or TOKENS
+        stream = self._session.stream(tokens + TO_THE_NEXT_CHARACTER, self._stops)
         stopped = False
         yield Begun("")
         try:
             for piece in stream:
                 yield Piece(piece, stream.pieces.drawn)
                 stopped = stop()
-                if stopped or stream.pieces.drawn >= TOKENS:
+                if stopped or stream.pieces.drawn >= tokens:
                     break
         finally:
             self.context = self._before + len(stream.pieces.ids)

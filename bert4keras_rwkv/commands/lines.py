@@ -54,13 +54,15 @@ LOOKS_LIKE_ONE = re.compile(r"/[a-z]+!?|\+[a-z]+|\++", re.I)
 
 class Line(NamedTuple):
     """command: a key of `COMMANDS`, None for a message. text: what is said, or comes behind the command. numbers:
-    fields of `Sampling` for this line. forced: the command had an exclamation mark.
+    fields of `Sampling` for this line. forced: the command had an exclamation mark. notices: what was taken otherwise
+    than it was given, as sentences.
     """
 
     command: str | None
     text: str
     numbers: dict
     forced: bool = False
+    notices: tuple = ()
 
 
 def line_of(given):
@@ -69,12 +71,12 @@ def line_of(given):
     Raises:
         ValueError: an unknown command, one without what it takes or with what it does not, or a flag without a number.
     """
-    numbers = {}
+    numbers, notices = {}, ()
     if not given.startswith("/"):
-        given, numbers = _without_flags(given)
+        given, numbers, notices = _without_flags(given)
     word, _, rest = given.partition("\n") if "\n" in given.partition(" ")[0] else given.partition(" ")
     if not LOOKS_LIKE_ONE.fullmatch(word):
-        return Line(None, given, numbers)
+        return Line(None, given, numbers, notices=notices)
     name, forced = word.lower().removesuffix("!"), word.endswith("!")
     if name not in COMMANDS or (forced and name != "/save"):
         there = " ".join(COMMANDS)
@@ -83,12 +85,12 @@ def line_of(given):
     if bool(text) != bool(takes) and not takes.startswith("["):
         rule = "needs something behind it" if takes else "takes nothing behind it"
         raise ValueError(f"{name} {rule}: {COMMANDS[name].usage}. A space before a line sends it as a message.")
-    return Line(name, text, numbers, forced)
+    return Line(name, text, numbers, forced, notices)
 
 
 def _without_flags(given):
-    """A line without `-temp=X` and `-top_p=X`, and what they mean."""
-    numbers = {}
+    """A line without `-temp=X` and `-top_p=X`, what they mean, and a notice of each that is out of its range."""
+    numbers, notices = {}, []
 
     def taken(found):
         name, least, most = FLAGS[found[1]]
@@ -101,7 +103,9 @@ def _without_flags(given):
                 f"-{found[1]}= is followed by a number, {least:g} to {most:g}. Received: {found[0].strip()}."
             )
         numbers[name] = min(max(value, least), most)
+        if numbers[name] != value:
+            notices.append(f"-{found[1]} is from {least:g} to {most:g}: it is {numbers[name]:g} for this line.")
         return ""
 
     left = FLAG.sub(taken, given)
-    return (left.rstrip() if numbers else left), numbers
+    return (left.rstrip() if numbers else left), numbers, tuple(notices)

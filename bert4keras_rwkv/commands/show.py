@@ -8,6 +8,11 @@ BARS = "▁▂▃▄▅▆▇█"
 ALWAYS = ("temperature", "top_p")
 
 
+def counted(number, what):
+    """'1 token', '2 tokens'."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def sampling_rows(sampling):
     """(field, value) of a `Sampling`; what is as usual is left out, but for the temperature and top_p."""
     return [

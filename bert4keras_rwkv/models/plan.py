@@ -22,6 +22,7 @@ from bert4keras_rwkv.weights.tensors import dtype_named
 
 HALVES = ("float16", "bfloat16")
 ROOM = 0.9  # of the memory that is free; 'auto' leaves the rest to states and to what is computed
+EMBEDDING = "embed/embeddings"
 AT_ONCE = 2  # streamed blocks on a device: one computes, the next arrives
 
 logger = logging.getLogger("bert4keras_rwkv")
@@ -168,7 +169,8 @@ def _planned(strategy, config, shapes, free, halves, held):
     places = strategy.places(config.num_hidden_layers)
     sizes = _sizes(shapes, places, halves, held)
     first = places[0]
-    embedding = Place(devices.HOST if first.streamed else first.device, first.dtype, None)
+    dtype = _dtype(EMBEDDING, first.dtype, halves, held or Quantization.of_places(places))
+    embedding = Place(devices.HOST if first.streamed else first.device, dtype, None)
     names = ["embedding", *map(str, range(config.num_hidden_layers)), "head"]
     rows = map(Row, names, (embedding, *places), sizes)
     return Plan(strategy, config, tuple(rows), free, held)
@@ -187,10 +189,13 @@ def _sizes(shapes, places, halves, held):
         if scheme:
             found[i] += sum(_bytes(*of) for of in scheme.tensors(shape[1], shape[0]).values())
         else:
-            dtype = places[max(i, 1) - 1].dtype
-            kept = (held or quantization) and dtype == "float32" and path in halves
-            found[i] += _bytes(shape, "bfloat16" if kept else dtype)
+            found[i] += _bytes(shape, _dtype(path, places[max(i, 1) - 1].dtype, halves, held or quantization))
     return found
+
+
+def _dtype(path, dtype, halves, packed):
+    """What a variable beside packed matrices is held in, where its place has a dtype. packed: whether there are any."""
+    return "bfloat16" if packed and dtype == "float32" and path in halves else dtype
 
 
 def _bytes(shape, dtype):

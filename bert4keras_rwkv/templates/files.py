@@ -38,7 +38,10 @@ def template_of(template):
         return template
     if template in template_names():
         return _shipped(template)
-    if not isinstance(template, str | Path) or not Path(template).is_file():
+    if isinstance(template, str | Path) and Path(template).suffix == ".json":
+        if not Path(template).exists():
+            raise ValueError(f"There is no file {shown(str(template))} to read a template from.")
+    elif not isinstance(template, str | Path) or not Path(template).is_file():
         raise ValueError(
             f"A template is one of {', '.join(template_names())}, or the path of a JSON file. Received: "
             f"{shown(template)}."
@@ -116,6 +119,10 @@ def _checked(values):
             raise Misfit(("thought",), "`thought` is two texts, what stands before a thought and behind it.")
     made["modes"] = _modes(values.get("modes", {}))
     template = Template(**{**values, **made, "dialogue": ()})
+    follows = template.after_reply + template.turn("user", "")[0].text
+    if not any(stop in follows for stop in template.stop_texts):
+        ends = ", ".join(map(shown, template.stop_texts))
+        raise Misfit(("reply",), f"behind {TEXT} stands what ends a reply, one of `stop`: {ends}.")
     return dataclasses.replace(template, dialogue=_dialogue(values.get("dialogue", []), template.roles))
 
 

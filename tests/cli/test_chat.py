@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib
+import io
+import logging
 import re
 import sys
 from types import SimpleNamespace
@@ -11,9 +13,11 @@ import pytest
 from bert4keras_rwkv.chat import Chat
 from bert4keras_rwkv.chat.conversation import SAMPLING, SAMPLING_WITH_STATE
 from bert4keras_rwkv.cli import arguments, lines
+from bert4keras_rwkv.cli.chat import given_numbers
+from bert4keras_rwkv.cli.generate import StatusLine
 from bert4keras_rwkv.cli.screen import Screen
 from bert4keras_rwkv.commands.conversation import Conversation
-from bert4keras_rwkv.commands.events import Begun, Ended, Piece, Refused, Said, Table
+from bert4keras_rwkv.commands.events import Begun, Ended, Piece, Refused, Said, Table, Thinking
 from bert4keras_rwkv.models import RWKV
 from tests.cli.test_generate import own_words
 
@@ -44,7 +48,7 @@ def test_a_pipe_of_questions_gives_a_stream_of_answers(model, command, tmp_path)
     chat = Chat(rwkv, seed=7, max_new_tokens=9, sampling=dataclasses.replace(SAMPLING, **drawn))
     answers = [chat.reply(line) for line in ("Hi", "And you?")]
     assert out.decode().startswith("".join(f"{answer}\n\n" for answer in answers))
-    assert len(out.decode().split("\n\n")[2]) == 256
+    assert len(out.decode().split("\n\n")[2]) == 9
     code, out, said = command("chat", "--model", model, "--load", tmp_path / "a.chat", stdin=b"/show\nMore\n")
     assert code == 0 and "2 messages, at most 9 a reply" in out.decode(), said
     assert out.decode().endswith(f"\n{chat.reply('More')}\n\n")
@@ -68,6 +72,9 @@ def test_the_help_says_what_a_chat_draws_with():
     [
         (["--template", "nowhere"], 2, "A template is one of"),
         (["--prompt", "nowhere.json"], 1, "nowhere.json: No such file"),
+        (["--template", "nowhere.json"], 2, "There is no file 'nowhere.json'"),
+        (["--load", "nowhere.chat"], 1, "nowhere.chat: No such file"),
+        (["--state", "nowhere.pth"], 1, "nowhere.pth: No such file"),
         (["--load", "a.chat", "--system", "b", "--lang", "zh"], 2, "Leave out --lang, --system."),
         (["--max-penalty-range", "5", "2"], 2, "max_penalty_range"),
     ],
@@ -78,6 +85,62 @@ def test_what_cannot_be_is_said_before_a_model_is_loaded(given, code, said, caps
     assert main(["chat", "--model", "nowhere", *given]) == code
     told = capsys.readouterr()
     assert told.out == "" and said in told.err and told.err.count("\n") == 1
+
+
+@pytest.mark.on("jax")
+def test_a_pipe_gets_the_whole_conversation_where_that_is_asked_for(model, command, rwkv_state):
+    """With `--echo`, as the text has it; `/multiline` makes one message of several lines, the end of the pipe, too."""
+    rwkv = RWKV.from_preset(model)
+    given = ("--model", model, "--max-new-tokens", 9, *masked(rwkv, LETTERS), "--temperature", 0, "--state", rwkv_state)
+    code, out, said = command("chat", *given, "--echo", stdin=b"Hi\n/multiline\none\ntwo\n\nmore\n")
+    assert code == 0 and "drawn more gently: top_p 0.2" in said
+    replies = re.split(r"\n\n(?=User: )|\n\nAssistant: ", out.decode().removeprefix("User: ").removesuffix("\n\n"))
+    assert replies[::2] == ["Hi", "User: one\ntwo", "User: more"]
+    code, plain, _ = command("chat", *given, stdin=b"Hi\n/multiline\none\ntwo\n\nmore\n")
+    assert plain.decode() == "".join(f"{reply}\n\n" for reply in replies[1::2])
+
+
+@pytest.fixture
+def rwkv_state(model, tmp_path):
+    rwkv = RWKV.from_preset(model)
+    rwkv.save_state(rwkv.prefill([[5, 6]])[1], tmp_path / "begun.safetensors")
+    return tmp_path / "begun.safetensors"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.backend_free
+def test_a_zero_is_given():
+    """0 is False in Python, and a temperature of 0 is greedy."""
+    given = arguments.parser().parse_args(["chat", "--temperature", "0", "--presence-penalty", "0"])
+    assert given_numbers(given) == {"temperature": 0.0, "presence_penalty": 0.0}
+
+
+@pytest.mark.backend_free
+def test_a_notice_stands_on_a_line_of_its_own(caplog):
+    stream = Terminal()
+    with StatusLine(stream) as line:
+        line.show("loading the model")
+        logging.getLogger("bert4keras_rwkv").warning("float16")
+        assert stream.getvalue().endswith("loading the model\r\x1b[K")
+    assert not logging.getLogger("bert4keras_rwkv").filters
+
+
+@pytest.mark.backend_free
+def test_who_replies_is_said_behind_a_thought(monkeypatch, capsys):
+    """The line that says how long a thought is stands where a name would. One token is no tokens."""
+    screen = Screen()
+    screen.talking, screen._rich = True, False
+    for event in (Begun("Ben:"), Thinking(1), Piece("Yes", 2), Ended(2, 9)):
+        screen.show(event)
+        assert capsys.readouterr().out == {Piece: "Ben: Yes", Ended: "\n"}.get(type(event), "")
+    for event in (Begun("Ben:"), Ended(1, 9, True)):
+        screen.show(event)
+    told = capsys.readouterr()
+    assert told.out == "Ben: \n" and told.err.startswith("Stopped after 1 token.\n0 tokens")
 
 
 @pytest.mark.backend_free

@@ -30,6 +30,12 @@ def logits(rwkv):
     return ops.convert_to_numpy(ops.stop_gradient(rwkv.forward(IDS)[0]))
 
 
+def test_a_strategy_is_refused_by_name(model, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["quantize", str(model), str(tmp_path / "out"), "--strategy", "cpu fp32i8"])
+    assert "unrecognized arguments: --strategy" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "compensate"), [([], None), (["--calibrate"], False), (["--compensate", "--calibrate"], True)]
 )

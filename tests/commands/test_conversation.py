@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bert4keras_rwkv.chat import Chat
+from bert4keras_rwkv.chat import Chat, Turn
 from bert4keras_rwkv.commands import free
 from bert4keras_rwkv.commands.conversation import EMPTY, Conversation
 from bert4keras_rwkv.commands.events import Begun, Ended, Left, Piece, Refused, Said, Table, Thinking
@@ -166,6 +166,16 @@ def test_flags_are_for_one_line(rwkv):
     for line in ("Hi", "+gen a"):
         assert said(conversation, f"-temp=0.01 {line} -top_p=0.3")[1] == said(other, line)[1]
         assert conversation.chat.sampling == DRAWN
+    notices = [event.text for event in conversation.take("-temp=9 -top_p=0.5 Hi") if isinstance(event, Said)]
+    assert notices == ["-temp is from 0.2 to 5: it is 5 for this line."]
+
+
+def test_a_number_of_tokens_that_is_said_bounds_all_that_is_written(rwkv):
+    """At whole characters; `/set` says it, too, and of a text that `+++` goes on with."""
+    conversation = talk(rwkv, free_tokens=3)
+    assert said(conversation, "+gen a")[0][-1].tokens == 3
+    said(conversation, "/set max_new_tokens 2")
+    assert [said(conversation, line)[0][-1].tokens for line in ("+++", "+gen a")] == [2, 2]
 
 
 @pytest.mark.parametrize("line", ["Hi", "+gen ab"])
@@ -243,6 +253,7 @@ def test_forks_undo_and_system(rwkv):
     assert "already" in refused(conversation, "/fork here") and "no other" in refused(conversation, "/switch there")
     said(conversation, "/switch here")
     assert (conversation.name, len(conversation.chat.history)) == ("here", 2)
+    assert refused(conversation, "/undo 99") == "There are 2 messages to take back; /undo 2 takes back all."
     (table,) = conversation.take("/switch")
     assert table.rows == (("here", "2 messages"), ("main", "3 messages"))
     assert conversation.speaker == "[here] User:"
@@ -281,7 +292,7 @@ def test_a_prompt_of_ones_own(rwkv, tmp_path):
     path.write_text(json.dumps({"name": "mine", "names": {"user": "I", "assistant": "You"}, "begin": "So.", **form}))
     said(conversation, f"+prompt {path}")
     events, text = said(conversation, "Hi")
-    assert events[0] == Begun("You:") and "|" not in text
+    assert events[0] == Begun("You:", "I:Hi|") and "|" not in text
     assert rwkv.tokenizer.decode(conversation.chat.ids) == f"So.I:Hi|You:{text}"
     said(conversation, "+reset")
     said(conversation, "Hi")
@@ -305,6 +316,10 @@ def test_what_is_set_and_shown(rwkv):
         ("/set max_new_tokens 0", "`max_new_tokens` is a number of tokens"),
     ):
         assert told in refused(conversation, line)
+    (table,) = conversation.take("/set")
+    for name, value in table.rows:
+        if name != "mode":
+            assert said(conversation, f"/set {name} {value}")[0] == [Said(f"{name}: {value}")]
     (table,) = conversation.take("/show")
     rows = dict(table.rows)
     assert rows["temperature"] == "0.5" and rows["state"].endswith("1 layers") and rows["norm"].startswith("█")
@@ -323,7 +338,7 @@ def test_what_is_set_and_shown(rwkv):
         ("+", "no message yet"),
         ("++", "Nothing was written apart"),
         ("+++", "Nothing was written apart"),
-        ("/undo", "how many turns to take back"),
+        ("/undo", "There are no messages to take back."),
         ("/undo all", "a number of messages"),
         ("+prompt nowhere.json", "nowhere.json: No such file"),
         ("/load nowhere.chat", "nowhere.chat"),
@@ -345,7 +360,8 @@ def test_thoughts_are_folded():
         class Stream:
             drawn, __iter__ = 1, lambda self: iter(pieces)
 
-        chat = SimpleNamespace(template=template_of("g1"), sampling=Sampling(), ids=[], stream=lambda text: Stream())
+        turns = {"ids": [], "history": [Turn("Hi", "")], "stream": lambda text: Stream()}
+        chat = SimpleNamespace(template=template_of("g1"), sampling=Sampling(), **turns)
         chat.fork = lambda: chat
         return list(Conversation(chat).take("Hi"))[1:-1]
 

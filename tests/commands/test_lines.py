@@ -55,5 +55,5 @@ def test_what_is_no_line(given, said):
 
 
 def test_only_saving_can_be_forced():
-    assert line_of("/save! a b.chat") == ("/save", "a b.chat", {}, True)
+    assert line_of("/save! a b.chat") == ("/save", "a b.chat", {}, True, ())
     assert {"+", "+reset", "+prompt", "+gen", "+i", "+qq", "+qa", "+++", "++"} < set(COMMANDS)

@@ -55,6 +55,14 @@ def test_it_is_a_table(folder):
     assert json.loads(json.dumps(found.to_dict()))["needed_bytes"] == found.needed()
 
 
+@pytest.mark.on("jax")
+def test_it_says_that_the_embedding_stays_in_bfloat16(tmp_path):
+    """Beside packed matrices, where the file has it so; with none it is float32 as all."""
+    small_model("7", dtype="bfloat16").save_to_preset(tmp_path / "model")
+    for strategy, dtype in (("cpu fp32i8", "bfloat16"), ("cpu fp32", "float32"), ("cpu fp16i8", "float16")):
+        assert RWKV.plan(tmp_path / "model", strategy).rows[0].place.dtype == dtype
+
+
 @pytest.mark.backend_free
 def test_what_is_streamed_lies_in_host_memory(folder):
     """And two blocks at a time on the device, which need not be here to be planned for."""
