@@ -38,7 +38,7 @@ class Screen:
         self._line.clear()
         self._clock, self._begun = Clock(), False
         self._before = f"{event.speaker} " if event.speaker and (self.talking or self._echo) else ""
-        if self._echo and event.asked:
+        if self._echo and not self.talking:
             write(event.asked)
 
     def _thinks(self, event):

@@ -353,19 +353,26 @@ def test_what_cannot_be_changes_nothing(rwkv, line, told):
     assert conversation.chat.ids == before and not conversation.chat.history
 
 
+def events_of(pieces, **options):
+    """The events of a reply that comes in these pieces."""
+
+    class Stream:
+        drawn, __iter__ = 1, lambda self: iter(pieces)
+
+    turns = {"ids": [], "history": [Turn("Hi", "")], "stream": lambda text: Stream()}
+    chat = SimpleNamespace(template=template_of("g1"), sampling=Sampling(), **turns)
+    chat.fork = lambda: chat
+    return list(Conversation(chat, **options).take("Hi"))
+
+
+def test_a_reply_that_is_stopped_before_it_has_a_text_is_said_to_be():
+    assert events_of([], stop=lambda: True)[1:] == [Ended(1, 0, True)]
+    assert events_of([])[1:] == [Ended(1, 0)]
+
+
 def test_thoughts_are_folded():
     """A reply that thinks is told of, and its answer shown; what only looks like a thought at first is all shown."""
-
-    def events_of(pieces):
-        class Stream:
-            drawn, __iter__ = 1, lambda self: iter(pieces)
-
-        turns = {"ids": [], "history": [Turn("Hi", "")], "stream": lambda text: Stream()}
-        chat = SimpleNamespace(template=template_of("g1"), sampling=Sampling(), **turns)
-        chat.fork = lambda: chat
-        return list(Conversation(chat).take("Hi"))[1:-1]
-
-    events = events_of(["<think", ">so", " so</thi", "nk>\n\n", "It", " is."])
+    events = events_of(["<think", ">so", " so</thi", "nk>\n\n", "It", " is."])[1:-1]
     assert events == [Thinking(1)] * 4 + [Piece("It", 1), Piece(" is.", 1)]
     assert written(events_of(["<", "b>", " it"])) == "<b> it"
     assert not written(events_of(["<think>", "for ever"]))
