@@ -103,7 +103,8 @@ def nothing(dtype, like):
 
 def dtype_name(x):
     """The name of a tensor's dtype. Keras' `standardize_dtype` is slow enough to tell where one token is decoded."""
-    return str(x.dtype).removeprefix("torch.")
+    said = str(x.dtype)  # "<dtype: 'float32'>" on TensorFlow
+    return x.dtype.name if said.startswith("<") else said.removeprefix("torch.")
 
 
 def accumulation_dtype(dtype):
