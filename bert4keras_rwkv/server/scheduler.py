@@ -173,6 +173,11 @@ class Scheduler:
             self._thread.join()
 
     @property
+    def most(self):
+        """How many answers there can be at once, written and waiting."""
+        return self._sizes[-1] + self.queue
+
+    @property
     def running(self):
         """How many answers are being written."""
         return sum(row is not None for row in self._rows)

@@ -1,4 +1,4 @@
-"""The ids of a message as a chat reads it."""
+"""The ids of messages as a chat reads them."""
 
 
 def prompt_ids(tokenizer, template, message, mode=None, opening=False):
@@ -9,4 +9,9 @@ def prompt_ids(tokenizer, template, message, mode=None, opening=False):
     """
     parts = template.opening(dialogue=False) if opening else []
     parts += [*template.turn("user", message, mode), *template.turn("assistant", mode=mode)]
+    return ids_of_parts(tokenizer, parts)
+
+
+def ids_of_parts(tokenizer, parts):
+    """The ids of `Part`s, each encoded by itself, a list of int."""
     return [one for ids in tokenizer.encode([part.text for part in parts]) for one in ids]

@@ -9,6 +9,7 @@ import pytest
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.request import seeds
 from bert4keras_rwkv.server.scheduler import Asked, ClosedError, Done, Failed, FullError, Piece, Scheduler
+from tests.server.models import endless
 from tests.test_chat import talker
 
 jax_only = pytest.mark.on("jax")
@@ -117,25 +118,28 @@ def test_nothing_compiles_while_serving(scheduler):
 
 
 @jax_only
-def test_who_leaves_frees_the_row_before_the_next_token(scheduler):
+def test_who_leaves_frees_the_row_before_the_next_token():
+    scheduler = Scheduler(endless(), max_batch=2)
+    scheduler.start()
     begun = threading.Event()
-    ticket = scheduler.submit(asked(scheduler, "a", 10**6, WAYS[1]), lambda event: begun.set())
+    ticket = scheduler.submit(asked(scheduler, "a", 10**6), lambda event: begun.set())
     assert begun.wait(60)
     ticket.leave()
     steps = scheduler.steps
     assert submitted(scheduler, "a", 5)[0].wait()
     assert scheduler.running <= 1
     assert scheduler.steps - steps <= 5 + 2  # the others' steps, and the one that had begun
+    scheduler.stop()
 
 
 @jax_only
-def test_more_than_may_wait_are_refused_and_those_that_wait_are_served(rwkv):
-    scheduler = Scheduler(rwkv, max_batch=2, queue=3)
+def test_more_than_may_wait_are_refused_and_those_that_do_are_told_of_the_end():
+    scheduler = Scheduler(endless(), max_batch=2, queue=3)
     scheduler.start()
     heard = []
     with pytest.raises(FullError):
         for _ in range(6):
-            heard.append(submitted(scheduler, "a", 2000, WAYS[1]))
+            heard.append(submitted(scheduler, "a", 10**6))
     assert len(heard) == 5
     for _, ticket in heard[:4]:
         ticket.leave()
