@@ -69,16 +69,17 @@ def begun(arguments, rwkv, template, access):
 
 def bound(host, port):
     """A socket that has the address, before a model is loaded for it."""
-    with contextlib.ExitStack() as opened:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
         try:
-            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-            listener = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-        except OSError as error:
-            raise OSError(
-                f"Nothing can be served at {host}, port {port}: {error.strerror}. --port names another."
-            ) from error
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise OSError(f"Nothing is served at {host}, port {port}: {error.strerror}. --port names another.") from error
     return listener
 
 
