@@ -19,13 +19,14 @@ PARTS := $(TENSORFLOW) $(JAX) $(TORCH)
 SAMPLES ?= 5000
 SEED ?= $(shell date +%F)
 PROMPT ?= A hacker is
+MODEL ?= finch-jargon
 PYTEST := $(BIN)/python -m pytest --quiet
 
 ifdef ORACLES
 export RWKV_ORACLES := $(abspath $(ORACLES))
 endif
 
-.PHONY: help demo fuzz test test-all test-pure test-once test-notebooks test-wheel notebooks interop lint format docs bench bench-train bench-gpu test-gpu clean test-tensorflow test-jax test-torch $(PARTS)
+.PHONY: help demo serve fuzz test test-all test-pure test-once test-notebooks test-wheel notebooks interop lint format docs bench bench-train bench-gpu test-gpu clean test-tensorflow test-jax test-torch $(PARTS)
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -33,6 +34,10 @@ help:  ## show this list
 
 demo: $(VENV)/.demo  ## install the package and write text with the model that ships in it
 	@$(BIN)/bert4keras-rwkv generate --prompt "$(PROMPT)" --max-length 200 --seed 1 --echo
+
+serve: $(VENV)/.demo  ## answer over HTTP, in OpenAI's form, with the model that ships (MODEL names another; see docs/serving.md)
+	@$(PIP) install -c constraints.txt -e '.[serve]'
+	@$(BIN)/bert4keras-rwkv serve --model "$(MODEL)" $(FLAGS)
 
 test: $(VENV)/.test  ## run the tests on JAX, TensorFlow and PyTorch
 	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(JOBS) --keep-going \

@@ -1,5 +1,6 @@
 """Whoever shares a batch does not notice: texts are those computed alone, whoever joins, leaves, or fails."""
 
+import contextlib
 import threading
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.models import rows
 from bert4keras_rwkv.models.request import seeds
 from bert4keras_rwkv.server.scheduler import Asked, ClosedError, Done, Failed, FullError, Piece, Scheduler
 from tests.server.models import endless
@@ -80,6 +82,22 @@ def test_a_text_does_not_depend_on_who_else_is_there(rwkv, scheduler):
 
 
 @jax_only
+def test_a_wide_network_that_runs_block_by_block_writes_the_same(rwkv, monkeypatch):
+    """And it compiles nothing more, either."""
+    monkeypatch.setattr(rows, "worthwhile", lambda network: True)
+    scheduler = Scheduler(rwkv, max_batch=3)
+    scheduler.start()
+    with compilations() as seen:
+        heard = [submitted(scheduler, PROMPTS[i % 4], 9 + 4 * i, way, i)[0] for i, way in enumerate(WAYS)]
+        texts = [one.wait() for one in heard]
+    assert not seen
+    scheduler.stop()
+    for i, (way, text) in enumerate(zip(WAYS, texts, strict=True)):
+        options = {"max_new_tokens": 9 + 4 * i, "sampling": way, "seed": i, "strip_prompt": True}
+        assert text == [rwkv.generate(PROMPTS[i % 4], **options)]
+
+
+@jax_only
 def test_answers_to_one_prompt_are_those_of_a_batch(rwkv, scheduler):
     alone = rwkv.generate(["once"] * 3, max_new_tokens=20, sampling=WAYS[1], seed=11, strip_prompt=True)
     assert submitted(scheduler, "once", 20, WAYS[1], 11, n=3)[0].wait() == alone
@@ -95,9 +113,9 @@ def test_a_stop_text_ends_an_answer_and_is_not_shown(rwkv, scheduler):
     assert heard.events[-1].reason == "stop"
 
 
-@jax_only
-def test_nothing_compiles_while_serving(scheduler):
-    """All sizes of batches and prompts, growing and shrinking. Everything traced or compiled is an event of JAX."""
+@contextlib.contextmanager
+def compilations():
+    """What JAX traces or compiles while it lasts, a list."""
     seen = []
 
     def listen(event, *_, **__):
@@ -106,6 +124,15 @@ def test_nothing_compiles_while_serving(scheduler):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@jax_only
+def test_nothing_compiles_while_serving(scheduler):
+    """All sizes of batches and prompts, growing and shrinking. Everything traced or compiled is an event of JAX."""
+    with compilations() as seen:
         for many in (1, 2, 3, 9, 1):
             heard = [submitted(scheduler, PROMPTS[i % 4], 3 + 5 * i, WAYS[i % 7], i)[0] for i in range(many)]
             for one in heard:
@@ -113,8 +140,6 @@ def test_nothing_compiles_while_serving(scheduler):
         assert not seen
         jax.jit(lambda x: x * 3 + many)(np.ones(many + 12))
         assert seen  # the listener hears
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @jax_only
