@@ -20,13 +20,14 @@ SAMPLES ?= 5000
 SEED ?= $(shell date +%F)
 PROMPT ?= A hacker is
 MESSAGES ?= "Hello!" "What is a hacker?" "And what is a kluge?" "Thank you."
+MODEL ?= finch-jargon
 PYTEST := $(BIN)/python -m pytest --quiet
 
 ifdef ORACLES
 export RWKV_ORACLES := $(abspath $(ORACLES))
 endif
 
-.PHONY: help demo fuzz test test-all test-pure test-once test-notebooks test-wheel notebooks interop lint format docs bench bench-train bench-gpu test-gpu clean test-tensorflow test-jax test-torch $(PARTS)
+.PHONY: help demo serve fuzz test test-all test-pure test-once test-notebooks test-wheel notebooks interop lint format docs bench bench-train bench-gpu test-gpu clean test-tensorflow test-jax test-torch $(PARTS)
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -36,6 +37,10 @@ demo: $(VENV)/.demo  ## install the package, write text with the model that ship
 	@$(BIN)/bert4keras-rwkv generate --prompt "$(PROMPT)" --max-length 200 --seed 1 --echo
 	@echo
 	@printf '%s\n' $(MESSAGES) | $(BIN)/bert4keras-rwkv chat --temperature 0 --echo
+
+serve: $(VENV)/.demo  ## answer over HTTP, in OpenAI's form, with the model that ships (MODEL names another; see docs/serving.md)
+	@$(PIP) install -c constraints.txt -e '.[serve]'
+	@$(BIN)/bert4keras-rwkv serve --model "$(MODEL)" $(FLAGS)
 
 test: $(VENV)/.test  ## run the tests on JAX, TensorFlow and PyTorch
 	@$(MAKE) --no-print-directory --output-sync=target --jobs=$(JOBS) --keep-going \

@@ -29,6 +29,7 @@ GUIDE_NAMES = [
     "long-documents",
     "quantised",
     "rwkv-programs",
+    "serving",
     "strategies",
     "training",
     "tuning",

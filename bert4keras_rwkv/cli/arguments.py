@@ -91,6 +91,7 @@ def parser():
     for add in (
         _generate,
         _chat,
+        _serve,
         _info,
         _convert,
         _quantize,
@@ -180,6 +181,41 @@ def _chat(commands):
     running.add_argument(
         "--chunk-len", type=COUNT, default=256, metavar="T", help="tokens that are read at once (default: %(default)s)"
     )
+    return command
+
+
+def _serve(commands):
+    """`serve`: over HTTP."""
+    command = commands.add_parser(
+        "serve",
+        help="answer over HTTP, in OpenAI's form",
+        description="Answer many at once over HTTP, in OpenAI's form: chat completions, completions, models "
+        "(docs/serving.md). It needs the extra [serve]. SIGTERM and Ctrl-C stop it when it has finished what runs.",
+    )
+    _model(command)
+    command.add_argument("--tokenizer", type=path, metavar="FILE", help="vocabulary file (default: beside the weights)")
+    command.add_argument("--adapter", type=path, metavar="FILE", help="a LoRA, as `tune` writes")
+    command.add_argument(
+        "--template", type=utf8, metavar="T", help="the form of conversations: a name or a file (default: the model's)"
+    )
+    reached = command.add_argument_group("where, and by whom")
+    reached.add_argument(
+        "--host", type=utf8, default="127.0.0.1", metavar="H", help="the address (default: %(default)s, this machine)"
+    )
+    reached.add_argument(
+        "--port", type=Whole(0, 65535), default=8000, metavar="N", help="0 takes a free one (default: %(default)s)"
+    )
+    reached.add_argument("--api-key-file", type=path, metavar="FILE", help="keys, one a line, of which one is wanted")
+    much = command.add_argument_group("how much")
+    for flag, kind, default, text in (
+        ("--max-batch", Whole(1, 256), 16, "answers that are written at once"),
+        ("--queue", Whole(0, 2**20), 64, "answers that wait beside them, before more are refused"),
+        ("--max-tokens", COUNT, 4096, "tokens of an answer at most"),
+        ("--max-prompt", COUNT, 65536, "tokens of a prompt at most"),
+        ("--stop-within", Whole(0, 86400), 30, "seconds to finish what runs when it is stopped"),
+    ):
+        much.add_argument(flag, type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
+    _running(command)
     return command
 
 

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.backend_free
 
 NEEDED = {
     "chat": [],
+    "serve": [],
     "generate": ["--prompt", "a"],
     "info": ["a"],
     "convert": ["a", "b"],

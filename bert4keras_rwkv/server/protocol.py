@@ -1,0 +1,240 @@
+"""OpenAI's protocol: what may be asked, checked, and what the answers and errors look like. It knows no model."""
+
+import time
+import uuid
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from bert4keras_rwkv.untrusted import parse_json, printable, shown
+
+STOPS = 4  # texts that may end an answer
+KINDS = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+# Fields that would change an answer and are not known here yet, with the values that do not.
+NOT_YET = {
+    "audio": (None,),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "min_tokens": (None, 0),
+    "modalities": (None, ["text"]),
+    "penalty_decay": (None, 1),
+    "response_format": (None, {"type": "text"}),
+    "suffix": (None, ""),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+}
+
+
+class ApiError(Exception):
+    """What is answered instead, with its HTTP status. param: the field that is wrong. headers: more of them."""
+
+    def __init__(self, status, message, param=None, code=None, headers=None):
+        super().__init__(message)
+        self.status, self.headers = status, headers
+        kind = KINDS.get(status, "invalid_request_error")
+        self.body = {"error": {"message": printable(message), "type": kind, "param": param, "code": code}}
+
+
+def stop_texts(given):
+    """The texts of `stop`, a tuple."""
+    texts = (given,) if isinstance(given, str) else () if given is None else given
+    if not isinstance(texts, list | tuple) or not all(isinstance(one, str) and one for one in texts):
+        raise ValueError("a text, or a list of texts, none of them empty, is expected")
+    if len(texts) > STOPS:
+        raise ValueError(f"at most {STOPS} texts are expected")
+    return tuple(texts)
+
+
+def plain_text(given):
+    """The text of a message: a str, or parts of which each is text."""
+    if given is None or isinstance(given, str):
+        return given or ""
+    if not isinstance(given, list):
+        raise ValueError("a text, or a list of parts, is expected")
+    for part in given:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ValueError("parts of the type 'text' are expected: this model reads nothing else")
+    return "".join(part["text"] for part in given)
+
+
+def prompts(given):
+    """A list of prompts, each a str or a list of ids."""
+    several = given if isinstance(given, list) and given and isinstance(given[0], str | list) else [given]
+    if not all(isinstance(one, str) or (isinstance(one, list) and all(map(is_id, one))) for one in several):
+        raise ValueError("a text, a list of token ids, or a list of either is expected")
+    return several
+
+
+def is_id(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class Fields(BaseModel):
+    """Unknown fields are ignored, and a number is a number, not a text that looks like one."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class StreamOptions(Fields):
+    """Of a streamed answer."""
+
+    include_usage: bool | None = None
+
+
+class Wanted(Fields):
+    """What both kinds of requests have. None: as if the field was not there."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    stop: Annotated[Any, BeforeValidator(stop_texts)] = ()
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+
+    @property
+    def usage_wanted(self):
+        """Whether a stream ends with how many tokens there were."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class Message(Fields):
+    """What one has said."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Annotated[Any, BeforeValidator(plain_text)] = ""
+
+
+class ChatWanted(Wanted):
+    """Of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+
+
+class CompletionWanted(Wanted):
+    """Of /v1/completions."""
+
+    prompt: Annotated[Any, BeforeValidator(prompts)]
+
+
+class TextWanted(Fields):
+    """Of /tokenize. The text is called `prompt` by some clients and `content` by others."""
+
+    prompt: str | None = None
+    content: str | None = None
+
+
+class IdsWanted(Fields):
+    """Of /detokenize."""
+
+    tokens: list[int]
+
+
+def parsed(kind, body):
+    """The JSON `body`, bytes, as a `kind` of `Fields`. Raises ApiError that names the field."""
+    try:
+        values = parse_json(body, "The body")
+    except ValueError as error:
+        raise ApiError(400, str(error)) from error
+    if not isinstance(values, dict):
+        raise ApiError(400, f"The body is a JSON object. Received: {shown(values)}.")
+    if issubclass(kind, Wanted):
+        for name, harmless in NOT_YET.items():
+            if name in values and values[name] not in harmless:
+                raise ApiError(400, f"`{name}` is not supported by this server yet. Leave it out.", name)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = field_name(first["loc"])
+        why = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+        received = "" if first["type"] == "missing" else f" Received: {shown(first['input'])}."
+        raise ApiError(400, f"`{name}`: {why}.{received}", name) from error
+
+
+def field_name(place):
+    """'messages[0].role' for the keys and places that lead to a value."""
+    return "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in place).removeprefix(".")
+
+
+class ChatForm:
+    """The answers of /v1/chat/completions."""
+
+    prefix, whole, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+
+    @staticmethod
+    def begun():
+        """What a choice of a stream begins with, None for nothing."""
+        return {"delta": {"role": "assistant", "content": ""}}
+
+    @staticmethod
+    def piece(text):
+        """What a choice of a stream has next; "" at its end."""
+        return {"delta": {"content": text} if text else {}}
+
+    @staticmethod
+    def choice(text):
+        """What a choice of a whole answer has."""
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+
+class CompletionForm:
+    """The answers of /v1/completions."""
+
+    prefix, whole, chunk = "cmpl-", "text_completion", "text_completion"
+
+    @staticmethod
+    def begun():
+        return None
+
+    @staticmethod
+    def piece(text):
+        return {"text": text}
+
+    choice = piece
+
+
+class Answer:
+    """One response: whole, or in chunks that belong together. form: `ChatForm` or `CompletionForm`."""
+
+    def __init__(self, form, model, usage_wanted=False):
+        self.form, self._usage_wanted = form, usage_wanted
+        self._head = {"id": form.prefix + uuid.uuid4().hex, "created": int(time.time()), "model": model}
+
+    def chunk(self, index, values, reason=None):
+        """A chunk of a stream, about one choice."""
+        choice = {"index": index, **values, "logprobs": None, "finish_reason": reason}
+        usage = {"usage": None} if self._usage_wanted else {}
+        return {**self._head, "object": self.form.chunk, "choices": [choice], **usage}
+
+    def last(self, usage):
+        """The chunk that tells how many tokens there were."""
+        return {**self._head, "object": self.form.chunk, "choices": [], "usage": usage}
+
+    def all(self, texts, reasons, usage):
+        """The whole response."""
+        choices = [
+            {"index": index, **self.form.choice(text), "logprobs": None, "finish_reason": reason}
+            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+        ]
+        return {**self._head, "object": self.form.whole, "choices": choices, "usage": usage}
+
+
+def usage(read, written):
+    """How many tokens were read and written."""
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

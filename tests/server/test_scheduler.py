@@ -1,0 +1,207 @@
+"""Whoever shares a batch does not notice: texts are those computed alone, whoever joins, leaves, or fails."""
+
+import contextlib
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.models import rows
+from bert4keras_rwkv.models.request import seeds
+from bert4keras_rwkv.server.scheduler import Asked, ClosedError, Done, Failed, FullError, Piece, Scheduler
+from tests.server.models import endless
+from tests.test_chat import talker
+
+jax_only = pytest.mark.on("jax")
+WAYS = [
+    Sampling(temperature=0),
+    Sampling(temperature=1.3),
+    Sampling(temperature=0.9, top_k=5),
+    Sampling(temperature=1.2, top_p=0.4),
+    Sampling(temperature=0.8, top_p=0),
+    Sampling(temperature=1.1, top_k=7, top_p=0.7, presence_penalty=0.5, frequency_penalty=0.3),
+    Sampling(temperature=0, frequency_penalty=1.5),
+]
+PROMPTS = ["a", "once more", "x" * 40 + "!", "What?" * 70]
+
+
+class Heard:
+    """Takes the events of one ticket."""
+
+    def __init__(self, answers=1):
+        self.events, self.texts, self.ended = [], [""] * answers, threading.Semaphore(0)
+
+    def __call__(self, event):
+        self.events.append(event)
+        if isinstance(event, Piece):
+            self.texts[event.answer] += event.text
+        else:
+            self.ended.release()
+
+    def wait(self):
+        for _ in self.texts:
+            if not self.ended.acquire(timeout=60):
+                raise TimeoutError("An answer did not end.")
+        return self.texts
+
+
+@pytest.fixture(scope="module")
+def rwkv():
+    return talker()
+
+
+@pytest.fixture(scope="module")
+def scheduler(rwkv):
+    scheduler = Scheduler(rwkv, max_batch=6, queue=100)
+    scheduler.start()
+    yield scheduler
+    scheduler.stop()
+
+
+def asked(rwkv, prompt="a", limit=24, sampling=WAYS[0], seed=3, n=1, stops=()):
+    return Asked(tuple(rwkv.tokenizer.encode(prompt)), seeds(seed, n), limit, sampling, stops)
+
+
+def submitted(scheduler, *args, **options):
+    one = asked(scheduler, *args, **options)
+    heard = Heard(len(one.seeds))
+    return heard, scheduler.submit(one, heard)
+
+
+@pytest.mark.on("jax", "torch")
+def test_a_text_does_not_depend_on_who_else_is_there(rwkv, scheduler):
+    """Every way of drawing at once, of prompts that are read meanwhile: the texts of `generate`, one at a time."""
+    cases = [(PROMPTS[i % 4], 5 + 7 * i % 31, way, i) for i, way in enumerate(WAYS * 3)]
+    heard = [submitted(scheduler, *case)[0] for case in cases]
+    for (prompt, limit, way, seed), one in zip(cases, heard, strict=True):
+        alone = rwkv.generate(prompt, max_new_tokens=limit, sampling=way, seed=seed, strip_prompt=True)
+        assert one.wait() == [alone]
+        assert one.events[-1].reason in ("stop", "length")
+
+
+@jax_only
+def test_a_wide_network_that_runs_block_by_block_writes_the_same(rwkv, monkeypatch):
+    """And it compiles nothing more, either."""
+    monkeypatch.setattr(rows, "worthwhile", lambda network: True)
+    scheduler = Scheduler(rwkv, max_batch=3)
+    scheduler.start()
+    with compilations() as seen:
+        heard = [submitted(scheduler, PROMPTS[i % 4], 9 + 4 * i, way, i)[0] for i, way in enumerate(WAYS)]
+        texts = [one.wait() for one in heard]
+    assert not seen
+    scheduler.stop()
+    for i, (way, text) in enumerate(zip(WAYS, texts, strict=True)):
+        options = {"max_new_tokens": 9 + 4 * i, "sampling": way, "seed": i, "strip_prompt": True}
+        assert text == [rwkv.generate(PROMPTS[i % 4], **options)]
+
+
+@jax_only
+def test_answers_to_one_prompt_are_those_of_a_batch(rwkv, scheduler):
+    alone = rwkv.generate(["once"] * 3, max_new_tokens=20, sampling=WAYS[1], seed=11, strip_prompt=True)
+    assert submitted(scheduler, "once", 20, WAYS[1], 11, n=3)[0].wait() == alone
+    assert len(set(alone)) == 3
+
+
+@jax_only
+def test_a_stop_text_ends_an_answer_and_is_not_shown(rwkv, scheduler):
+    whole = rwkv.generate("a", max_new_tokens=24, sampling=WAYS[1], seed=3, strip_prompt=True)
+    stop = whole[8:10]
+    heard, _ = submitted(scheduler, "a", 24, WAYS[1], stops=(stop,))
+    assert heard.wait() == [whole[: whole.index(stop)]]
+    assert heard.events[-1].reason == "stop"
+
+
+@contextlib.contextmanager
+def compilations():
+    """What JAX traces or compiles while it lasts, a list."""
+    seen = []
+
+    def listen(event, *_, **__):
+        if "/jax/core/compile" in event:
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@jax_only
+def test_nothing_compiles_while_serving(scheduler):
+    """All sizes of batches and prompts, growing and shrinking. Everything traced or compiled is an event of JAX."""
+    with compilations() as seen:
+        for many in (1, 2, 3, 9, 1):
+            heard = [submitted(scheduler, PROMPTS[i % 4], 3 + 5 * i, WAYS[i % 7], i)[0] for i in range(many)]
+            for one in heard:
+                one.wait()
+        assert not seen
+        jax.jit(lambda x: x * 3 + many)(np.ones(many + 12))
+        assert seen  # the listener hears
+
+
+@jax_only
+def test_who_leaves_frees_the_row_before_the_next_token():
+    scheduler = Scheduler(endless(), max_batch=2)
+    scheduler.start()
+    begun = threading.Event()
+    ticket = scheduler.submit(asked(scheduler, "a", 10**6), lambda event: begun.set())
+    assert begun.wait(60)
+    ticket.leave()
+    steps = scheduler.steps
+    assert submitted(scheduler, "a", 5)[0].wait()
+    assert scheduler.running <= 1
+    assert scheduler.steps - steps <= 5 + 2  # the others' steps, and the one that had begun
+    scheduler.stop()
+
+
+@jax_only
+def test_more_than_may_wait_are_refused_and_those_that_do_are_told_of_the_end():
+    scheduler = Scheduler(endless(), max_batch=2, queue=3)
+    scheduler.start()
+    heard = []
+    with pytest.raises(FullError):
+        for _ in range(6):
+            heard.append(submitted(scheduler, "a", 10**6))
+    assert len(heard) == 5
+    for _, ticket in heard[:4]:
+        ticket.leave()
+    last, _ = heard[4]
+    scheduler.stop(0.0)
+    with pytest.raises(ClosedError):
+        submitted(scheduler)
+    last.wait()
+    assert isinstance(last.events[-1], Failed)
+
+
+@jax_only
+def test_a_row_without_numbers_ends_with_an_error_and_touches_nobody(rwkv):
+    """One state is made NaN where its prompt was read."""
+    scheduler = Scheduler(rwkv, max_batch=4)
+    scheduler.start()
+    read = scheduler._writer.read
+
+    def broken(batch, ids, size):
+        counts, state = read(batch, ids, size)
+        bad = ids[0] == rwkv.tokenizer.encode("Z")[0]
+        return counts, jax.tree.map(lambda x: x * np.nan, state) if bad else state
+
+    scheduler._writer.read = broken
+    good = [submitted(scheduler, "once", 20, way, 2)[0] for way in WAYS[:3]]
+    bad, _ = submitted(scheduler, "ZZ", 20)
+    bad.wait()
+    assert isinstance(bad.events[-1], Failed) and "not finite" in bad.events[-1].message
+    for way, one in zip(WAYS[:3], good, strict=True):
+        assert one.wait() == [rwkv.generate("once", max_new_tokens=20, sampling=way, seed=2, strip_prompt=True)]
+    scheduler.stop()
+
+
+@jax_only
+def test_stopping_finishes_what_was_asked_for(rwkv):
+    scheduler = Scheduler(rwkv, max_batch=2)
+    scheduler.start()
+    heard = [submitted(scheduler, "a", 9, WAYS[1], seed)[0] for seed in range(5)]
+    scheduler.stop(60)
+    assert all(isinstance(one.events[-1], Done) for one in heard)
