@@ -35,8 +35,7 @@ help:  ## show this list
 demo: $(VENV)/.demo  ## install the package and write text with the model that ships in it
 	@$(BIN)/bert4keras-rwkv generate --prompt "$(PROMPT)" --max-length 200 --seed 1 --echo
 
-serve: $(VENV)/.demo  ## answer over HTTP, in OpenAI's form, with the model that ships (MODEL names another; see docs/serving.md)
-	@$(PIP) install -c constraints.txt -e '.[serve]'
+serve: $(VENV)/.serve  ## answer over HTTP, in OpenAI's form, with the model that ships (MODEL names another; see docs/serving.md)
 	@$(BIN)/bert4keras-rwkv serve --model "$(MODEL)" $(FLAGS)
 
 test: $(VENV)/.test  ## run the tests on JAX, TensorFlow and PyTorch
@@ -122,6 +121,11 @@ $(BIN)/python:
 $(VENV)/.demo: $(NEEDS) | $(BIN)/python
 	@echo "Installing the package with JAX (once)"
 	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.serve: $(VENV)/.demo
+	@echo "Installing FastAPI and uvicorn (once)"
+	@$(PIP) install -c constraints.txt -e '.[serve]'
 	@touch $@
 
 $(VENV)/.test: $(NEEDS) | $(BIN)/python
