@@ -38,8 +38,7 @@ demo: $(VENV)/.demo  ## install the package, write text with the model that ship
 	@echo
 	@printf '%s\n' $(MESSAGES) | $(BIN)/bert4keras-rwkv chat --temperature 0 --echo
 
-serve: $(VENV)/.demo  ## answer over HTTP, in OpenAI's form, with the model that ships (MODEL names another; see docs/serving.md)
-	@$(PIP) install -c constraints.txt -e '.[serve]'
+serve: $(VENV)/.serve  ## answer over HTTP, in OpenAI's form, with the model that ships (MODEL names another; see docs/serving.md)
 	@$(BIN)/bert4keras-rwkv serve --model "$(MODEL)" $(FLAGS)
 
 test: $(VENV)/.test  ## run the tests on JAX, TensorFlow and PyTorch
@@ -125,6 +124,11 @@ $(BIN)/python:
 $(VENV)/.demo: $(NEEDS) | $(BIN)/python
 	@echo "Installing the package with JAX (once)"
 	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.serve: $(VENV)/.demo
+	@echo "Installing FastAPI and uvicorn (once)"
+	@$(PIP) install -c constraints.txt -e '.[serve]'
 	@touch $@
 
 $(VENV)/.test: $(NEEDS) | $(BIN)/python

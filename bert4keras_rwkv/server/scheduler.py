@@ -258,10 +258,11 @@ class Scheduler:
         while self._ready and self.running < self._sizes[-1]:
             if None not in self._rows:
                 self._resize(self._sizes[self._sizes.index(len(self._rows)) + 1])
-            row, free = self._ready.popleft(), self._rows.index(None)
-            size = len(self._rows)
+            free, size = self._rows.index(None), len(self._rows)
+            with self._lock:  # it is counted once, by whoever counts
+                row = self._rows[free] = self._ready.popleft()
             self._batch = self._writer.taken(self._batch, row.batch, [*range(free), size, *range(free + 1, size)])
-            self._rows[free], row.batch = row, None
+            row.batch = None
         smaller = self._sizes.index(len(self._rows)) - 1
         if smaller >= 0 and self.running <= self._sizes[smaller] and not self.waiting:
             self._resize(self._sizes[smaller])
