@@ -154,9 +154,9 @@ def load(arguments, tokenizer, only_reads=False):
 
 def load_to_write(arguments, tokenizer):
     """`load` a model to write text with. A file beside it that is not there is an OSError before seconds go by."""
-    for path in (arguments.state, arguments.adapter, getattr(arguments, "load", None)):
-        if path is not None:
-            os.stat(path)
+    for name in ("state", "adapter", "load"):
+        if getattr(arguments, name, None) is not None:  # not every command has them all
+            os.stat(getattr(arguments, name))
     rwkv = load(arguments, tokenizer, only_reads=True)
     if rwkv.tokenizer is None:
         raise ValueError(f"No vocabulary was found beside '{arguments.model}'. Name one with --tokenizer.")
