@@ -145,14 +145,19 @@ class Session:
         """Go on from `place`, and leave what was being written."""
         self._writing, self._place = None, place
 
-    @contextmanager
     def _alone(self):
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("Another thread uses this session at this moment. Give it one of its own: `fork()`.")
-        try:
-            yield
-        finally:
-            self._lock.release()
+        return alone(self._lock, "session")
+
+
+@contextmanager
+def alone(lock, what):
+    """A context for one thread at a time; a second one at the same moment is a RuntimeError. what: is in use."""
+    if not lock.acquire(blocking=False):
+        raise RuntimeError(f"Another thread uses this {what} at this moment. Give it one of its own: `fork()`.")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class SessionStream:

@@ -1,6 +1,5 @@
 """A conversation with a model: messages in, replies out, and ways back."""
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -12,7 +11,7 @@ from bert4keras_rwkv.chat.saved import read_chat, write_chat
 from bert4keras_rwkv.chat.turns import Record, kept_within
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.request import whole_number
-from bert4keras_rwkv.session import Session
+from bert4keras_rwkv.session import Session, alone
 from bert4keras_rwkv.templates import ids_of, template_for, template_of
 from bert4keras_rwkv.tokenizers.prompts import need_tokenizer
 from bert4keras_rwkv.untrusted import shown
@@ -257,14 +256,8 @@ class Chat:
     def __repr__(self):
         return f"<Chat of {len(self._records)} turns, template '{self.template.name}', with {self.rwkv!r}>"
 
-    @contextlib.contextmanager
     def _alone(self):
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("Another thread uses this chat at this moment. Give it one of its own: `fork()`.")
-        try:
-            yield
-        finally:
-            self._lock.release()
+        return alone(self._lock, "chat")
 
     def _end_of_reply(self):
         """The ids of what the last reply still lacks: text in whose last token a stop began, and what ends a reply."""
