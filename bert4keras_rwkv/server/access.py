@@ -55,23 +55,37 @@ class Access:
         """Every key is compared, in a time that does not depend on where it differs."""
         if self._digests is None:
             return
-        given = _digest(request.headers.get("authorization", "").removeprefix("Bearer "))
+        given = _digest(_shown_key(request))
         if not sum(hmac.compare_digest(given, known) for known in self._digests):
             headers = {"WWW-Authenticate": "Bearer"}
             message = "This server wants an API key, as `Authorization: Bearer KEY`, and has not got a right one."
             raise ApiError(401, message, code="invalid_api_key", headers=headers)
 
-    async def body(self, request):
-        """The bytes of a JSON body. A page of another site may send that type only if this server says so."""
+    def owner(self, request):
+        """Whose states are meant: a text for the key that is shown, "" where nobody needs one."""
+        return "" if self._digests is None else _digest(_shown_key(request)).hex()
+
+    def asker(self, request):
+        """Who asks, for turns: by key, else by address."""
+        return self.owner(request) or (request.client.host if request.client else "")
+
+    async def body(self, request, more=0):
+        """The bytes of a JSON body, at most `more` beyond what is usual. A page of another site may send that type only
+        if this server says so.
+        """
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "The body is JSON: say so by `Content-Type: application/json`.")
         parts, size = [], 0
         async for part in request.stream():
             size += len(part)
-            if size > self._largest:
-                raise ApiError(413, f"A body has at most {self._largest} bytes.")
+            if size > self._largest + more:
+                raise ApiError(413, f"A body has at most {self._largest + more} bytes.")
             parts.append(part)
         return b"".join(parts)
+
+
+def _shown_key(request):
+    return request.headers.get("authorization", "").removeprefix("Bearer ")
 
 
 def _digest(key):
