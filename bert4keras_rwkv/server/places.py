@@ -7,12 +7,13 @@ from bert4keras_rwkv.state import RWKVState
 
 class Place(NamedTuple):
     """state: an RWKVState of one row, NumPy. waiting: ids that it has not read yet. count: ids of the text, those
-    included.
+    included. open: the text of an answer whose turn in a chat is not ended yet, None elsewhere.
     """
 
     state: RWKVState
     waiting: tuple[int, ...]
     count: int
+    open: str | None = None
 
     def then(self, ids):
         """The place after more ids, which are read when something is written."""
