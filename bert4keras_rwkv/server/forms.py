@@ -100,7 +100,11 @@ class CompletionForm:
         }
 
     def _text(self, token):
-        return self._tokenizer.decode_bytes(token).decode("utf-8", "replace")
+        data = self._tokenizer.decode_bytes(token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:  # a part of a character, of which there are many: they are told apart
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 class _Text(Reply):

@@ -9,7 +9,7 @@ from bert4keras_rwkv.untrusted import parse_json, printable, shown
 STOPS = 4  # texts that may end an answer
 BIASES, BIAS = 1024, 100  # ids in `logit_bias`, and how much each may have
 LOGPROBS = 20  # tokens told beside each
-KINDS = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+KINDS = {429: "rate_limit_error"} | dict.fromkeys((500, 503, 504, 507), "server_error")
 # Fields that would change an answer and are not known here yet, with the values that do not.
 NOT_YET = {
     "audio": (None,),

@@ -14,6 +14,7 @@ from bert4keras_rwkv.server.asked import Asked
 from bert4keras_rwkv.server.listening import Bell
 from bert4keras_rwkv.server.places import Place
 from bert4keras_rwkv.server.protocol import ApiError
+from bert4keras_rwkv.server.states import new_id
 from bert4keras_rwkv.templates import conversation, end_of_reply, ids_of
 from bert4keras_rwkv.tokenizers.prompts import token_ids, unix_lines
 from bert4keras_rwkv.untrusted import shown
@@ -77,7 +78,7 @@ class Service:
         if self.states is None:
             raise ApiError(400, f"This server keeps no states: leave `{named[0]}` out.", named[0])
         if wanted.session_id == NEW:
-            return Start(session=self.states.new_session())
+            return Start(session=new_id())
         if wanted.session_id is not None:
             await stack.enter_async_context(self.states.turn(wanted.session_id, owner))
             place = await run_in_threadpool(self.states.get, wanted.session_id, owner, "session_id")
