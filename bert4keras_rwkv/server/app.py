@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -16,7 +17,9 @@ from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.request import seeds
 from bert4keras_rwkv.server import protocol
 from bert4keras_rwkv.server.access import Access
+from bert4keras_rwkv.server.health_routes import health_routes
 from bert4keras_rwkv.server.listening import Listening
+from bert4keras_rwkv.server.metrics import Measured, Metrics
 from bert4keras_rwkv.server.protocol import Answer, ApiError, ChatForm, CompletionForm, parsed
 from bert4keras_rwkv.server.scheduler import Asked, ClosedError, Failed, FullError, Piece
 from bert4keras_rwkv.templates import conversation, ids_of
@@ -40,6 +43,11 @@ class Service:
     access: Access = dataclasses.field(default_factory=Access)
     longest: int = 4096
     longest_prompt: int = 65536
+
+    @functools.cached_property
+    def metrics(self):
+        """What Prometheus is told."""
+        return Metrics(self.scheduler)
 
     @property
     def tokenizer(self):
@@ -91,6 +99,7 @@ def make_app(service):
         await run_in_threadpool(service.scheduler.stop, 0.0)  # what was to be finished is, by now
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
+    app.add_middleware(Measured, metrics=service.metrics)
     app.add_exception_handler(ApiError, _told)
     app.add_exception_handler(HTTPException, _told_by_starlette)
     app.add_exception_handler(ClientDisconnect, _gone)
@@ -104,10 +113,6 @@ def _routes(service):
     access = service.access
     open_to_all = APIRouter(dependencies=[Depends(_async(access.check_host))])
     router = APIRouter(dependencies=[Depends(_async(access.check_key))])
-
-    @open_to_all.get("/health")
-    async def health():
-        return {"status": "ok", "running": service.scheduler.running, "waiting": service.scheduler.waiting}
 
     @router.post("/chat/completions")
     async def chat(request: Request):
@@ -155,6 +160,7 @@ def _routes(service):
         text = await _encoded("tokens", service.tokenizer.decode, wanted.tokens)
         return {"prompt": text, "content": text}
 
+    open_to_all.include_router(health_routes(service))
     open_to_all.include_router(router)
     return open_to_all
 
@@ -179,7 +185,7 @@ async def _answered(request, service, wanted, several, form):
     if count > most:
         raise ApiError(400, f"`n` times the prompts are {count} answers, and {most} is the most.", "n")
     try:
-        listening = Listening(service.scheduler, several)
+        listening = Listening(service.scheduler, several, service.metrics.timed)
     except FullError as error:
         raise ApiError(429, f"{error} Ask again a little later.", code="rate_limit_exceeded", headers=RETRY) from error
     except ClosedError as error:

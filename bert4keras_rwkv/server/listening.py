@@ -9,17 +9,18 @@ from bert4keras_rwkv.server.scheduler import Piece
 class Listening:
     """The events of several `Asked`, numbered through. Leave it, and nothing more of them is written.
 
-    Made inside a coroutine. Raises what `Scheduler.submit` raises, and then nothing of it is written.
+    timed: makes of a `deliver` one that also measures (`Metrics.timed`). Made inside a coroutine. Raises what
+    `Scheduler.submit` raises, and then nothing of it is written.
     """
 
-    def __init__(self, scheduler, several):
+    def __init__(self, scheduler, several, timed):
         self._loop, self._events, self._tickets = asyncio.get_running_loop(), asyncio.Queue(), []
         self.answers = sum(len(asked.seeds) for asked in several)
         self.read = sum(len(asked.ids) for asked in several)  # tokens of the prompts
         first = 0
         try:
             for asked in several:
-                self._tickets.append(scheduler.submit(asked, self._deliver_from(first)))
+                self._tickets.append(scheduler.submit(asked, timed(self._deliver_from(first))))
                 first += len(asked.seeds)
         except Exception:
             self.leave()

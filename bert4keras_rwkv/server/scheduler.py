@@ -18,6 +18,7 @@ from bert4keras_rwkv.generation.rows import NUMBERS
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.request import end_ids
 from bert4keras_rwkv.models.rows import RowWriter, compile_all, sizes_up_to
+from bert4keras_rwkv.server.counts import Counts
 from bert4keras_rwkv.tokenizers.prompts import need_tokenizer
 from bert4keras_rwkv.tokenizers.text_stream import TokenText
 
@@ -132,19 +133,19 @@ class Scheduler:
         self.tokenizer = need_tokenizer(rwkv.tokenizer)
         self._ends = frozenset(end_ids("auto", self.tokenizer, rwkv.config.vocab_size))
         self._writer = RowWriter(rwkv.backbone, self.tokenizer.without_text(rwkv.config.vocab_size))
-        self._sizes, self.queue = sizes_up_to(max_batch), queue
+        self.sizes, self.queue = sizes_up_to(max_batch), queue
         self._first = rwkv.state_for(state, 1)
         self._lock = threading.Condition()
         self._waiting = collections.deque()  # tickets, in the order in which they came
         self._ready = collections.deque()  # rows whose prompt is read
         self._reading = None  # (ticket, batch of one row, ids read)
-        self._closed, self._thread = False, None
-        self.steps = 0
+        self._rows, self._closed, self._thread = [None], False, None
+        self.counts = Counts()
 
     def start(self, report=lambda done, total: None):
         """Compile all programs, telling `report(done, total)`, and begin to serve."""
-        self._start = compile_all(self._writer, self._sizes, self._first, report)
-        self._batch, self._rows = self._start, [None]
+        self._start = compile_all(self._writer, self.sizes, self._first, report)
+        self._batch = self._start
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -157,7 +158,7 @@ class Scheduler:
         with self._lock:
             if self._closed:
                 raise ClosedError("The server is stopping.")
-            free = self._sizes[-1] - self.running
+            free = self.sizes[-1] - self.running
             if self.waiting + len(asked.seeds) > self.queue + max(free, 0):
                 raise FullError(f"{self.waiting} answers wait already, and at most {self.queue} may.")
             self._waiting.append(ticket)
@@ -175,7 +176,12 @@ class Scheduler:
     @property
     def most(self):
         """How many answers there can be at once, written and waiting."""
-        return self._sizes[-1] + self.queue
+        return self.sizes[-1] + self.queue
+
+    @property
+    def accepts(self):
+        """Whether the programs are compiled, its thread lives, and it is not stopping."""
+        return self._thread is not None and self._thread.is_alive() and not self._closed
 
     @property
     def running(self):
@@ -231,7 +237,7 @@ class Scheduler:
     def _read_piece(self):
         """Read a piece of the first prompt that waits, if there will be a row for it."""
         if self._reading is None:
-            if self._ready or self.running >= self._sizes[-1]:
+            if self._ready or self.running >= self.sizes[-1]:
                 return
             with self._lock:
                 if not self._waiting:
@@ -247,6 +253,7 @@ class Scheduler:
                 self._reading = None
                 self._fail(((ticket, answer) for answer in range(len(ticket.asked.seeds))), error)
                 return
+            self.counts.read += len(left[:size])
         with self._lock:
             self._reading = (ticket, batch, at + size) if len(left) > size else None
             if self._reading is None:
@@ -255,17 +262,17 @@ class Scheduler:
 
     def _place(self):
         """Take rows that are ready into the batch, which grows for them, and shrinks when they are few."""
-        while self._ready and self.running < self._sizes[-1]:
+        while self._ready and self.running < self.sizes[-1]:
             if None not in self._rows:
-                self._resize(self._sizes[self._sizes.index(len(self._rows)) + 1])
+                self._resize(self.sizes[self.sizes.index(len(self._rows)) + 1])
             free, size = self._rows.index(None), len(self._rows)
             with self._lock:  # it is counted once, by whoever counts
                 row = self._rows[free] = self._ready.popleft()
             self._batch = self._writer.taken(self._batch, row.batch, [*range(free), size, *range(free + 1, size)])
             row.batch = None
-        smaller = self._sizes.index(len(self._rows)) - 1
-        if smaller >= 0 and self.running <= self._sizes[smaller] and not self.waiting:
-            self._resize(self._sizes[smaller])
+        smaller = self.sizes.index(len(self._rows)) - 1
+        if smaller >= 0 and self.running <= self.sizes[smaller] and not self.waiting:
+            self._resize(self.sizes[smaller])
 
     def _resize(self, size):
         """Move the rows into a batch of another size."""
@@ -288,7 +295,8 @@ class Scheduler:
             self._rows, self._batch = [None], self._start
             self._fail([(row.ticket, row.answer) for row in rows if row is not None], error)
             return
-        self._batch, self.steps = batch, self.steps + 1
+        self._batch = batch
+        self.counts.rows[int(live.sum())] += 1
         for place in np.flatnonzero(live):
             row = rows[place]
             if not finite[place]:

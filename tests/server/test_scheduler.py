@@ -150,10 +150,10 @@ def test_who_leaves_frees_the_row_before_the_next_token():
     ticket = scheduler.submit(asked(scheduler, "a", 10**6), lambda event: begun.set())
     assert begun.wait(60)
     ticket.leave()
-    steps = scheduler.steps
+    steps = scheduler.counts.steps
     assert submitted(scheduler, "a", 5)[0].wait()
     assert scheduler.running <= 1
-    assert scheduler.steps - steps <= 5 + 2  # the others' steps, and the one that had begun
+    assert scheduler.counts.steps - steps <= 5 + 2  # the others' steps, and the one that had begun
     scheduler.stop()
 
 

@@ -1,0 +1,137 @@
+"""What Prometheus is told of one server. Nothing here is called for each token: the scheduler counts, and is read."""
+
+import itertools
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+
+from bert4keras_rwkv.server.scheduler import Done, Piece
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+OTHER = "other"  # requests that no route was for
+
+
+class Metrics:
+    """The metrics of one server, in a registry of its own. scheduler: a `Scheduler`, asked whenever somebody looks.
+
+    Labels are names of routes, statuses and reasons, never what a request says.
+    """
+
+    def __init__(self, scheduler):
+        registry = self.registry = CollectorRegistry()
+        self._looked_up = []
+        self._requests = Counter(
+            "rwkv_requests", "Requests by route and HTTP status.", ["endpoint", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "rwkv_request_seconds",
+            "From a request to the end of its response.",
+            ["endpoint"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._first = Histogram(
+            "rwkv_first_token_seconds",
+            "From when an answer was asked for to its first text.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._answers = Counter("rwkv_answers", "Answers by how they ended.", ["reason"], registry=registry)
+        ProcessCollector(registry=registry)
+        self._watch(scheduler)
+        registry.register(self)
+
+    def _watch(self, scheduler):
+        counts = scheduler.counts
+        self.level("rwkv_answers_running", "Answers that are being written.", lambda: scheduler.running)
+        self.level("rwkv_answers_waiting", "Answers that have not begun.", lambda: scheduler.waiting)
+        self.counted("rwkv_prompt_tokens", "Tokens of prompts that were computed.", lambda: counts.read)
+        self.counted("rwkv_cached_tokens", "Tokens of prompts that the cache had.", lambda: counts.reused)
+        self.counted("rwkv_generated_tokens", "Tokens that were drawn.", lambda: counts.written)
+        text = "Rows of each step; their count is the steps."
+        self._looked_up.append(lambda: _rows("rwkv_batch_rows", text, counts.rows.copy(), scheduler.sizes))
+
+    def level(self, name, text, read, label=None):
+        """Show what `read()` gives, a number; with a label, {its value: number}."""
+        self._looked_up.append(lambda: _family(GaugeMetricFamily, name, text, read(), label))
+
+    def counted(self, name, text, read, label=None):
+        """The same of a number that only grows. Its name is followed by `_total`."""
+        self._looked_up.append(lambda: _family(CounterMetricFamily, name, text, read(), label))
+
+    def collect(self):
+        """For the registry."""
+        for look_up in self._looked_up:
+            yield look_up()
+
+    def timed(self, deliver):
+        """A `deliver` for `Scheduler.submit` that also counts the answers, and times them from now on."""
+        since, begun = time.monotonic(), set()
+
+        def timed(event):
+            if isinstance(event, Piece):
+                if event.answer not in begun:
+                    begun.add(event.answer)
+                    self._first.observe(time.monotonic() - since)
+            else:
+                self._answers.labels(event.reason if isinstance(event, Done) else "failed").inc()
+            deliver(event)
+
+        return timed
+
+    def request(self, endpoint, status, seconds):
+        """A response has ended. endpoint: the path of its route."""
+        self._requests.labels(endpoint, str(status)).inc()
+        self._seconds.labels(endpoint).observe(seconds)
+
+    def shown(self, accept):
+        """(bytes, media type) of everything, in the form that an Accept header asks for."""
+        encode, media_type = choose_encoder(accept)
+        return encode(self.registry), media_type
+
+
+class Measured:
+    """An ASGI application whose HTTP requests are counted in `metrics` when their responses have ended."""
+
+    def __init__(self, app, metrics):
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        since, status = time.monotonic(), 500  # which is sent outside of here, where an exception comes by
+
+        async def sent(message):
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sent)
+        finally:
+            endpoint = getattr(scope.get("route"), "path", OTHER).removeprefix("/v1")
+            self._metrics.request(endpoint, status, time.monotonic() - since)
+
+
+def _family(kind, name, text, values, label):
+    if label is None:
+        return kind(name, text, value=values)
+    family = kind(name, text, labels=[label])
+    for value, number in values.items():
+        family.add_metric([value], number)
+    return family
+
+
+def _rows(name, text, steps, sizes):
+    """A histogram of {rows: steps}, with `sizes` as its bounds."""
+    within = itertools.accumulate(
+        sum(steps[rows] for rows in range(low + 1, high + 1)) for low, high in itertools.pairwise([0, *sizes])
+    )
+    buckets = [(str(float(size)), count) for size, count in zip(sizes, within, strict=True)]
+    family = HistogramMetricFamily(name, text)
+    family.add_metric([], [*buckets, ("+Inf", sum(steps.values()))], sum(rows * n for rows, n in steps.items()))
+    return family
