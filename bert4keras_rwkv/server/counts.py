@@ -5,11 +5,11 @@ import collections
 
 class Counts:
     """Numbers that only grow. rows: {rows of a step: how many steps had so many}. read: tokens of prompts that were
-    computed. reused: tokens of prompts that a cache had.
+    computed.
     """
 
     def __init__(self):
-        self.rows, self.read, self.reused = collections.Counter(), 0, 0
+        self.rows, self.read = collections.Counter(), 0
 
     @property
     def steps(self):

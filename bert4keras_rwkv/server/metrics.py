@@ -48,23 +48,25 @@ class Metrics:
         self.level("rwkv_answers_running", "Answers that are being written.", lambda: scheduler.running)
         self.level("rwkv_answers_waiting", "Answers that have not begun.", lambda: scheduler.waiting)
         self.counted("rwkv_prompt_tokens", "Tokens of prompts that were computed.", lambda: counts.read)
-        self.counted("rwkv_cached_tokens", "Tokens of prompts that the cache had.", lambda: counts.reused)
         self.counted("rwkv_generated_tokens", "Tokens that were drawn.", lambda: counts.written)
         text = "Rows of each step; their count is the steps."
-        self._looked_up.append(lambda: _rows("rwkv_batch_rows", text, counts.rows.copy(), scheduler.sizes))
+        self._looked_up.append(lambda: [_rows("rwkv_batch_rows", text, counts.rows.copy(), scheduler.sizes)])
 
-    def level(self, name, text, read, label=None):
-        """Show what `read()` gives, a number; with a label, {its value: number}."""
-        self._looked_up.append(lambda: _family(GaugeMetricFamily, name, text, read(), label))
+    def level(self, name, text, read):
+        """Show what `read()` gives, a number."""
+        self._looked_up.append(lambda: [GaugeMetricFamily(name, text, read())])
 
-    def counted(self, name, text, read, label=None):
+    def counted(self, name, text, read):
         """The same of a number that only grows. Its name is followed by `_total`."""
-        self._looked_up.append(lambda: _family(CounterMetricFamily, name, text, read(), label))
+        self._looked_up.append(lambda: [CounterMetricFamily(name, text, read())])
+
+    def watch_cache(self, cache):
+        """Show what `figures()` of a cache of states says."""
+        self._looked_up.append(lambda: _of_cache(cache.figures()))
 
     def collect(self):
         """For the registry."""
-        for look_up in self._looked_up:
-            yield look_up()
+        return itertools.chain.from_iterable(look_up() for look_up in self._looked_up)
 
     def timed(self, deliver):
         """A `deliver` for `Scheduler.submit` that also counts the answers, and times them from now on."""
@@ -117,12 +119,22 @@ class Measured:
             self._metrics.request(endpoint, status, time.monotonic() - since)
 
 
-def _family(kind, name, text, values, label):
-    if label is None:
-        return kind(name, text, value=values)
-    family = kind(name, text, labels=[label])
-    for value, number in values.items():
-        family.add_metric([value], number)
+def _of_cache(figures):
+    """Families of the `Figures` of a cache. Places are 'memory' and 'disk'."""
+    found = {"memory": figures.hits - figures.disk_hits, "disk": figures.disk_hits}
+    size = {"memory": figures.memory_bytes, "disk": figures.disk_bytes}
+    entries = {"memory": figures.memory_entries, "disk": figures.disk_entries}
+    yield CounterMetricFamily("rwkv_cached_tokens", "Tokens of prompts that the cache had read.", figures.tokens)
+    yield CounterMetricFamily("rwkv_cache_misses", "Prompts of which the cache had nothing.", figures.misses)
+    yield _placed(CounterMetricFamily, "rwkv_cache_hits", "Prompts of which the cache had the beginning.", found)
+    yield _placed(GaugeMetricFamily, "rwkv_cache_bytes", "What the states in the cache take.", size)
+    yield _placed(GaugeMetricFamily, "rwkv_cache_states", "States in the cache.", entries)
+
+
+def _placed(kind, name, text, numbers):
+    family = kind(name, text, labels=["place"])
+    for place, number in numbers.items():
+        family.add_metric([place], number)
     return family
 
 

@@ -1,5 +1,7 @@
 """What those are told who look after a server: numbers that agree with the answers, and none that a request chose."""
 
+import types
+
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
@@ -59,7 +61,7 @@ def test_it_is_ready_when_its_programs_are_and_until_it_stops(service, http):
     assert seen["rwkv_batch_rows_sum",] == written
     bounds = [seen["rwkv_batch_rows_bucket", bound] for bound in ("1.0", "2.0", "3.0", "+Inf")]
     assert bounds == sorted(bounds) and bounds[-1] == seen["rwkv_batch_rows_count",] == service.scheduler.counts.steps
-    assert seen["rwkv_prompt_tokens_total",] > 0 and seen["rwkv_cached_tokens_total",] == 0
+    assert seen["rwkv_prompt_tokens_total",] > 0
     assert seen["rwkv_answers_running",] == seen["rwkv_answers_waiting",] == 0
     service.scheduler.stop()
     assert http.get("/ready").status_code == 503 and http.get("/health").status_code == 200
@@ -79,10 +81,15 @@ def test_a_request_chooses_no_label_and_strangers_see_no_numbers(http):
     assert new == {("other", "404"), ("/models/{name:path}", "404"), ("/completions", "405"), ("/metrics", "401")}
 
 
-def test_more_are_shown_with_a_label_or_without(service, http):
-    """As the cache and the states do."""
-    service.metrics.level("rwkv_cache_bytes", "Of states.", lambda: {"memory": 7, "disk": 9}, "where")
-    service.metrics.counted("rwkv_cache_hits", "Of prompts.", lambda: 4)
+def test_a_cache_and_other_numbers_are_looked_up_when_they_are_asked_for(service, http):
+    """Hits on disk are hits, so those in memory are the others."""
+    figures = {"hits": 5, "disk_hits": 2, "misses": 1, "tokens": 700, "memory_bytes": 7, "disk_bytes": 9}
+    figures = types.SimpleNamespace(**figures, memory_entries=3, disk_entries=4)
+    cache = types.SimpleNamespace(figures=lambda: figures)
+    service.metrics.watch_cache(cache)
+    service.metrics.level("rwkv_states", "States that are kept.", [6, 8].pop)
     seen = numbers(http)
+    assert (seen["rwkv_cache_hits_total", "memory"], seen["rwkv_cache_hits_total", "disk"]) == (3, 2)
     assert (seen["rwkv_cache_bytes", "memory"], seen["rwkv_cache_bytes", "disk"]) == (7, 9)
-    assert seen["rwkv_cache_hits_total",] == 4
+    assert (seen["rwkv_cached_tokens_total",], seen["rwkv_cache_misses_total",], seen["rwkv_states",]) == (700, 1, 8)
+    assert numbers(http)["rwkv_states",] == 6
