@@ -17,11 +17,12 @@ from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.request import seeds
 from bert4keras_rwkv.server import protocol
 from bert4keras_rwkv.server.access import Access
+from bert4keras_rwkv.server.asked import Asked, Failed, Piece
 from bert4keras_rwkv.server.health_routes import health_routes
-from bert4keras_rwkv.server.listening import Listening
+from bert4keras_rwkv.server.listening import Bell, Listening
 from bert4keras_rwkv.server.metrics import Measured, Metrics
 from bert4keras_rwkv.server.protocol import Answer, ApiError, ChatForm, CompletionForm, parsed
-from bert4keras_rwkv.server.scheduler import Asked, ClosedError, Failed, FullError, Piece
+from bert4keras_rwkv.server.scheduler import ClosedError, FullError
 from bert4keras_rwkv.templates import conversation, ids_of
 from bert4keras_rwkv.tokenizers.prompts import token_ids, unix_lines
 
@@ -43,6 +44,7 @@ class Service:
     access: Access = dataclasses.field(default_factory=Access)
     longest: int = 4096
     longest_prompt: int = 65536
+    bell: Bell = dataclasses.field(default_factory=Bell)
 
     @functools.cached_property
     def metrics(self):
@@ -185,7 +187,7 @@ async def _answered(request, service, wanted, several, form):
     if count > most:
         raise ApiError(400, f"`n` times the prompts are {count} answers, and {most} is the most.", "n")
     try:
-        listening = Listening(service.scheduler, several, service.metrics.timed)
+        listening = Listening(service.scheduler, several, service.bell, service.metrics.timed)
     except FullError as error:
         raise ApiError(429, f"{error} Ask again a little later.", code="rate_limit_exceeded", headers=RETRY) from error
     except ClosedError as error:

@@ -16,7 +16,7 @@ def health_routes(service):
 
     @router.get("/ready")
     async def ready():
-        if scheduler.accepts:
+        if scheduler.ready:
             return {"status": "ready"}
         return JSONResponse({"status": "not ready"}, 503)
 

@@ -4,10 +4,10 @@ import itertools
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 
-from bert4keras_rwkv.server.scheduler import Done, Piece
+from bert4keras_rwkv.server.asked import Done, Piece
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 OTHER = "other"  # requests that no route was for
@@ -44,13 +44,14 @@ class Metrics:
         registry.register(self)
 
     def _watch(self, scheduler):
-        counts = scheduler.counts
+        figures = scheduler.figures
         self.level("rwkv_answers_running", "Answers that are being written.", lambda: scheduler.running)
         self.level("rwkv_answers_waiting", "Answers that have not begun.", lambda: scheduler.waiting)
-        self.counted("rwkv_prompt_tokens", "Tokens of prompts that were computed.", lambda: counts.read)
-        self.counted("rwkv_generated_tokens", "Tokens that were drawn.", lambda: counts.written)
-        text = "Rows of each step; their count is the steps."
-        self._looked_up.append(lambda: [_rows("rwkv_batch_rows", text, counts.rows.copy(), scheduler.sizes)])
+        self.level("rwkv_batch_size", "Rows that are computed at each step.", lambda: scheduler.batch_size)
+        self.counted("rwkv_steps", "Steps, each a token for all rows that are there.", lambda: figures.steps)
+        self.counted("rwkv_prompt_tokens", "Tokens of prompts.", lambda: figures.read)
+        self.counted("rwkv_cached_tokens", "Tokens of prompts that the cache had.", lambda: figures.cached)
+        self.counted("rwkv_generated_tokens", "Tokens that were drawn.", lambda: figures.written)
 
     def level(self, name, text, read):
         """Show what `read()` gives, a number."""
@@ -124,7 +125,6 @@ def _of_cache(figures):
     found = {"memory": figures.hits - figures.disk_hits, "disk": figures.disk_hits}
     size = {"memory": figures.memory_bytes, "disk": figures.disk_bytes}
     entries = {"memory": figures.memory_entries, "disk": figures.disk_entries}
-    yield CounterMetricFamily("rwkv_cached_tokens", "Tokens of prompts that the cache had read.", figures.tokens)
     yield CounterMetricFamily("rwkv_cache_misses", "Prompts of which the cache had nothing.", figures.misses)
     yield _placed(CounterMetricFamily, "rwkv_cache_hits", "Prompts of which the cache had the beginning.", found)
     yield _placed(GaugeMetricFamily, "rwkv_cache_bytes", "What the states in the cache take.", size)
@@ -135,15 +135,4 @@ def _placed(kind, name, text, numbers):
     family = kind(name, text, labels=["place"])
     for place, number in numbers.items():
         family.add_metric([place], number)
-    return family
-
-
-def _rows(name, text, steps, sizes):
-    """A histogram of {rows: steps}, with `sizes` as its bounds."""
-    within = itertools.accumulate(
-        sum(steps[rows] for rows in range(low + 1, high + 1)) for low, high in itertools.pairwise([0, *sizes])
-    )
-    buckets = [(str(float(size)), count) for size, count in zip(sizes, within, strict=True)]
-    family = HistogramMetricFamily(name, text)
-    family.add_metric([], [*buckets, ("+Inf", sum(steps.values()))], sum(rows * n for rows, n in steps.items()))
     return family
