@@ -18,6 +18,7 @@ from bert4keras_rwkv.server import protocol
 from bert4keras_rwkv.server.access import Access
 from bert4keras_rwkv.server.asked import Asked, Failed, Piece
 from bert4keras_rwkv.server.listening import Bell, Listening
+from bert4keras_rwkv.server.page_routes import page_routes
 from bert4keras_rwkv.server.protocol import Answer, ApiError, ChatForm, CompletionForm, parsed
 from bert4keras_rwkv.server.scheduler import ClosedError, FullError
 from bert4keras_rwkv.templates import conversation, ids_of
@@ -99,6 +100,7 @@ def make_app(service):
     app.add_exception_handler(Exception, _unexpected)
     for prefix in ("/v1", ""):
         app.include_router(_routes(service), prefix=prefix)
+    app.include_router(page_routes(), dependencies=[Depends(_async(service.access.check_host))])
     return app
 
 
