@@ -1,4 +1,4 @@
-"""The chat page as files that a browser fetches: read once, from a fixed table, under a strict Content-Security-Policy."""
+"""The chat page as files for a browser: a fixed table, read once, under a strict Content-Security-Policy."""
 
 import hashlib
 from pathlib import Path
@@ -65,7 +65,7 @@ HEADERS = {
 
 
 def page_routes():
-    """A router: the page at `/`, what it is made of under `/page/`. It asks for no key, and opens no path of a request."""
+    """A router: the page at `/`, its parts under `/page/`. It asks for no key, and opens no path of a request."""
     router = APIRouter()
     for name in FILES:
         path = "/" if name == "index.html" else f"/page/{name}"

@@ -16,9 +16,9 @@ KEY = "a key"
 
 
 class Scripted:
-    """replies: message -> reply; other messages are answered with what they say. Those that begin with "busy", "cut",
-    "endless", "refused" or "stopping" are answered in that way. states: names, None for a server without. pause: seconds
-    between pieces. asked: the body of each request. gone: how many were left before their end.
+    """replies: message -> reply; other messages are answered with what they say. Those that begin with "busy",
+    "cut", "endless", "refused" or "stopping" are answered in that way. states: names, None for a server without.
+    pause: seconds between pieces. asked: the body of each request. gone: how many were left before their end.
     """
 
     def __init__(self, replies=()):

@@ -16,7 +16,7 @@ from tests.server.models import endless
 from tests.server.page_server import KEY, Scripted, served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 EVIL = """<script>window.harm = 1</script><img src=x onerror="window.harm = 2">
 
@@ -81,6 +81,10 @@ class Person:
     def ready(self):
         self.page.wait_for_selector("body[data-ready]")
 
+    def until(self, condition):
+        """Wait for an expression of the page to be true."""
+        self.page.wait_for_function(f"() => {condition}")
+
     def says(self, text):
         """Type a message and send it."""
         self.page.fill("#message", text)
@@ -108,7 +112,7 @@ class Person:
 
 @pytest.fixture
 def person(browser, scripted, address):
-    """Someone before the page. At the end nothing was complained of, and the Content-Security-Policy stopped nothing."""
+    """Someone before the page, of which nothing was complained in the end, and whose policy stopped nothing."""
     person = Person(browser, address)
     yield person
     person.context.close()
@@ -289,7 +293,7 @@ def test_the_side_bar_searches_renames_deletes_and_takes_files(person, tmp_path)
 
 
 def test_a_reply_with_a_script_does_nothing(person):
-    """It is shown as it was written, and the policy had nothing to stop: `person` checks that nothing is complained of."""
+    """It is shown as it was written, and the policy had nothing to stop."""
     person.page.evaluate(
         "() => { window.stopped = []; document.addEventListener('securitypolicyviolation',"
         "event => window.stopped.push(event.violatedDirective)) }"
@@ -319,7 +323,7 @@ def test_thoughts_are_folded_and_code_is_copied(person):
     person.page.click(".thought summary")
     assert thought.inner_text().split() == ["Let", "me", "see.", "Yes."]
     person.does("copyCode")
-    person.page.wait_for_function("() => document.getElementById('announced').innerText === 'Copied'")
+    person.until("document.getElementById('announced').innerText === 'Copied'")
     assert person.page.evaluate("navigator.clipboard.readText()").strip() == "print(1)"
 
 
@@ -394,7 +398,7 @@ def test_a_key_is_asked_for_and_kept_as_told(browser, scripted, address):
     person.page.wait_for_selector("#key[open]")
     person.page.fill("#key-field", KEY)
     person.page.click("#key-save")
-    person.page.wait_for_function("() => document.getElementById('model').innerText === 'scripted'")
+    person.until("document.getElementById('model').innerText === 'scripted'")
     assert KEY not in person.page.evaluate("JSON.stringify(localStorage)")
     assert person.page.locator("#set-state").count() == 0  # the server keeps no states
     person.says("hello")
@@ -413,7 +417,7 @@ def test_in_chinese_on_a_phone(browser, scripted, address):
     person.hears(1)
     assert person.page.evaluate("document.documentElement.scrollWidth") == phone["width"]
     person.page.tap("#list-button")
-    person.page.wait_for_function("() => document.activeElement.id === 'list-close'")
+    person.until("document.activeElement.id === 'list-close'")
     assert person.page.evaluate("document.getElementById('main').inert")
     person.page.tap("#language")
     assert person.page.inner_text("#new-chat") == "New conversation"
@@ -438,7 +442,7 @@ def test_by_keyboard_alone_and_every_control_has_a_name(person):
     keys.press("Control+a")
     keys.type("better")
     keys.press("Enter")
-    person.page.wait_for_function("() => document.querySelector('article.user .text').innerText === 'better'")
+    person.until("document.querySelector('article.user .text').innerText === 'better'")
     person.hears(1)
     keys.press("Alt+n")
     keys.type("new")
@@ -469,7 +473,7 @@ def test_colours_follow_the_system_or_the_user(person):
 
 @pytest.mark.on("jax")
 def test_with_the_server_itself(browser):
-    """The text in the page is what the model writes alone. The page is there for those without a key, under its name."""
+    """The text in the page is what the model writes alone. Without a key there is the page, and under no other name."""
     rwkv = endless()
     scheduler = Scheduler(rwkv, max_batch=2, queue=6)
     scheduler.start()
@@ -481,7 +485,7 @@ def test_with_the_server_itself(browser):
         assert person.page.request.get(address, headers={"Host": "evil.example"}).status == 403
         person.page.fill("#key-field", KEY)
         person.page.click("#key-save")
-        person.page.wait_for_function("() => document.getElementById('model').innerText === 'talker'")
+        person.until("document.getElementById('model').innerText === 'talker'")
         person.page.click("#settings-button")
         settings = {
             "temperature": 0,
@@ -495,7 +499,8 @@ def test_with_the_server_itself(browser):
         person.says("What is a hacker?")
         person.hears(1)
         prompt = "User: What is a hacker?\n\nAssistant:"
-        text = rwkv.generate(prompt, max_new_tokens=12, sampling="greedy", strip_prompt=True, stop_texts="\n\n")
+        asked = {"max_new_tokens": 12, "sampling": "greedy", "strip_prompt": True, "stop_texts": "\n\n"}
+        text = rwkv.generate(prompt, **asked)
         person.does("edit", -1)
         assert person.page.input_value(".editor textarea").split() == text.split()
         excused(person)
