@@ -32,10 +32,11 @@ SCRIPTS = (
     "thread",
     "tree",
 )
+STYLES = ("base", "list", "narrow", "panel", "prose", "thread")
 FILES = (
     "index.html",
-    "style.css",
     "icon.svg",
+    *(f"{name}.css" for name in STYLES),
     *(f"{name}.js" for name in SCRIPTS),
     "vendor/marked/marked.esm.js",
     "vendor/marked/LICENSE",

@@ -185,8 +185,8 @@ function listAct(what, chat, text) {
     chats.remove(chat);
     showAll();
     byId("search").focus();
-    tell(say("removed", { title: chat.title || say("untitled") }), async () => {
-      await chats.save(chat);
+    tell(say("removed", { title: chat.title || say("untitled") }), () => {
+      chats.save(chat);
       if (shown) chats.show(chat.id);
       showAll();
     });
@@ -220,19 +220,23 @@ async function connect() {
   showAll();
 }
 
-/** Open or close the list of conversations or the settings. */
+/** Open or close the list of conversations or the settings, as the user wishes. */
+function moveSide(side, opens) {
+  showSide(side, opens);
+  if (narrow.matches) byId(opens ? `${side}-close` : `${side}-button`).focus();
+  else preferences.set(side, opens ? "open" : "closed");
+}
+
 function showSide(side, opens) {
   document.body.dataset[side] = opens ? "open" : "closed";
-  if (!narrow.matches) preferences.set(side, opens ? "open" : "closed");
   byId(`${side}-button`).setAttribute("aria-expanded", String(opens));
   byId(side).inert = !opens;
   byId("main").inert = narrow.matches && ["list", "settings"].some((one) => document.body.dataset[one] === "open");
-  if (narrow.matches) (opens ? byId(`${side}-close`) : byId(`${side}-button`)).focus();
 }
 
 function closeOverlays() {
   const opened = ["settings", "list"].find((side) => document.body.dataset[side] === "open");
-  if (narrow.matches && opened) showSide(opened, false);
+  if (narrow.matches && opened) moveSide(opened, false);
   return narrow.matches && Boolean(opened);
 }
 
@@ -259,7 +263,7 @@ function pressed(event) {
   const { code, key } = event;
   if ((event.ctrlKey || event.metaKey) && !event.altKey && key.toLowerCase() === "k") {
     event.preventDefault();
-    showSide("list", true);
+    moveSide("list", true);
     byId("search").focus();
     byId("search").select();
   } else if (event.altKey && !event.ctrlKey && code === "KeyN") {
@@ -272,10 +276,10 @@ function pressed(event) {
 
 const CLICKS = {
   "new-chat": () => open(null),
-  "list-button": () => showSide("list", document.body.dataset.list !== "open"),
-  "list-close": () => showSide("list", false),
-  "settings-button": () => showSide("settings", document.body.dataset.settings !== "open"),
-  "settings-close": () => showSide("settings", false),
+  "list-button": () => moveSide("list", document.body.dataset.list !== "open"),
+  "list-close": () => moveSide("list", false),
+  "settings-button": () => moveSide("settings", document.body.dataset.settings !== "open"),
+  "settings-close": () => moveSide("settings", false),
   scrim: closeOverlays,
   theme: nextTheme,
   language() {

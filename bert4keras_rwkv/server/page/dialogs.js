@@ -18,10 +18,14 @@ export function askForKey() {
   dialog.showModal();
   field.select();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => {
-      if (dialog.returnValue === "save") key.set(field.value.trim(), remember.checked);
-      resolve(dialog.returnValue === "save");
-    }, { once: true });
+    dialog.addEventListener(
+      "close",
+      () => {
+        if (dialog.returnValue === "save") key.set(field.value.trim(), remember.checked);
+        resolve(dialog.returnValue === "save");
+      },
+      { once: true },
+    );
   });
 }
 

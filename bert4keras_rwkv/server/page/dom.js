@@ -31,8 +31,11 @@ export function icon(name) {
 /** A button that shows a drawing and is called by a text of the page. act: what `data-do` says. */
 export function iconButton(drawing, text, act, more = {}) {
   const label = say(text);
-  return h("button", { type: "button", class: "quiet", "aria-label": label, title: label, "data-do": act, ...more },
-    icon(drawing));
+  return h(
+    "button",
+    { type: "button", class: "quiet", "aria-label": label, title: label, "data-do": act, ...more },
+    icon(drawing),
+  );
 }
 
 /** What an element with this id is. */
@@ -43,7 +46,10 @@ export function byId(id) {
 /** Whether a text now lies on the clipboard. Without https there is only the old way. */
 export async function copied(text) {
   if (navigator.clipboard && window.isSecureContext) {
-    return navigator.clipboard.writeText(text).then(() => true, () => false);
+    return navigator.clipboard.writeText(text).then(
+      () => true,
+      () => false,
+    );
   }
   const focused = document.activeElement;
   const field = h("textarea", { class: "unseen", readonly: true, "aria-hidden": "true" });

@@ -1,4 +1,4 @@
-/** What the browser keeps: conversations in IndexedDB, small things as texts. Without either it lasts as long as the tab. */
+/** What the browser keeps: conversations in IndexedDB, small texts. Without either it lasts as long as the tab. */
 
 const CHATS = "chats";
 
@@ -27,7 +27,7 @@ class Texts {
   }
 }
 
-/** Small texts by name: `get` gives null for what is not there, `set(name, "")` removes. `session`: of this tab alone. */
+/** Small texts by name: `get` gives null for what is not there, `set(name, "")` removes. `session`: of the tab alone. */
 export const preferences = new Texts("localStorage");
 preferences.session = new Texts("sessionStorage");
 

@@ -26,7 +26,9 @@ export class List {
     const found = this.chats.found(this.search.value);
     const groups = grouped(found);
     const parts = [...groups].flatMap(([age, chats]) => [
-      h("h2", {}, say(age)), h("ul", {}, ...chats.map((chat) => this.#item(chat)))]);
+      h("h2", {}, say(age)),
+      h("ul", {}, ...chats.map((chat) => this.#item(chat))),
+    ]);
     const nothing = say(this.search.value ? "nothingFound" : "noChats");
     this.root.replaceChildren(...(found.length ? parts : [h("p", { class: "nothing" }, nothing)]));
     if (focused) this.root.querySelector(`li[data-id="${focused}"] .open`)?.focus();
@@ -36,13 +38,26 @@ export class List {
     const current = chat === this.chats.current;
     const title = chat.title || say("untitled");
     const dot = this.writing(chat) ? h("span", { class: "dot", role: "img", "aria-label": say("writingNow") }) : null;
-    const open = h("button", {
-      type: "button", class: "open", title, "aria-current": current && "page", onclick: () => this.act("open", chat),
-    }, h("span", { class: "title", dir: "auto" }, title), dot);
+    const open = h(
+      "button",
+      {
+        type: "button",
+        class: "open",
+        title,
+        "aria-current": current && "page",
+        onclick: () => this.act("open", chat),
+      },
+      h("span", { class: "title", dir: "auto" }, title),
+      dot,
+    );
     const named = (text) => ({ "aria-label": `${say(text)}: ${title}` });
-    const item = h("li", { "data-id": chat.id }, open,
+    const item = h(
+      "li",
+      { "data-id": chat.id },
+      open,
       iconButton("pen", "rename", "rename", { ...named("rename"), onclick: () => this.#rename(item, chat) }),
-      iconButton("bin", "remove", "remove", { ...named("remove"), onclick: () => this.act("remove", chat) }));
+      iconButton("bin", "remove", "remove", { ...named("remove"), onclick: () => this.act("remove", chat) }),
+    );
     return item;
   }
 

@@ -1,4 +1,4 @@
-/** A reply as elements: Markdown through marked and DOMPurify, block by block, so that only what is new is made again. */
+/** A reply as elements: Markdown through marked and DOMPurify, block by block, and only what is new is made again. */
 
 import "./vendor/dompurify/purify.min.js";
 import { marked } from "./vendor/marked/marked.esm.js";
@@ -9,8 +9,36 @@ const { DOMPurify } = window;
 const OPEN = "<think>";
 const CLOSE = "</think>";
 const TAGS = [
-  "a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "img", "kbd", "li", "ol", "p",
-  "pre", "s", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead", "tr", "ul",
+  "a",
+  "blockquote",
+  "br",
+  "code",
+  "del",
+  "em",
+  "h1",
+  "h2",
+  "h3",
+  "h4",
+  "h5",
+  "h6",
+  "hr",
+  "img",
+  "kbd",
+  "li",
+  "ol",
+  "p",
+  "pre",
+  "s",
+  "strong",
+  "sub",
+  "sup",
+  "table",
+  "tbody",
+  "td",
+  "th",
+  "thead",
+  "tr",
+  "ul",
 ];
 const HARMLESS = /^<\/?(br|kbd|sub|sup)\s*\/?>$/i; // of the HTML in a reply; the rest is shown as it is written
 const HAN = /\p{Script=Han}/u;

@@ -13,7 +13,10 @@ const SLIDERS = [
   ["frequency_penalty", -2, 2, 0.05],
   ["penalty_decay", 0.9, 1, 0.001],
 ];
-const NUMBERS = [["max_tokens", 1, "asServer"], ["seed", 0, "chance"]]; // [name, least, what an empty one says]
+const NUMBERS = [
+  ["max_tokens", 1, "asServer"],
+  ["seed", 0, "chance"],
+]; // [name, least, what an empty one says]
 
 /** changed(): a setting of the conversation is new. */
 export class Panel {
@@ -52,7 +55,10 @@ export class Panel {
 
   #text(name, label, hint, rows) {
     const field = h("textarea", {
-      id: `set-${name}`, rows, "aria-describedby": `hint-${name}`, oninput: () => this.#set(name, field.value),
+      id: `set-${name}`,
+      rows,
+      "aria-describedby": `hint-${name}`,
+      oninput: () => this.#set(name, field.value),
     });
     field.value = this.settings[name];
     return labelled(name, label, hint, field);
@@ -60,16 +66,30 @@ export class Panel {
 
   #state() {
     const wanted = this.settings.state;
-    const gone = wanted && !this.states.includes(wanted) ? [h("option", { value: wanted }, say("stateGone", { name: wanted }))] : [];
-    const field = h("select", { id: "set-state", onchange: () => this.#set("state", field.value) },
-      h("option", { value: "" }, say("noState")), ...gone, ...this.states.map((name) => h("option", { value: name }, name)));
+    const gone =
+      wanted && !this.states.includes(wanted)
+        ? [h("option", { value: wanted }, say("stateGone", { name: wanted }))]
+        : [];
+    const field = h(
+      "select",
+      { id: "set-state", onchange: () => this.#set("state", field.value) },
+      h("option", { value: "" }, say("noState")),
+      ...gone,
+      ...this.states.map((name) => h("option", { value: name }, name)),
+    );
     field.value = wanted;
     return h("div", { class: "field" }, h("label", { for: "set-state" }, say("state")), field);
   }
 
   #slider(name, least, most, step) {
     const limits = { min: least, max: most, step };
-    const typed = h("input", { ...limits, type: "number", step: "any", id: `set-${name}`, "aria-describedby": `hint-${name}` });
+    const typed = h("input", {
+      ...limits,
+      type: "number",
+      step: "any",
+      id: `set-${name}`,
+      "aria-describedby": `hint-${name}`,
+    });
     const slid = h("input", { ...limits, type: "range", "aria-label": say(name), "aria-describedby": `hint-${name}` });
     const show = (value) => {
       slid.value = value;
@@ -97,7 +117,12 @@ export class Panel {
 
   #number(name, least, empty) {
     const field = h("input", {
-      type: "number", id: `set-${name}`, min: least, step: 1, placeholder: say(empty), "aria-describedby": `hint-${name}`,
+      type: "number",
+      id: `set-${name}`,
+      min: least,
+      step: 1,
+      placeholder: say(empty),
+      "aria-describedby": `hint-${name}`,
     });
     field.value = this.settings[name] ?? "";
     field.addEventListener("change", () => {

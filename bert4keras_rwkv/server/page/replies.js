@@ -5,6 +5,7 @@ import { messages } from "./tree.js";
 
 const TRIES = 6; // of a server that is busy, before the user is asked
 const SAVE_EACH = 1000; // milliseconds
+const LONG_ENOUGH = 100; // milliseconds, to tell a speed
 const MOST_STOPS = 4;
 
 /** changed(chat, node): something of a reply is new. save(chat): keep it. */
@@ -100,13 +101,17 @@ export class Replies {
 
 function count(about, written, rough, asked, first, now) {
   Object.assign(about, { written, rough, first: (first - asked) / 1000 });
-  if (written > 1 && now > first) about.speed = (written - 1) / ((now - first) / 1000);
+  if (written > 1 && now - first > LONG_ENOUGH) about.speed = (written - 1) / ((now - first) / 1000);
 }
 
 /** The body of a request. Penalties that are never forgotten are what a server does by itself. */
 function requestOf(chat, node, seed, goOn) {
   const { settings } = chat;
-  const stop = settings.stop.split("\n").filter(Boolean).slice(0, MOST_STOPS).map((text) => text.replaceAll("\\n", "\n"));
+  const stop = settings.stop
+    .split("\n")
+    .filter(Boolean)
+    .slice(0, MOST_STOPS)
+    .map((text) => text.replaceAll("\\n", "\n"));
   return {
     messages: messages(chat, node, goOn),
     stream: true,
@@ -128,9 +133,13 @@ function requestOf(chat, node, seed, goOn) {
 function pause(milliseconds, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, milliseconds);
-    signal.addEventListener("abort", () => {
-      clearTimeout(timer);
-      reject(signal.reason);
-    }, { once: true });
+    signal.addEventListener(
+      "abort",
+      () => {
+        clearTimeout(timer);
+        reject(signal.reason);
+      },
+      { once: true },
+    );
   });
 }

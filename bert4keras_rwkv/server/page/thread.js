@@ -22,6 +22,7 @@ export class Thread {
     this.root.addEventListener("click", (event) => this.#clicked(event));
     this.scroll.addEventListener("scroll", () => this.#followed(), { passive: true });
     byId("newest").addEventListener("click", () => this.toEnd());
+    new ResizeObserver(() => this.follows && this.toEnd()).observe(this.scroll);
     this.follows = true;
   }
 
@@ -61,16 +62,26 @@ export class Thread {
     const field = h("textarea", { "aria-label": say("editing"), rows: 1 });
     field.value = preferences.get(`edit.${node.id}`) ?? node.content;
     const save = say(node.role === "user" ? "sendEdited" : "save");
-    const editor = h("div", { class: "editor" }, field, h("div", { class: "row" },
-      h("button", { type: "button", class: "plain", "data-do": "cancelEdit" }, say("cancel")),
-      h("button", { type: "button", class: "strong", "data-do": "saveEdit" }, save)));
+    const editor = h(
+      "div",
+      { class: "editor" },
+      field,
+      h(
+        "div",
+        { class: "row" },
+        h("button", { type: "button", class: "plain", "data-do": "cancelEdit" }, say("cancel")),
+        h("button", { type: "button", class: "strong", "data-do": "saveEdit" }, save),
+      ),
+    );
     field.addEventListener("input", () => {
       preferences.set(`edit.${node.id}`, field.value);
       grow(field);
     });
     field.addEventListener("keydown", (event) => {
-      const sends = event.key === "Enter" && !event.isComposing
-        && (event.ctrlKey || event.metaKey || (node.role === "user" && !event.shiftKey));
+      const sends =
+        event.key === "Enter" &&
+        !event.isComposing &&
+        (event.ctrlKey || event.metaKey || (node.role === "user" && !event.shiftKey));
       if (sends || event.key === "Escape") {
         event.preventDefault();
         event.stopPropagation();
@@ -106,12 +117,17 @@ export class Thread {
 
   #article(node) {
     if (!this.#articles.has(node.id)) {
-      const parts = node.role === "assistant"
-        ? [thoughtBox(), h("div", { class: "prose" }), h("div", { class: "note", hidden: true })]
-        : [h("div", { class: "text", dir: "auto" })];
+      const parts =
+        node.role === "assistant"
+          ? [thoughtBox(), h("div", { class: "prose" }), h("div", { class: "note", hidden: true })]
+          : [h("div", { class: "text", dir: "auto" })];
       const label = say(node.role === "assistant" ? "reply" : "you");
-      const article = h("article", { class: `message ${node.role}`, "data-id": node.id, "aria-label": label }, ...parts,
-        h("footer", {}, h("div", { class: "buttons" }), h("span", { class: "figures" })));
+      const article = h(
+        "article",
+        { class: `message ${node.role}`, "data-id": node.id, "aria-label": label },
+        ...parts,
+        h("footer", {}, h("div", { class: "buttons" }), h("span", { class: "figures" })),
+      );
       this.#articles.set(node.id, article);
     }
     return this.#articles.get(node.id);
@@ -121,14 +137,19 @@ export class Thread {
     const all = versions(this.#chat, node);
     const at = all.indexOf(node);
     const writing = Boolean(node.about?.writing);
-    const state = JSON.stringify([at, all.length, writing, tag()]);
+    const empty = !node.content;
+    const state = JSON.stringify([at, all.length, writing, empty, tag()]);
     if (article.dataset.state !== state) {
       article.dataset.state = state;
       const leaf = all.length > 1 && !writing ? leaves(at, all.length) : [];
       const again = node.role === "assistant" ? [iconButton("again", "regenerate", "regenerate")] : [];
-      const rest = [iconButton("copy", "copy", "copy"), ...again, iconButton("pen", "edit", "edit"),
-        iconButton("fork", "fork", "fork")];
-      article.querySelector(".buttons").replaceChildren(...leaf, ...(writing ? [] : rest));
+      const rest = [
+        iconButton("copy", "copy", "copy"),
+        ...again,
+        iconButton("pen", "edit", "edit"),
+        iconButton("fork", "fork", "fork"),
+      ];
+      article.querySelector(".buttons").replaceChildren(...leaf, ...(writing || empty ? [] : rest));
     }
     if (node.role === "assistant") fillFigures(article.querySelector(".figures"), node.about ?? {});
   }
@@ -137,8 +158,15 @@ export class Thread {
     const name = this.modelName();
     byId("greeting").textContent = say("hello");
     byId("greeting-more").textContent = name ? say("helloMore", { model: name }) : say("helloAlone");
-    byId("suggestions").replaceChildren(...SUGGESTIONS.map((text) => h("button",
-      { type: "button", class: "plain", onclick: () => this.act("suggestion", null, say(text)) }, say(text))));
+    byId("suggestions").replaceChildren(
+      ...SUGGESTIONS.map((text) =>
+        h(
+          "button",
+          { type: "button", class: "plain", onclick: () => this.act("suggestion", null, say(text)) },
+          say(text),
+        ),
+      ),
+    );
   }
 
   async #clicked(event) {
@@ -150,7 +178,8 @@ export class Thread {
     if (what === "edit") this.edit(node);
     else if (what === "cancelEdit") this.#endEdit(node, null);
     else if (what === "saveEdit") this.#endEdit(node, article.querySelector(".editor textarea").value);
-    else if (what === "copyCode") this.act("copy", node, button.closest(".frame").querySelector("code").textContent, button);
+    else if (what === "copyCode")
+      this.act("copy", node, button.closest(".frame").querySelector("code").textContent, button);
     else if (what === "copy") this.act("copy", node, split(node.content).text.trim() || node.content, button);
     else this.act(what, node);
   }
@@ -198,8 +227,10 @@ function fillNote(note, node, about) {
   note.dataset.state = state;
   note.classList.toggle("trouble", trouble);
   note.setAttribute("role", trouble ? "alert" : "note");
-  note.replaceChildren(h("span", {}, text), ...buttons.map(([what, label]) =>
-    h("button", { type: "button", class: "plain", "data-do": what }, say(label))));
+  note.replaceChildren(
+    h("span", {}, text),
+    ...buttons.map(([what, label]) => h("button", { type: "button", class: "plain", "data-do": what }, say(label))),
+  );
 }
 
 /** What is said under a reply, and which buttons stand there: [what they do, their text]. */
@@ -215,14 +246,21 @@ function noteOf(node, { writing, trouble, reason }) {
     return { text, buttons: [trouble.kind === "key" ? ["key", "enterKey"] : on], trouble: true };
   }
   if (["stopped", "length"].includes(reason)) return { text: say(reason), buttons: [on], trouble: false };
-  return { text: node.content ? "" : say("empty"), buttons: [], trouble: false };
+  return { text: node.content ? "" : say("empty"), buttons: node.content ? [] : [on], trouble: false };
 }
 
 function leaves(at, count) {
-  const now = h("span", { class: "which" }, h("span", { "aria-hidden": "true" }, `${at + 1}/${count}`),
-    h("span", { class: "unseen" }, say("version", { now: at + 1, all: count })));
-  return [iconButton("left", "previous", "previous", { disabled: at === 0 }), now,
-    iconButton("right", "next", "next", { disabled: at === count - 1 })];
+  const now = h(
+    "span",
+    { class: "which" },
+    h("span", { "aria-hidden": "true" }, `${at + 1}/${count}`),
+    h("span", { class: "unseen" }, say("version", { now: at + 1, all: count })),
+  );
+  return [
+    iconButton("left", "previous", "previous", { disabled: at === 0 }),
+    now,
+    iconButton("right", "next", "next", { disabled: at === count - 1 }),
+  ];
 }
 
 function fillFigures(place, about) {
@@ -231,9 +269,12 @@ function fillFigures(place, about) {
   if (about.speed) told.push(say("speed", { count: number(about.speed, about.speed < 10 ? 1 : 0) }));
   if (about.first !== undefined) told.push(say("first", { count: number(about.first, 2) }));
   place.textContent = told.join(" · ");
-  const more = [about.model, about.read && say("readTokens", { count: number(about.read) }),
+  const more = [
+    about.model,
+    about.read && say("readTokens", { count: number(about.read) }),
     about.cached && say("cached", { count: number(about.cached), all: number(about.read) }),
-    about.seed !== undefined && say("seedWas", { seed: about.seed })];
+    about.seed !== undefined && say("seedWas", { seed: about.seed }),
+  ];
   place.title = more.filter(Boolean).join(" · ");
 }
 

@@ -32,7 +32,13 @@ export function newId() {
 export function newConversation(settings = DEFAULTS) {
   const now = Date.now();
   return {
-    id: newId(), title: "", created: now, updated: now, settings: { ...settings }, child: null, nodes: [],
+    id: newId(),
+    title: "",
+    created: now,
+    updated: now,
+    settings: { ...settings },
+    child: null,
+    nodes: [],
   };
 }
 
@@ -99,7 +105,12 @@ export function messages(chat, node, itself = false) {
 export function titleOf(content) {
   const line = content.trim().split("\n", 1)[0].replace(/\s+/g, " ");
   const letters = Array.from(line);
-  return letters.length > TITLE ? `${letters.slice(0, TITLE - 1).join("").trimEnd()}…` : line;
+  return letters.length > TITLE
+    ? `${letters
+        .slice(0, TITLE - 1)
+        .join("")
+        .trimEnd()}…`
+    : line;
 }
 
 /** A conversation out of a file that nobody vouches for, or null: texts are texts, and every parent stands before. */
@@ -107,23 +118,37 @@ export function checked(given) {
   if (!isObject(given) || !Array.isArray(given.nodes) || given.nodes.length > MOST_NODES) return null;
   const known = new Map();
   for (const one of given.nodes) {
-    const fits = isObject(one) && isId(one.id) && !known.has(one.id) && typeof one.content === "string"
-      && ["user", "assistant"].includes(one.role) && (one.parent === null || known.has(one.parent));
+    const fits =
+      isObject(one) &&
+      isId(one.id) &&
+      !known.has(one.id) &&
+      typeof one.content === "string" &&
+      ["user", "assistant"].includes(one.role) &&
+      (one.parent === null || known.has(one.parent));
     if (!fits) return null;
     known.set(one.id, {
-      id: one.id, parent: one.parent, role: one.role, content: one.content, created: time(one.created),
-      child: one.child, about: one.role === "assistant" ? aboutOf(one.about) : null,
+      id: one.id,
+      parent: one.parent,
+      role: one.role,
+      content: one.content,
+      created: time(one.created),
+      child: one.child,
+      about: one.role === "assistant" ? aboutOf(one.about) : null,
     });
   }
   const chat = {
-    id: isId(given.id) ? given.id : newId(), title: String(given.title ?? "").slice(0, 200), created: time(given.created),
-    updated: time(given.updated), settings: settingsOf(given.settings), child: given.child,
+    id: isId(given.id) ? given.id : newId(),
+    title: String(given.title ?? "").slice(0, 200),
+    created: time(given.created),
+    updated: time(given.updated),
+    settings: settingsOf(given.settings),
+    child: given.child,
     nodes: [...known.values()],
   };
   for (const parent of [chat, ...chat.nodes]) {
     const own = parent === chat ? null : parent.id;
     const children = chat.nodes.filter((node) => node.parent === own);
-    parent.child = children.some((node) => node.id === parent.child) ? parent.child : children.at(-1)?.id ?? null;
+    parent.child = children.some((node) => node.id === parent.child) ? parent.child : (children.at(-1)?.id ?? null);
   }
   return chat;
 }
@@ -143,8 +168,15 @@ function settingsOf(given) {
 function aboutOf(given) {
   const about = {};
   for (const [name, kind] of Object.entries({
-    model: "string", reason: "string", seed: "number", read: "number", cached: "number", written: "number",
-    first: "number", speed: "number", rough: "boolean",
+    model: "string",
+    reason: "string",
+    seed: "number",
+    read: "number",
+    cached: "number",
+    written: "number",
+    first: "number",
+    speed: "number",
+    rough: "boolean",
   })) {
     if (isObject(given) && typeof given[name] === kind) about[name] = given[name];
   }
