@@ -253,6 +253,22 @@ def test_versions_edits_and_forks_are_a_tree_that_a_reload_keeps(person):
     assert person.messages() == first and person.page.input_value("#message") == ""
 
 
+def test_two_tabs_show_the_same(person, address):
+    person.says("one")
+    person.hears(1)
+    other = person.context.new_page()
+    other.goto(address)
+    other.wait_for_selector("body[data-ready]")
+    other.click("#chats .open")
+    person.says("two")
+    person.hears(2)
+    other.wait_for_selector("text=Reply 2 to two.")
+    other.click('[data-do="remove"]')
+    person.page.wait_for_selector("#hello")
+    assert person.titles() == person.messages() == []
+    other.close()
+
+
 def test_the_side_bar_searches_renames_deletes_and_takes_files(person, tmp_path):
     for text in ("apples", "pears"):
         person.says(text)
