@@ -12,6 +12,7 @@ from bert4keras_rwkv.server.answering import GONE
 from bert4keras_rwkv.server.health_routes import health_routes
 from bert4keras_rwkv.server.metrics import Measured
 from bert4keras_rwkv.server.openai_routes import openai_routes
+from bert4keras_rwkv.server.page_routes import page_routes
 from bert4keras_rwkv.server.protocol import ApiError
 from bert4keras_rwkv.server.state_routes import state_routes
 
@@ -32,6 +33,7 @@ def make_app(service):
     app.add_exception_handler(Exception, _unexpected)
     for prefix in ("/v1", ""):
         app.include_router(_routes(service), prefix=prefix)
+    app.include_router(page_routes(), dependencies=[Depends(_async(service.access.check_host))])
     return app
 
 

@@ -13,8 +13,8 @@ from tests.models.small import small_model
     ("quantization", "recorded"),
     [
         (None, "ca4561eebb69727b03a1977ddcb86415d7c22dd5cd341fc9ecad976283774339"),
-        ("int4", "b24579fa6e4d595866b3c80a76464686a789158de18b76b1f4065728659b7893"),
-        ("bfloat16", "6d1aeef330124224a983a16a83070f7afb4047a733804db8857ca59688c7375e"),
+        ("int4", "bc4f73e55f41cfe4f7730dd6988164d1b683da39d8d13a21713e9b8034e68271"),
+        ("bfloat16", "2b0a66e7a5220d38c25b89ed6243394a3b98a686a104d16a50431a79ccf2a823"),
     ],
 )
 def test_every_backend_says_the_same(quantization, recorded):
