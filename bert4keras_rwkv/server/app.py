@@ -16,9 +16,10 @@ from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.request import seeds
 from bert4keras_rwkv.server import protocol
 from bert4keras_rwkv.server.access import Access
-from bert4keras_rwkv.server.listening import Listening
+from bert4keras_rwkv.server.asked import Asked, Failed, Piece
+from bert4keras_rwkv.server.listening import Bell, Listening
 from bert4keras_rwkv.server.protocol import Answer, ApiError, ChatForm, CompletionForm, parsed
-from bert4keras_rwkv.server.scheduler import Asked, ClosedError, Failed, FullError, Piece
+from bert4keras_rwkv.server.scheduler import ClosedError, FullError
 from bert4keras_rwkv.templates import conversation, ids_of
 from bert4keras_rwkv.tokenizers.prompts import token_ids, unix_lines
 
@@ -40,6 +41,7 @@ class Service:
     access: Access = dataclasses.field(default_factory=Access)
     longest: int = 4096
     longest_prompt: int = 65536
+    bell: Bell = dataclasses.field(default_factory=Bell)
 
     @property
     def tokenizer(self):
@@ -179,7 +181,7 @@ async def _answered(request, service, wanted, several, form):
     if count > most:
         raise ApiError(400, f"`n` times the prompts are {count} answers, and {most} is the most.", "n")
     try:
-        listening = Listening(service.scheduler, several)
+        listening = Listening(service.scheduler, several, service.bell)
     except FullError as error:
         raise ApiError(429, f"{error} Ask again a little later.", code="rate_limit_exceeded", headers=RETRY) from error
     except ClosedError as error:

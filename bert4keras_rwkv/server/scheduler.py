@@ -1,8 +1,8 @@
 """Continuous batching: texts of many who ask are rows of one batch, which they join and leave between two tokens.
 
 One thread computes. Between two steps it drops rows whose reader has gone, reads one piece of one prompt, and takes
-rows whose prompt is read into the batch. So nobody who writes waits longer than for one piece, and nobody who waits is
-overtaken.
+rows whose prompt is read into the batch. So nobody who writes waits longer than for one piece. While a step is looked
+at, the next is computed, where the backend does so by itself and what may come next does not depend on what came.
 """
 
 import collections
@@ -10,110 +10,74 @@ import dataclasses
 import logging
 import threading
 import time
+from typing import NamedTuple
 
 import numpy as np
 
-from bert4keras_rwkv.generation.loop import CHUNKS
-from bert4keras_rwkv.generation.rows import NUMBERS
+from bert4keras_rwkv.generation.rows import NUMBERS, words
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.models.request import end_ids
-from bert4keras_rwkv.models.rows import RowWriter, compile_all, sizes_up_to
+from bert4keras_rwkv.models.rows import PIECES, Batch, Drawn, RowWriter, compile_all, sizes_up_to
+from bert4keras_rwkv.server.asked import Done, Failed, Ticket
+from bert4keras_rwkv.server.places import Place
+from bert4keras_rwkv.server.row import Row
+from bert4keras_rwkv.server.waiting import Waiting
 from bert4keras_rwkv.tokenizers.prompts import need_tokenizer
-from bert4keras_rwkv.tokenizers.text_stream import TokenText
 
 IDLE = Sampling(temperature=0).values(1)
+MARK = 1024  # tokens of a long prompt between states that are kept
+LONGEST_WAIT = 60  # seconds that anybody is told to wait
 
 logger = logging.getLogger("bert4keras_rwkv")
 
 
 class FullError(Exception):
-    """As many wait as may."""
+    """As many wait as may. seconds: after which there may be room."""
+
+    def __init__(self, message, seconds):
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class ClosedError(Exception):
     """Nothing more is begun."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """What is to be written: answers to one prompt.
+@dataclasses.dataclass
+class Figures:
+    """What was done since the start. read: tokens of prompts, of which `cached` were not computed. written: tokens."""
 
-    ids: at least one. seeds: (n, 2) int32 (models/request.seeds), for n answers. limit: tokens of an answer at most.
-    sampling: a `Sampling` of the fields in `generation.rows.NUMBERS`. stops: texts that end an answer.
+    steps: int = 0
+    read: int = 0
+    cached: int = 0
+    written: int = 0
+    answers: int = 0
+    failed: int = 0
+
+
+@dataclasses.dataclass
+class Reading:
+    """A prompt that is being read. batch: of one row, None until it is begun. at: how many ids are read. cached: how
+    many of them were not computed.
     """
 
-    ids: tuple[int, ...]
-    seeds: np.ndarray
-    limit: int
-    sampling: Sampling
-    stops: tuple[str, ...] = ()
+    ticket: Ticket
+    batch: Batch | None = None
+    at: int = 0
+    cached: int = 0
+
+    @property
+    def left(self):
+        """How many ids are not read yet; the last one is for the first step."""
+        return len(self.ticket.asked.ids) - 1 - self.at
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """Text of one of the answers."""
+class Step(NamedTuple):
+    """A step that has begun, and whose rows it draws for, None for a row that is not."""
 
-    answer: int
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Done:
-    """An answer has ended. reason: 'stop' or 'length'. tokens: how many were drawn."""
-
-    answer: int
-    reason: str
-    tokens: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Failed:
-    """An answer cannot go on."""
-
-    answer: int
-    message: str
-
-
-class Ticket:
-    """One `Asked` on its way. `leave` it when nobody wants its answers any more."""
-
-    def __init__(self, asked, deliver, wake):
-        self.asked, self.deliver, self._wake = asked, deliver, wake
-        self.gone = False
-
-    def leave(self):
-        """Write nothing more: its rows are free before the next token."""
-        self.gone = True
-        self._wake()
-
-
-class Row:
-    """One answer that is being written. batch: of its read prompt, one row."""
-
-    def __init__(self, ticket, answer, batch, tokenizer):
-        asked = ticket.asked
-        self.ticket, self.answer, self.batch = ticket, answer, batch
-        self.token, self.seeds, self.drawn = asked.ids[-1], asked.seeds[answer].copy(), 0
-        self.values = asked.sampling.values(1)
-        self._text = TokenText(tokenizer, asked.stops)
-
-    def take(self, token, ends):
-        """The next token was drawn. Returns whether the answer has ended."""
-        self.token, self.drawn = token, self.drawn + 1
-        self.seeds[1] += 1
-        piece = "" if token in ends else self._text.feed(token)
-        stopped = token in ends or self._text.stopped
-        ended = stopped or self.drawn >= self.ticket.asked.limit
-        if ended:
-            piece += self._text.flush()
-        if piece:
-            self.tell(Piece(self.answer, piece))
-        if ended:
-            self.tell(Done(self.answer, "stop" if stopped else "length", self.drawn))
-        return ended
-
-    def tell(self, event):
-        tell(self.ticket, event)
+    rows: list
+    drawn: Drawn
 
 
 class Scheduler:
@@ -125,25 +89,27 @@ class Scheduler:
         scheduler.stop()
 
     max_batch: rows at most. queue: answers that may wait beside them. state: an RWKVState of one row in which every
-    text begins, None: as the model says.
+    text begins, None: as the model says. cache: a `StateCache`, or None.
     """
 
-    def __init__(self, rwkv, max_batch=16, queue=64, state=None):
-        self.tokenizer = need_tokenizer(rwkv.tokenizer)
-        self._ends = frozenset(end_ids("auto", self.tokenizer, rwkv.config.vocab_size))
-        self._writer = RowWriter(rwkv.backbone, self.tokenizer.without_text(rwkv.config.vocab_size))
+    def __init__(self, rwkv, max_batch=16, queue=64, state=None, cache=None):
+        self.tokenizer, self.vocab_size = need_tokenizer(rwkv.tokenizer), rwkv.config.vocab_size
+        self.ends = frozenset(end_ids("auto", self.tokenizer, self.vocab_size))
+        self._writer = RowWriter(rwkv.backbone, self.tokenizer.without_text(self.vocab_size))
         self._sizes, self.queue = sizes_up_to(max_batch), queue
-        self._first = rwkv.state_for(state, 1)
+        self._first, self._cache = rwkv.state_for(state, 1), cache
         self._lock = threading.Condition()
-        self._waiting = collections.deque()  # tickets, in the order in which they came
+        self._waiting = Waiting()
         self._ready = collections.deque()  # rows whose prompt is read
-        self._reading = None  # (ticket, batch of one row, ids read)
-        self._closed, self._thread = False, None
-        self.steps = 0
+        self._readings = []  # that have begun, in the order in which they came
+        self._pending = None  # a `Step` that has not been looked at
+        self._turn, self._closed, self._thread, self._answer_seconds = False, False, None, 0.0
+        self._everything = np.full((1, words(self.vocab_size)), -1, "int32")
+        self.figures = Figures()
 
     def start(self, report=lambda done, total: None):
         """Compile all programs, telling `report(done, total)`, and begin to serve."""
-        self._start = compile_all(self._writer, self._sizes, self._first, report)
+        self._start, self._seconds = compile_all(self._writer, self._sizes, self._first, report)
         self._batch, self._rows = self._start, [None]
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
@@ -158,9 +124,10 @@ class Scheduler:
             if self._closed:
                 raise ClosedError("The server is stopping.")
             free = self._sizes[-1] - self.running
-            if self.waiting + len(asked.seeds) > self.queue + max(free, 0):
-                raise FullError(f"{self.waiting} answers wait already, and at most {self.queue} may.")
-            self._waiting.append(ticket)
+            if self.waiting + asked.answers > self.queue + max(free, 0):
+                message = f"{self.waiting} answers wait already, and at most {self.queue} may."
+                raise FullError(message, self._seconds_until_room())
+            self._waiting.add(ticket)
             self._lock.notify()
         return ticket
 
@@ -173,9 +140,19 @@ class Scheduler:
             self._thread.join()
 
     @property
+    def closed(self):
+        """Whether nothing more is begun."""
+        return self._closed
+
+    @property
     def most(self):
         """How many answers there can be at once, written and waiting."""
         return self._sizes[-1] + self.queue
+
+    @property
+    def batch_size(self):
+        """How many rows are computed at each step."""
+        return len(self._rows)
 
     @property
     def running(self):
@@ -186,8 +163,12 @@ class Scheduler:
     def waiting(self):
         """How many answers have not begun."""
         with self._lock:
-            reading = [] if self._reading is None else [self._reading[0]]
-            return len(self._ready) + sum(len(ticket.asked.seeds) for ticket in [*reading, *self._waiting])
+            reading = sum(one.ticket.asked.answers for one in self._readings)
+            return len(self._ready) + reading + self._waiting.answers
+
+    def _seconds_until_room(self):
+        """How long it takes until the first of those who wait begins, as answers went so far: whole seconds."""
+        return int(min(max(self._answer_seconds / self._sizes[-1], 1), LONGEST_WAIT))
 
     def _wake(self):
         with self._lock:
@@ -198,11 +179,11 @@ class Scheduler:
             self._drop_gone()
             self._read_piece()
             self._place()
-            if self.running:
-                self._step()
+            self._step()
         for ticket, answers in self._left():
-            for answer in answers:
-                tell(ticket, Failed(answer, "The server has stopped."))
+            self._fail(((ticket, answer) for answer in answers), "The server has stopped.")
+        if self._cache is not None:
+            self._cache.close()
 
     def _wait(self):
         """Wait for something to do. Returns whether to go on."""
@@ -216,42 +197,98 @@ class Scheduler:
         with self._lock:
             self._closed = True
             rows = [row for row in [*self._rows, *self._ready] if row is not None]
-            tickets = [*self._waiting, *([] if self._reading is None else [self._reading[0]])]
-            self._waiting.clear()
-        return [(row.ticket, [row.answer]) for row in rows] + [(one, range(len(one.asked.seeds))) for one in tickets]
+            tickets = [*self._waiting.remove(lambda ticket: True), *(one.ticket for one in self._readings)]
+        return [(row.ticket, [row.answer]) for row in rows] + [(one, range(one.asked.answers)) for one in tickets]
 
     def _drop_gone(self):
+        """Let go of what nobody wants any more, or whose time is over."""
         with self._lock:
-            self._waiting = collections.deque(ticket for ticket in self._waiting if not ticket.gone)
-        self._ready = collections.deque(row for row in self._ready if not row.ticket.gone)
-        self._rows = [None if row is None or row.ticket.gone else row for row in self._rows]
-        if self._reading is not None and self._reading[0].gone:
-            self._reading = None
+            tickets = self._waiting.remove(_unwanted)
+            tickets += [one.ticket for one in self._readings if _unwanted(one.ticket)]
+            self._readings = [one for one in self._readings if not _unwanted(one.ticket)]
+        answers = [(ticket, answer) for ticket in tickets for answer in range(ticket.asked.answers)]
+        for row in [*self._ready, *self._rows]:
+            if row is not None and _unwanted(row.ticket):
+                row.ended = True
+                answers.append((row.ticket, row.answer))
+        self._ready = collections.deque(row for row in self._ready if not row.ended)
+        self._rows = [None if row is None or row.ended else row for row in self._rows]
+        for ticket, answer in answers:
+            if not ticket.gone:
+                message = f"The answer was not done within {ticket.asked.seconds:g} seconds."
+                self._tell(ticket, Failed(answer, message, late=True))
 
     def _read_piece(self):
-        """Read a piece of the first prompt that waits, if there will be a row for it."""
-        if self._reading is None:
-            if self._ready or self.running >= self._sizes[-1]:
+        """Read a piece of a prompt for which there will be a row."""
+        self._take_up()
+        if not self._readings:
+            return
+        self._turn = not self._turn  # the oldest one, and then the one that is done first
+        reading = self._readings[0] if self._turn else min(self._readings, key=lambda one: one.left)
+        answers = range(reading.ticket.asked.answers)
+        try:
+            if reading.batch is None:
+                self._begin_reading(reading)
+            if reading.left:
+                self._read_some(reading)
+            if reading.left:
                 return
-            with self._lock:
-                if not self._waiting:
-                    return
-                self._reading = self._waiting.popleft(), self._start, 0
-        ticket, batch, at = self._reading
-        left = ticket.asked.ids[at:-1]
-        size = next((size for size in CHUNKS if size <= len(left) and not self.running), CHUNKS[-1])
-        if left:
-            try:
-                batch = self._writer.read(batch, left[:size], size)
-            except Exception as error:  # whatever a backend raises, the others go on
-                self._reading = None
-                self._fail(((ticket, answer) for answer in range(len(ticket.asked.seeds))), error)
-                return
+            facts = reading.cached, self.tokenizer, self.ends, self.vocab_size
+            rows = [Row(reading.ticket, answer, reading.batch, *facts) for answer in answers]
+        except Exception as error:  # whatever a backend raises, the others go on
+            self._readings.remove(reading)
+            self._failed(((reading.ticket, answer) for answer in answers), error)
+            return
         with self._lock:
-            self._reading = (ticket, batch, at + size) if len(left) > size else None
-            if self._reading is None:
-                answers = range(len(ticket.asked.seeds))
-                self._ready.extend(Row(ticket, answer, batch, self.tokenizer) for answer in answers)
+            self._readings.remove(reading)
+            self._ready.extend(rows)
+
+    def _take_up(self):
+        """Begin to read prompts, as many as there are rows for."""
+        with self._lock:
+            taken = self.running + len(self._ready) + sum(one.ticket.asked.answers for one in self._readings)
+            while taken < self._sizes[-1]:
+                ticket = self._waiting.take()
+                if ticket is None:
+                    return
+                self._readings.append(Reading(ticket))
+                taken += ticket.asked.answers
+
+    def _begin_reading(self, reading):
+        """From the start, or from what the cache has of the prompt."""
+        asked = reading.ticket.asked
+        self.figures.read += reading.left
+        reading.batch = self._start if asked.start is None else self._writer.begin(asked.start)
+        found = None if self._cache is None or asked.origin is None else self._cache.find(asked.ids[:-1], asked.origin)
+        if found is not None:
+            reading.at, state = found
+            reading.batch, reading.cached = self._writer.begin(state), reading.at
+            self.figures.cached += reading.at
+
+    def _read_some(self, reading):
+        """The next piece, and keep the state behind it where the prompt ends, or is long."""
+        ids = reading.ticket.asked.ids
+        end = min(len(ids) - 1, (reading.at // MARK + 1) * MARK)
+        size = self._piece_size(end - reading.at)
+        piece = ids[reading.at : min(reading.at + size, end)]
+        reading.batch = self._writer.read(reading.batch, piece, size)
+        reading.at += len(piece)
+        if reading.at == end:
+            self._keep(reading.ticket.asked, ids[: reading.at], reading.batch)
+
+    def _piece_size(self, left):
+        """How many tokens are read at once: in little time for each, and for all, where others write, in no more than a
+        step of theirs takes.
+        """
+        sizes = PIECES
+        if self.running:
+            patience = self._seconds["step", len(self._rows)]
+            sizes = [size for size in PIECES if self._seconds["read", size] <= patience] or [min(PIECES)]
+        return min(sizes, key=lambda size: self._seconds["read", size] / min(size, left))
+
+    def _keep(self, asked, ids, batch):
+        if self._cache is not None and asked.origin is not None:
+            self._cache.keep(ids, self._writer.state(batch), asked.origin)
 
     def _place(self):
         """Take rows that are ready into the batch, which grows for them, and shrinks when they are few."""
@@ -261,8 +298,7 @@ class Scheduler:
             free, size = self._rows.index(None), len(self._rows)
             with self._lock:  # it is counted once, by whoever counts
                 row = self._rows[free] = self._ready.popleft()
-            self._batch = self._writer.taken(self._batch, row.batch, [*range(free), size, *range(free + 1, size)])
-            row.batch = None
+            self._batch = self._writer.taken(self._batch, row.read, [*range(free), size, *range(free + 1, size)])
         smaller = self._sizes.index(len(self._rows)) - 1
         if smaller >= 0 and self.running <= self._sizes[smaller] and not self.waiting:
             self._resize(self._sizes[smaller])
@@ -275,40 +311,142 @@ class Scheduler:
         self._rows = [self._rows[i] for i in kept] + [None] * (size - len(kept))
 
     def _step(self):
-        """Draw a token for each row."""
-        rows = self._rows
+        """Begin a step, and hand out what the one before has drawn."""
+        if not self._writer.runs_ahead or any(row is not None and row.bound for row in self._rows):
+            self._finish(self._pending)
+            self._pending = None
+            self._finish(self._begin())
+            return
+        before, self._pending = self._pending, self._begin()
+        self._finish(before)
+
+    def _begin(self):
+        """A step for each row that wants a token, None if none does."""
+        allowed = self._allowed()
+        rows = [row if row is not None and row.wants_step else None for row in self._rows]
+        if not any(row is not None for row in rows):
+            return None
         live = np.array([row is not None for row in rows])
-        token = np.array([row.token if row else 0 for row in rows], "int32")
-        seeds = np.array([row.seeds if row else (0, 0) for row in rows], "int32")
-        each = [row.values if row else IDLE for row in rows]
+        seeds = np.array([(0, 0) if row is None else row.next_seeds() for row in rows], "int32")
+        each = [IDLE if row is None else row.values for row in rows]
         values = {name: np.concatenate([one[name] for one in each]) for name in NUMBERS}
         try:
-            token, finite, batch = self._writer.step(self._batch, token, live, seeds, values)
+            drawn = self._writer.step(self._batch, live, seeds, values, allowed)
         except Exception as error:  # whatever a backend raises, those who come later are served
-            self._rows, self._batch = [None], self._start
-            self._fail([(row.ticket, row.answer) for row in rows if row is not None], error)
+            self._give_up(error)
+            return None
+        self._batch = drawn.batch
+        self.figures.steps += 1
+        return Step(rows, drawn)
+
+    def _allowed(self):
+        """What each row may draw, (B, words) int32."""
+        masks = []
+        for place, row in enumerate(self._rows):
+            mask = None
+            if row is not None and row.wants_step:
+                try:
+                    mask = row.allowed()
+                except ValueError as error:
+                    self._end(row, [Failed(row.answer, str(error))])
+                    self._rows[place] = None
+            masks.append(self._everything[0] if mask is None else mask)
+        return np.stack(masks)
+
+    def _finish(self, step):
+        """Hand out what a step, if there is one, has drawn."""
+        if step is None:
             return
-        self._batch, self.steps = batch, self.steps + 1
-        for place in np.flatnonzero(live):
-            row = rows[place]
-            if not finite[place]:
-                count = len(row.ticket.asked.ids) + row.drawn
-                row.tell(Failed(row.answer, f"No token can be drawn: after {count} tokens the logits are not finite."))
-            if not finite[place] or row.take(int(token[place]), self._ends):
-                rows[place] = None
+        try:
+            token, finite = map(ops.convert_to_numpy, (step.drawn.batch.rows.token, step.drawn.finite))
+        except Exception as error:  # on some backends a step fails when it is looked at
+            self._give_up(error)
+            return
+        for place, row in enumerate(step.rows):
+            if row is not None and not row.ended:
+                self._take(row, int(token[place]), bool(finite[place]), step, place)
 
-    def _fail(self, answers, error):
+    def _take(self, row, token, finite, step, place):
+        """What a row has drawn."""
+        asked = row.ticket.asked
+        if not finite:
+            count = len(asked.ids) + len(row.drawn)
+            self._end(
+                row, [Failed(row.answer, f"No token can be drawn: after {count} tokens the logits are not finite.")]
+            )
+            return
+        self.figures.written += 1
+        logits = None if asked.logprobs is None else ops.convert_to_numpy(step.drawn.logits)[place]
+        try:
+            events = row.take(token, logits, step.drawn.batch, place)
+        except ValueError as error:
+            self._end(row, [Failed(row.answer, str(error))])
+            return
+        if row.ended:
+            self._end(row, events)
+        else:
+            for event in events:
+                self._tell(row.ticket, event)
+
+    def _end(self, row, events):
+        """A row has ended: it is free, its state is kept, and whoever asked is told."""
+        row.ended = True
+        if row in self._rows:
+            self._rows[self._rows.index(row)] = None
+        *before, last = events
+        if isinstance(last, Done):
+            last = dataclasses.replace(last, place=self._kept_place(row))
+            self.figures.answers += 1
+            spent = time.monotonic() - row.ticket.begun
+            self._answer_seconds += (spent - self._answer_seconds) / min(self.figures.answers, 20)
+        for event in (*before, last):
+            self._tell(row.ticket, event)
+
+    def _kept_place(self, row):
+        """The `Place` behind an answer, if it is wanted. The cache has its state, too."""
+        asked = row.ticket.asked
+        cached = self._cache is not None and asked.origin is not None
+        if not cached and not asked.keep:
+            return None
+        batch, place, count = row.last
+        if batch.size > 1:
+            batch = self._writer.taken(batch, self._start, [place])
+        state = self._writer.state(batch)
+        read = (*asked.ids, *row.drawn[:count])[:-1]
+        if cached:
+            self._cache.keep(read, state, asked.origin)
+        shown = row.drawn[: row.text.shown]
+        waiting = (asked.ids[-1], *shown)[count:]
+        return Place(state, waiting, len(asked.ids) + len(shown)) if asked.keep else None
+
+    def _give_up(self, error):
+        """A step has failed: all its rows have."""
+        rows = [row for row in self._rows if row is not None]
+        self._rows, self._batch, self._pending = [None], self._start, None
+        for row in rows:
+            row.ended = True
+        self._failed([(row.ticket, row.answer) for row in rows], error)
+
+    def _failed(self, answers, error):
         logger.error("Answers failed: %s", error, exc_info=error)
+        self._fail(answers, "The server failed to compute this answer.")
+
+    def _fail(self, answers, message):
         for ticket, answer in answers:
-            tell(ticket, Failed(answer, "The server failed to compute this answer."))
+            self._tell(ticket, Failed(answer, message))
+
+    def _tell(self, ticket, event):
+        """Hand over an event. Whoever cannot take it has gone; the others go on."""
+        if ticket.gone:
+            return
+        self.figures.failed += isinstance(event, Failed)
+        try:
+            ticket.deliver(event)
+        except Exception as error:
+            logger.error("An answer could not be handed over: %s", error, exc_info=error)
+            ticket.gone = True
 
 
-def tell(ticket, event):
-    """Hand over an event. Whoever cannot take it has gone; the others go on."""
-    if ticket.gone:
-        return
-    try:
-        ticket.deliver(event)
-    except Exception as error:
-        logger.error("An answer could not be handed over: %s", error, exc_info=error)
-        ticket.gone = True
+def _unwanted(ticket):
+    """Whether nobody wants it any more, or its time is over."""
+    return ticket.gone or ticket.late

@@ -46,11 +46,12 @@ class TokenText:
     was given out is at every moment the text of `shown` tokens, and whoever stops reading knows what was read. Only the
     text before a stop may end inside a token, which does not count as shown then.
 
+    after: in how many tokens no stop is looked for.
     fed, shown: tokens taken, and wholly given out. stopped: whether a stop was found; there is no more text then.
     """
 
-    def __init__(self, tokenizer, stops=()):
-        self._tokenizer, self._stops = tokenizer, stops
+    def __init__(self, tokenizer, stops=(), after=0):
+        self._tokenizer, self._all_stops, self._after = tokenizer, stops, after
         self._stream = TextStream(tokenizer)
         self._waiting, self._ends = "", []  # text, and (place, tokens) where a token ends between two characters
         self.fed, self.shown, self.stopped = 0, 0, False
@@ -76,6 +77,11 @@ class TokenText:
         self._waiting += self._stream.flush()
         self._ends.append((len(self._waiting), self.fed))
         return self._given(0)
+
+    @property
+    def _stops(self):
+        """The stop texts that are looked for now."""
+        return self._all_stops if self.fed > self._after else ()
 
     def _begun(self):
         """How many of the last characters may be the beginning of a stop."""

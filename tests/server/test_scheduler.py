@@ -10,7 +10,8 @@ import pytest
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models import rows
 from bert4keras_rwkv.models.request import seeds
-from bert4keras_rwkv.server.scheduler import Asked, ClosedError, Done, Failed, FullError, Piece, Scheduler
+from bert4keras_rwkv.server.asked import Asked, Done, Failed, Piece
+from bert4keras_rwkv.server.scheduler import ClosedError, FullError, Scheduler
 from tests.server.models import endless
 from tests.test_chat import talker
 
@@ -150,10 +151,10 @@ def test_who_leaves_frees_the_row_before_the_next_token():
     ticket = scheduler.submit(asked(scheduler, "a", 10**6), lambda event: begun.set())
     assert begun.wait(60)
     ticket.leave()
-    steps = scheduler.steps
+    steps = scheduler.figures.steps
     assert submitted(scheduler, "a", 5)[0].wait()
     assert scheduler.running <= 1
-    assert scheduler.steps - steps <= 5 + 2  # the others' steps, and the one that had begun
+    assert scheduler.figures.steps - steps <= 5 + 2  # the others' steps, and the one that had begun
     scheduler.stop()
 
 
@@ -184,9 +185,9 @@ def test_a_row_without_numbers_ends_with_an_error_and_touches_nobody(rwkv):
     read = scheduler._writer.read
 
     def broken(batch, ids, size):
-        counts, state = read(batch, ids, size)
+        batch = read(batch, ids, size)
         bad = ids[0] == rwkv.tokenizer.encode("Z")[0]
-        return counts, jax.tree.map(lambda x: x * np.nan, state) if bad else state
+        return batch._replace(state=jax.tree.map(lambda x: x * np.nan, batch.state)) if bad else batch
 
     scheduler._writer.read = broken
     good = [submitted(scheduler, "once", 20, way, 2)[0] for way in WAYS[:3]]
