@@ -84,21 +84,28 @@ class Reply:
         """(when, dict) of each event of a stream."""
         return [(when, json.loads(text)) for when, text in self._lines if text != "[DONE]"]
 
+    @property
+    def _told(self):
+        """The values of the events, or of the one body."""
+        return [event for _, event in self.events] if self._lines else [self.json]
+
     @functools.cached_property
     def texts(self):
         """The text of each answer, by number: streamed or whole, of a chat or not."""
-        told = [event for _, event in self.events] if self._lines else [self.json]
         texts = {}
-        for choice in (choice for one in told for choice in one.get("choices", ())):
+        for choice in (choice for one in self._told for choice in one.get("choices", ())):
             texts[choice["index"]] = texts.get(choice["index"], "") + text_of(choice)
         return texts
+
+    def last(self, name):
+        """What was said last under a name, None for nothing: streamed or whole."""
+        return next((one[name] for one in reversed(self._told) if one.get(name) is not None), None)
 
     @property
     def tokens(self):
         """How many were written, as the server says; None where it does not."""
-        told = [event for _, event in self.events] if self._lines else [self.json]
-        usages = [one["usage"] for one in told if one.get("usage")]
-        return usages[-1]["completion_tokens"] if usages else None
+        usage = self.last("usage")
+        return usage and usage["completion_tokens"]
 
     @property
     def first(self):
@@ -146,11 +153,15 @@ class Exchange(asyncio.Protocol):
             self.ended.set_result(None)
 
 
-def request(address, path, body=None):
-    """The bytes of a request, after whose answer the server closes. body: bytes, or values that are sent as JSON."""
+def request(address, path, body=None, method=None):
+    """The bytes of a request, after whose answer the server closes. body: bytes, or values that are sent as JSON.
+
+    method: of HTTP, None: POST with a body and GET without one.
+    """
     if body is not None and not isinstance(body, bytes):
         body = json.dumps(body).encode()
-    lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", f"Host: {address.host}:{address.port}"]
+    method = method or ("GET" if body is None else "POST")
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {address.host}:{address.port}"]
     lines += ["Connection: close"]
     if body is not None:
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
@@ -176,9 +187,9 @@ async def exchanged(address, data, pause=0.0):
     return exchange.reply
 
 
-async def ask(address, path, body=None, pause=0.0):
+async def ask(address, path, body=None, pause=0.0, method=None):
     """The `Reply` to a request."""
-    return await exchanged(address, request(address, path, body), pause)
+    return await exchanged(address, request(address, path, body, method), pause)
 
 
 async def together(coroutines):

@@ -16,8 +16,8 @@ from .rounds import TICK
 
 
 class Served:
-    """A server process. command: what starts it, with "{port}" for the port that it listens on. It is ready when it
-    answers `path`.
+    """A server process, which ends with a `with` block. command: what starts it, with "{port}" for the port that it
+    listens on. It is ready when it answers `path`.
     """
 
     def __init__(self, command, path="/v1/models", environment=None, patience=600.0):
@@ -26,6 +26,12 @@ class Served:
         self._folder = tempfile.TemporaryDirectory()
         self._log = Path(self._folder.name, "log")
         self.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.kill()
 
     def start(self):
         """Start it, and wait until it answers. Returns the seconds that it took."""

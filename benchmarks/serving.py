@@ -4,6 +4,7 @@ All of one model run side by side and are asked in turn, over loopback. What the
 """
 
 import asyncio
+import contextlib
 import itertools
 import random
 import tempfile
@@ -50,12 +51,13 @@ WORDS = (
     "stop",
     "it",
 )
+JAX = {"KERAS_BACKEND": "jax"}
 FASTER_AT_16, ADDED, LATEST, KEPT, KEPT_ON_DISK = 6.0, 1.10, 4.0, 10.0, 5.0
 
 
 class Loaded:
-    """A server and the load that it is asked to bear, for `interleave`. count: a function from a text to how many tokens
-    it has. spreads: of each burst of clients, the median and the 99th percentile of seconds to the first text.
+    """A server and the load that it is asked to bear, for `interleave`. count: a function from a text to how many
+    tokens it has. spreads: of each burst of clients, the median and the 99th percentile of seconds to the first text.
     """
 
     def __init__(self, label, served, commands, count):
@@ -149,25 +151,22 @@ def serving(name, version, options, say):
     length, group = LENGTHS.get(name, LENGTH), group_name(name, version)
     bare, turns = [f"greedy {length * count} {count}" for count in STREAMS], ["first 1", f"second {HISTORY}"]
     streams = [*bare, f"sampled {length * STREAMS[-1]} {STREAMS[-1]}"]
-    with tempfile.TemporaryDirectory() as folder:
-        kept = ["--cache", folder]
+    with contextlib.ExitStack() as stack:
+        kept = ["--cache", stack.enter_context(tempfile.TemporaryDirectory())]
         loads = [(OURS, ours(path, *strategy, *kept), [*streams, *turns, f"waiting {CLIENTS}", f"restarted {HISTORY}"])]
         loads.append((NO_CACHE, ours(path, *strategy, "--cache-memory", "0"), [f"second {HISTORY}"]))
         loads += [(label, command, [*streams, *turns]) for label, command in llama_cpp(path, options)]
-        started = []
-        workers = []
-        for label, way in ((ROWS, "rows"), (SCHEDULER, "scheduler")):
-            say(f"  {group}: {label} starts")
-            jax = {"KERAS_BACKEND": "jax"}
-            workers.append(Worker(label, "peer_rows", [way, path, *strategy[1:]], jax, bare))
-        for label, command, commands in loads:
-            say(f"  {group}: {label} starts")
-            started.append(Served(command, environment={"KERAS_BACKEND": "jax"}))
-            count = counter(started[0])
-            workers.append(Loaded(label, started[-1], commands, count))
+        say(f"  {group}: {len(loads) + 2} programs start")
+        workers = [
+            Worker(label, "peer_rows", [way, path, *strategy[1:]], JAX, bare)
+            for label, way in ((ROWS, "rows"), (SCHEDULER, "scheduler"))
+        ]
+        servers = [stack.enter_context(Served(command, environment=JAX)) for _, command, _ in loads]
+        workers += [
+            Loaded(label, served, commands, counter(servers[0]))
+            for (label, _, commands), served in zip(loads, servers, strict=True)
+        ]
         series = interleave(group, workers, options.rounds, options.wait, say)
-        for served in started:
-            served.stop()
     facts = {worker.label: worker.spreads for worker in workers if isinstance(worker, Loaded)}
     return {"series": series, "facts": facts}
 

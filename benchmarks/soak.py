@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import collections
 import contextlib
+import functools
 import json
 import random
 import sys
@@ -26,7 +27,7 @@ KILLS = (0.1, 0.2)  # shares of the time, after which the server is killed
 SAMPLE = 1.0  # seconds
 GROWTH, SHORTEST = 0.03, 60  # of memory, which is judged if there are so many samples of the last life
 CACHE_MEMORY = "64MiB"  # full within seconds: what grows after that is a leak
-LENGTH, PATIENCE = 40, 120.0
+LENGTH, TURNS, PATIENCE = 40, 4, 120.0
 SUBJECTS = (
     "a hacker",
     "a kluge",
@@ -94,6 +95,19 @@ def questions(alone, count, length=LENGTH):
     return found
 
 
+@dataclass
+class Session:
+    """A conversation that the server keeps. script: its number. turn: how many are over. tokens: that it has, as the
+    server says. certain: whether it is known how many turns are over.
+    """
+
+    script: int
+    id: str = "new"
+    turn: int = 0
+    tokens: int = 0
+    certain: bool = True
+
+
 class Tally:
     """How often each kind of client met each outcome, and what was said of the bad ones."""
 
@@ -118,13 +132,19 @@ class Tally:
 
 class Soak:
     """The load. served: a `Served`. alone: a worker `peer_alone`. pool: `Question`s. clients: how many ask at once.
-    kills: shares of the time, after which the server is killed.
+    kills: shares of the time, after which the server is killed. scripts: how many sessions differ.
     """
 
-    def __init__(self, served, alone, pool, clients=24, kills=KILLS, seed=0):
+    def __init__(self, served, alone, pool, clients=24, kills=KILLS, scripts=8, seed=0):
         self._served, self._alone, self._pool, self._clients, self._shares = served, alone, pool, clients, kills
         self._random, self.tally = random.Random(seed), Tally()
         self._kills, self._is_up, self._asking = 0, asyncio.Event(), threading.Lock()
+        self._scripts = [
+            [self._random.choice(OPENINGS).format(self._random.choice(SUBJECTS)) for _ in range(TURNS)]
+            for _ in range(scripts)
+        ]
+        self._answers = []  # of each script, the texts when nobody else is there
+        self._open, self._parked = [], []  # `Session`s that go on, and that wait until the end
         self.memory = []  # megabytes, every SAMPLE seconds of the server's present life
         self._kinds = {
             self._greedy: 10,
@@ -137,10 +157,13 @@ class Soak:
             self._oversized: 1,
             self._looking: 1,
         }
+        if scripts:
+            self._kinds[self._session] = 4
 
     async def run(self, seconds):
         """Bear it for so long."""
         self._is_up.set()
+        await self._begin_sessions()
         self._began, self._until = time.perf_counter(), time.perf_counter() + seconds
         clients = [asyncio.create_task(self._client()) for _ in range(self._clients)]
         watching = asyncio.create_task(self._watch())
@@ -149,6 +172,8 @@ class Soak:
             await self._kill()
         await asyncio.gather(*clients)
         watching.cancel()
+        for session in [*self._parked, *self._open]:
+            await self._one("session, at the end", functools.partial(self._turn, session))
         await self._one("rows left", self._rows_left)
 
     async def _rows_left(self):
@@ -198,7 +223,7 @@ class Soak:
             await asyncio.sleep(SAMPLE)
 
     def growth(self):
-        """How much more memory the server has in the last third of its last life than in the first, as a share of it."""
+        """How much more memory the server has in the last third of its last life than in the first, as a share."""
         third = len(self.memory) // 3
         return median(self.memory[-third:]) / median(self.memory[:third]) - 1
 
@@ -226,6 +251,72 @@ class Soak:
     def _alone_near(self, asked):
         with self._asking:
             return self._alone.ask(json.dumps(asked))["near"]
+
+    async def _begin_sessions(self):
+        """What sessions are answered when nobody else is there, and some that are gone on with at the end."""
+        for script, said in enumerate(self._scripts):
+            session, texts = Session(script), []
+            for content in said:
+                reply = await self._said(session, content)
+                texts.append(reply.texts[0])
+                session.id = reply.last("session_id")
+            self._answers.append(texts)
+        for script in range(len(self._scripts)):
+            self._parked.append(Session(script))
+            outcome, why = await self._turn(self._parked[-1])
+            if outcome != RIGHT:
+                raise RuntimeError(f"The same session again: {outcome}, {why}")
+
+    async def _said(self, session, content):
+        """The reply to what is said in a session."""
+        messages = [{"role": "user", "content": content}]
+        body = {"messages": messages, "session_id": session.id, "temperature": 0, "max_tokens": LENGTH}
+        body["stream"] = self._random.random() < 0.5
+        return await ask(self._served.address, "/v1/chat/completions", body)
+
+    async def _session(self):
+        """Go on with a session, or begin one."""
+        fresh = len(self._open) < len(self._scripts) // 2
+        session = Session(self._random.randrange(len(self._scripts))) if fresh else self._open.pop(0)
+        outcome = None
+        try:
+            outcome, said = await self._turn(session)
+            return outcome, said
+        finally:
+            if session.turn < TURNS and outcome != LOST:
+                self._open.append(session)
+
+    async def _turn(self, session):
+        """One turn of a session, which is there afterwards, whatever happens, and is deleted after the last one."""
+        if not session.certain and not await self._caught_up(session):
+            return LOST, f"{session} is not there"
+        if session.turn == TURNS:
+            return RIGHT, ""
+        session.certain = False
+        reply = await self._said(session, self._scripts[session.script][session.turn])
+        if (outcome := _received(reply)) != RIGHT:
+            session.certain = outcome == BUSY
+            return (LOST if reply.status == 404 else outcome), f"{session}: {_said(reply)}"
+        session.id = reply.last("session_id")
+        if not await self._caught_up(session):
+            return LOST, f"{session} is not there"
+        text, wanted = reply.texts.get(0, ""), self._answers[session.script][session.turn - 1]
+        if session.turn == TURNS:
+            await ask(self._served.address, f"/v1/states/{session.id}", method="DELETE")
+        return (RIGHT if text == wanted else WRONG), f"{session}: {text!r}, and before {wanted!r}"
+
+    async def _caught_up(self, session):
+        """Ask the server how far a session is. Returns whether it is there."""
+        if session.id == "new":  # nobody was told that it is kept
+            session.certain = True
+            return True
+        reply = await ask(self._served.address, f"/v1/states/{session.id}")
+        if reply.status == 404:
+            return False
+        tokens = reply.json["tokens"]
+        session.turn += tokens > session.tokens
+        session.tokens, session.certain = tokens, True
+        return True
 
     async def _sampled(self):
         question = self._random.choice(self._pool)
@@ -296,10 +387,10 @@ def main(argv=None):
     pool = questions(alone, options.questions)
     with tempfile.TemporaryDirectory() as folder:
         kept = ["--cache", folder, "--cache-memory", CACHE_MEMORY]
-        served = Served(ours(options.model, *kept), environment={"KERAS_BACKEND": "jax"})
-        soak = Soak(served, alone, pool, options.clients, seed=options.seed)
-        asyncio.run(soak.run(60 * options.minutes))
-        served.stop()
+        with Served(ours(options.model, *kept), environment={"KERAS_BACKEND": "jax"}) as served:
+            soak = Soak(served, alone, pool, options.clients, seed=options.seed)
+            asyncio.run(soak.run(60 * options.minutes))
+            served.stop()
     alone.kill()
     return reported(soak)
 
