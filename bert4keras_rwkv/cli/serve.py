@@ -49,8 +49,8 @@ def run(arguments):
 
 def begun(arguments, rwkv, template, access):
     """The `Service`, whose scheduler has started."""
-    from bert4keras_rwkv.server.app import Service
     from bert4keras_rwkv.server.scheduler import Scheduler
+    from bert4keras_rwkv.server.service import Service
 
     origin, vocab_size = rwkv.origin, rwkv.config.vocab_size
     scheduler = Scheduler(rwkv, arguments.max_batch, arguments.queue)
