@@ -25,6 +25,7 @@ class Wish(NamedTuple):
     kind: str
     source: Any
     field: str
+    lenient: bool = False
 
 
 def schema_of(given):
@@ -59,9 +60,10 @@ Texts = Annotated[list[Text], Field(min_length=1)]
 
 
 class SchemaFormat(Fields):
-    """Of a `response_format`."""
+    """Of a `response_format`. strict: false leaves out what is not known in the schema, instead of refusing it."""
 
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
 
 
 class ResponseFormat(Fields):
@@ -81,6 +83,11 @@ class ResponseFormat(Fields):
     def wanted_schema(self):
         """The JSON schema, None for any object."""
         return self.schema_ if self.json_schema is None else self.json_schema.schema_
+
+    @property
+    def lenient(self):
+        """Whether what is not known in the schema is left out."""
+        return self.json_schema is not None and self.json_schema.strict is False
 
 
 class StructuredOutputs(Fields):
@@ -109,7 +116,7 @@ class Constrained(Fields):
     @property
     def wish(self):
         """The `Wish`, None for any text. Raises ApiError where there are several."""
-        found = [Wish(kind, source, field) for kind, source, field in self._wishes() if source is not None]
+        found = [Wish(*one) for one in self._wishes() if one[1] is not None]
         if len(found) > 1:
             names = ", ".join(f"`{one.field}`" for one in found)
             raise ApiError(400, f"One field says what an answer has to be. Received: {names}.", found[1].field)
@@ -118,7 +125,7 @@ class Constrained(Fields):
     def _wishes(self):
         if (form := self.response_format) is not None and form.type != "text":
             kind = "json_object" if form.wanted_schema is None else "json_schema"
-            yield kind, form.wanted_schema or {}, "response_format"
+            yield kind, form.wanted_schema or {}, "response_format", form.lenient
         yield "json_schema", self.guided_json, "guided_json"
         yield "json_schema", self.json_schema, "json_schema"
         yield "regex", self.guided_regex, "guided_regex"

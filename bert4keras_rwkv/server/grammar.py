@@ -56,14 +56,15 @@ class Grammars:
         self._trials = threading.BoundedSemaphore(limits.trials)
         self._problem = functools.lru_cache(limits.known)(self._tried)
 
-    def compiled(self, kind, source, field="response_format", before=""):
+    def compiled(self, kind, source, field="response_format", *, before="", lenient=False, instead=None):
         """A function that returns a `Constraint` for an answer. It takes a while, and lets other threads run.
 
-        kind, source: 'json_object' and None, 'json_schema' and a dict, 'regex' or 'lark' and a str. field: of the
-        request, for errors. before: text that an answer begins with, in front of the rest. Raises ApiError.
+        kind, source: 'json_object' and anything, 'json_schema' and a dict, 'regex' or 'lark' and a str. field: of the
+        request, for errors. before: text that comes first. lenient: what is not known in a schema is left out, instead
+        of refused. instead: a Lark grammar that an answer may follow just as well, without `before`. Raises ApiError.
         """
         try:
-            grammar = _library_form(kind, source, before)
+            grammar = _library_form(_body(kind, source, lenient), before, instead)
         except ValueError as error:
             raise ApiError(400, f"`{field}`: {error}", field) from error
         if len(grammar) > self.limits.size:
@@ -84,7 +85,7 @@ class Grammars:
             raise ApiError(429, message, field, "rate_limit_exceeded", {"Retry-After": "1"})
         try:
             program = [sys.executable, "-P", grammar_trial.__file__]
-            asked = json.dumps({"grammar": grammar, "limits": LIBRARY})
+            asked = json.dumps({"grammar": grammar, "limits": LIBRARY, "seconds": 2 * self.limits.seconds})
             done = subprocess.run(program, input=asked, capture_output=True, text=True, timeout=self.limits.seconds)
         except subprocess.TimeoutExpired as error:
             message = f"`{field}` takes more than {self.limits.seconds:g} seconds to compile. Make it simpler."
@@ -153,26 +154,34 @@ def _name(kind):
     return {"regex": "regular expression", "lark": "Lark grammar"}.get(kind, "JSON schema")
 
 
-def _library_form(kind, source, before):
-    """A grammar as llguidance takes it, JSON."""
+def _body(kind, source, lenient):
+    """One grammar of those that llguidance takes."""
     if kind == "json_object":
-        body = {"json_schema": spaced({"type": "object"})}
-    elif kind == "json_schema":
-        body = {"json_schema": spaced(source)}
-    elif kind == "regex":
-        body = json.loads(llguidance.LLMatcher.grammar_from_regex(source))["grammars"][0]
-    elif kind == "lark":
-        if "::=" in source:
-            raise ValueError(
-                'this looks like llama.cpp\'s GBNF. A Lark grammar is expected, such as `start: "yes" | "no"`.'
-            )
-        body = {"lark_grammar": source}
-    else:
+        return {"json_schema": spaced({"type": "object"})}
+    if kind == "json_schema":
+        return {"json_schema": spaced(source, lenient)}
+    if kind == "regex":
+        return json.loads(llguidance.LLMatcher.grammar_from_regex(source))["grammars"][0]
+    if kind != "lark":
         raise ValueError(f"a grammar is of 'json_object', 'json_schema', 'regex' or 'lark'. Received: {shown(kind)}.")
-    first = [{"lark_grammar": f"start: {json.dumps(before)} @body"}] if before else []
-    return json.dumps({"grammars": [*first, {**body, "name": "body"}]})
+    if "::=" in source:
+        raise ValueError('this looks like GBNF of llama.cpp. A Lark grammar is expected: `start: "yes" | "no"`.')
+    return {"lark_grammar": source}
+
+
+def _library_form(body, before, instead):
+    """All of a grammar as llguidance takes it, JSON."""
+    first = "start: " + (f"{json.dumps(before)} " if before else "") + "@body"
+    grammars = [{**body, "name": "body"}]
+    if instead is not None:
+        first += " | @instead"
+        grammars.append({"lark_grammar": instead, "name": "instead"})
+    return json.dumps({"grammars": [{"lark_grammar": first}, *grammars] if before or instead else grammars})
 
 
 def spaced(schema, lenient=False):
-    """A JSON schema, a dict, with how much space there may be. lenient: keywords that are not known are left out."""
-    return {**schema, "x-guidance": {"whitespace_pattern": SPACES, "lenient": lenient}}
+    """A JSON schema, a dict, with how much space there may be. lenient: keywords that are not known are left out, and
+    `oneOf` may be several.
+    """
+    options = {"whitespace_pattern": SPACES, "lenient": lenient, "coerce_one_of": lenient}
+    return {**schema, "x-guidance": options}

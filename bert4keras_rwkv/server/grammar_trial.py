@@ -1,6 +1,6 @@
 """A program of its own that tries a grammar out: one that takes forever, or more than there is, harms nothing but it.
 
-It reads a JSON object with `grammar` and `limits` and writes what is wrong with the grammar, "" for nothing.
+It reads a JSON object with `grammar`, `limits` and `seconds`, and writes what is wrong with it, "" for nothing.
 """
 
 import json
@@ -41,6 +41,7 @@ def problem(made):
 
 
 def main():
+    """Try one grammar."""
     asked = json.load(sys.stdin)
     tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(Bytes()), n_vocab=257, eos_token=[256])
     found = []
@@ -49,9 +50,11 @@ def main():
     def tried():
         found.append(problem(matcher(tokenizer, asked["grammar"], asked["limits"])))
 
-    thread = threading.Thread(target=tried)
+    thread = threading.Thread(target=tried, daemon=True)
     thread.start()
-    thread.join()
+    thread.join(asked["seconds"])
+    if not found:
+        sys.exit("This takes too long.")
     json.dump(found[0], sys.stdout)
 
 

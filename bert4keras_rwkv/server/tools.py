@@ -35,11 +35,11 @@ class Tools:
         return template.functions([signature(one) for one in self.functions])
 
     def mode(self, template):
-        """The mode of a reply that has to be a call, None where the template has none."""
-        return CALL if CALL in template.modes else None
+        """The mode of a reply that has to be a call, None for the usual one."""
+        return CALL if self.forced and CALL in template.modes else None
 
     def grammar(self, template):
-        """The Lark grammar of a reply that has to be a call, behind what the mode opens it with."""
+        """The Lark grammar of a reply that is a call, behind what its mode opens it with."""
         known = [one for one in self.functions if one.name in self.names]
         rules = [line for number, one in enumerate(known) for line in _rules(number, one)]
         opened = "" if self.mode(template) else json.dumps(template.before_reply + FENCE) + " "
@@ -57,7 +57,7 @@ def tools_of(wanted, template):
     if twice is not None:
         message = f"`tools`: each function has a name of its own. Received: {shown(names[twice])}, twice."
         raise ApiError(400, message, f"tools[{twice}].function.name")
-    forced = choice.kind in ("required", "function")
+    forced, wish = choice.kind in ("required", "function"), wanted.wish
     if forced and (not names or choice.name not in (None, *names)):
         there = ", ".join(map(shown, names)) or "none"
         message = f"`tool_choice` wants a call of one of `tools`, of which there are: {there}."
@@ -68,9 +68,9 @@ def tools_of(wanted, template):
         fit = ", ".join(f"'{name}'" for name in template_names() if template_of(name).tools is not None)
         message = f"`tools`: the template '{template.name}' knows no functions. Those that do: {fit}."
         raise ApiError(400, message, "tools")
-    if wanted.wish is not None:
-        field = wanted.wish.field
-        raise ApiError(400, f"`{field}` says what an answer is, and `tools` that it is a call. Leave one out.", field)
+    if forced and wish is not None:
+        message = f"`{wish.field}` says what an answer is, and `tool_choice` that it is a call. Leave one out."
+        raise ApiError(400, message, wish.field)
     if choice.name is not None:
         return Tools(functions, (choice.name,), True, parallel=False)
     return Tools(functions, tuple(names), forced, wanted.parallel_tool_calls is not False)

@@ -127,7 +127,7 @@ def test_which_functions_may_be_called():
         ("tool_choice", {"tool_choice": {"type": "function", "function": {"name": "then"}}}),
         ("tool_choice", {"tool_choice": "required", "tools": []}),
         ("tools[1].function.name", {"tools": [TOOLS[0], TOOLS[0]]}),
-        ("regex", {"regex": "a"}),
+        ("regex", {"regex": "a", "tool_choice": "required"}),
     ):
         with pytest.raises(ApiError) as raised:
             tools_of(wanted(**fields), G1)
@@ -177,6 +177,7 @@ def test_a_forced_call_has_one_of_the_layouts():
     assert grammar.count("%json") == 2 and grammar.startswith('start: "\\n" (call | "[')
     assert tools_of(wanted(tool_choice="required"), G1).mode(G1) == "call"
     single = tools_of(wanted(tool_choice="required", parallel_tool_calls=False), G1).grammar(G1)
+    assert tools_of(wanted(), G1).grammar(G1).startswith('start: " ```json" "\\n" (call | "[')
     assert single.startswith('start: "\\n" (call) "\\n```"')
     schema = json.loads(grammar.splitlines()[3].partition("%json ")[2])
     assert schema["properties"] == WEATHER["parameters"]["properties"]
