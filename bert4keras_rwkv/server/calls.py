@@ -1,5 +1,6 @@
 """Calls of functions in the text of an answer, as it comes: it does not matter into which pieces the text is cut."""
 
+import itertools
 import json
 import re
 import uuid
@@ -30,8 +31,10 @@ class CallReply:
         self._state = self._look
         self._held = ""  # text of which it does not show yet what it is
         self._fresh = True  # whether a call needs no fence here
-        self._said = self._tail = ""
-        self._calls, self._deltas = 0, []
+        self._said, self._tail = False, ""
+        self._calls = 0
+        self._told = False  # whether a call of the value was
+        self._found = []  # (None, None, content) or (number of a call, its name or None, arguments), not given out yet
 
     def feed(self, text):
         """The deltas that more text gives, a list of dicts."""
@@ -57,29 +60,21 @@ class CallReply:
         return self._state == self._read and not self._told
 
     def _given(self):
-        given, self._deltas = self._deltas, []
-        return given
+        """The deltas of what was found."""
+        found, self._found = self._found, []
+        return [_delta(number, list(parts)) for number, parts in itertools.groupby(found, lambda part: part[0])]
 
     def _say(self, text):
         """Text is content. An answer does not begin with space."""
         text = text if self._said else text.lstrip()
-        self._said = self._said or text[:1]
-        if text and self._deltas and "content" in self._deltas[-1]:
-            self._deltas[-1]["content"] += text
-        elif text:
-            self._deltas.append({"content": text})
+        self._said = self._said or bool(text)
+        if text:
+            self._found.append((None, None, text))
 
-    def _call(self, name):
-        call = {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": {"name": name, "arguments": ""}}
-        self._deltas.append({"tool_calls": [{"index": self._calls, **call}]})
+    def _call(self, name, arguments):
+        """A call has begun."""
+        self._found.append((self._calls, name, arguments))
         self._calls, self._told = self._calls + 1, True
-
-    def _arguments(self, text):
-        last = self._deltas[-1]["tool_calls"][0] if self._deltas and "tool_calls" in self._deltas[-1] else {}
-        if last.get("index") == self._calls - 1:
-            last["function"]["arguments"] += text
-        else:
-            self._deltas.append({"tool_calls": [{"index": self._calls - 1, "function": {"arguments": text}}]})
 
     def _look(self, one):
         """Content, until a value begins that may be a call."""
@@ -127,7 +122,7 @@ class CallReply:
 
     def _read(self, one):
         """A value, while it may be calls."""
-        self._held += one
+        self._held += "" if self._told else one
         outside = not self._string and self._depth <= self._base
         self._follow(one)
         if outside and self._base and self._depth == 1:  # the list itself
@@ -157,15 +152,14 @@ class CallReply:
         """A character of an object that may be a call. _inside: whether the arguments are being told, None before."""
         if self._spoiled:
             return
-        self._object += one
+        self._object += one if self._inside is None else ""
         closed = self._depth == self._base and not self._string
         if self._inside:
-            self._arguments(one)
+            self._found.append((self._calls - 1, None, one))
             self._inside = self._depth > self._base + 1 or self._string
         elif self._inside is None and one == "{" and (head := HEAD.fullmatch(self._object)):
             if head[1] in self._names:
-                self._call(head[1])
-                self._arguments(one)
+                self._call(head[1], one)
                 self._inside = True
         elif self._inside is None and closed:
             self._whole()
@@ -181,8 +175,7 @@ class CallReply:
         if call is None:
             self._no_call()
             return
-        self._call(call[0])
-        self._arguments(call[1])
+        self._call(*call)
 
     def _possible(self):
         """Whether an object that has begun may be a call."""
@@ -215,6 +208,18 @@ class CallReply:
 
     def _skip(self, one):
         """What is left out."""
+
+
+def _delta(number, parts):
+    """One delta, of content or of a call, of the parts that it was found in."""
+    text = "".join(part[2] for part in parts)
+    if number is None:
+        return {"content": text}
+    name = parts[0][1]
+    if name is None:
+        return {"tool_calls": [{"index": number, "function": {"arguments": text}}]}
+    begun = {"index": number, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function"}
+    return {"tool_calls": [begun | {"function": {"name": name, "arguments": text}}]}
 
 
 def call_in(text, names):

@@ -149,10 +149,10 @@ def test_an_answer_in_a_form_or_a_call_instead(grammars, tokenizers):
 
 
 def test_what_is_not_known_in_a_schema_is_left_out_where_that_is_asked_for(grammars):
-    schema = {"oneOf": [{"type": "integer", "not": {}}, {"type": "number"}]}
-    with pytest.raises(ApiError, match="oneOf"):
-        grammars["halves"].compiled("json_schema", schema)
-    assert allowed(grammars["halves"].compiled("json_schema", schema, lenient=True)())
+    for schema in ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, {"type": "integer", "not": {"const": 3}}):
+        with pytest.raises(ApiError, match=r"oneOf|not"):
+            grammars["halves"].compiled("json_schema", schema)
+        assert allowed(grammars["halves"].compiled("json_schema", schema, lenient=True)())
     form = {"type": "json_schema", "json_schema": {"schema": schema, "strict": False}}
     assert CompletionWanted.model_validate({"prompt": "a", "response_format": form}).wish.lenient
 

@@ -81,7 +81,7 @@ def test_calls_are_found_and_all_else_is_content(text, content, calls):
     assert read([text])[:2] == (text.lstrip() if content is None else content, calls)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_cut_of_a_text_gives_the_same(data):
     """Also of texts that nobody would write."""
