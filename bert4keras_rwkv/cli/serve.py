@@ -7,17 +7,18 @@ import sys
 
 from bert4keras_rwkv.cli.generate import load_to_write, named_template
 from bert4keras_rwkv.cli.progress import Bar
-from bert4keras_rwkv.templates import template_for, template_of
 from bert4keras_rwkv.tokenizers import load_tokenizer
 
 try:
     import fastapi  # noqa: F401
-    import uvicorn
+    import llguidance  # noqa: F401
+    import prometheus_client  # noqa: F401
 
     from bert4keras_rwkv.server.access import LOCAL_NAMES, Access, is_loopback, read_keys
+    from bert4keras_rwkv.server.graceful import GracefulServer
 except ModuleNotFoundError as missing:
     raise ImportError(
-        f"`serve` needs FastAPI and uvicorn ({missing}): pip install 'bert4keras_rwkv[serve]'."
+        f"`serve` needs what its extra installs ({missing}): pip install 'bert4keras_rwkv[serve]'."
     ) from missing
 
 
@@ -31,12 +32,17 @@ def run(arguments):
         rwkv = load_to_write(arguments, tokenizer)
         if arguments.adapter is not None:
             rwkv.load_adapter(arguments.adapter)
-        service = begun(arguments, rwkv, template, Access(keys, LOCAL_NAMES if local else None))
         from bert4keras_rwkv.server.app import make_app
+        from bert4keras_rwkv.server.begin import Limits, Remembering, begin_service
 
-        config = uvicorn.Config(
-            make_app(service), log_level="warning", server_header=False, timeout_graceful_shutdown=arguments.stop_within
-        )
+        a, access = arguments, Access(keys, LOCAL_NAMES if local else None)
+        limits = Limits(a.max_batch, a.queue, a.max_tokens, a.max_prompt, a.time_limit)
+        named = dict(a.states or ())
+        remembering = Remembering(a.cache, a.cache_memory, a.cache_disk, a.cache_dtype, named, a.state_key_file)
+        with Bar("compiling", "program") as bar:
+            service = begin_service(rwkv, template, access, limits, remembering, report=bar)
+        options = {"log_level": "warning", "server_header": False}
+        server = GracefulServer(make_app(service), service.scheduler, arguments.stop_within, **options)
         listener.listen()
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
@@ -44,27 +50,7 @@ def run(arguments):
         if not local and keys is None:
             say("Whoever reaches this address may use it: --api-key-file asks for a key.")
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has stopped, which is the end
-        uvicorn.Server(config).run(sockets=[listener])
-
-
-def begun(arguments, rwkv, template, access):
-    """The `Service`, whose scheduler has started."""
-    from bert4keras_rwkv.server.scheduler import Scheduler
-    from bert4keras_rwkv.server.service import Service
-
-    origin, vocab_size = rwkv.origin, rwkv.config.vocab_size
-    scheduler = Scheduler(rwkv, arguments.max_batch, arguments.queue)
-    with Bar("compiling", "program") as bar:
-        scheduler.start(bar)
-    return Service(
-        origin.name or rwkv.config.model,
-        scheduler,
-        template or template_of(template_for(origin.name, origin.template, vocab_size)),
-        vocab_size,
-        access,
-        arguments.max_tokens,
-        arguments.max_prompt,
-    )
+        server.run(sockets=[listener])
 
 
 def bound(host, port):

@@ -6,18 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from bert4keras_rwkv import __version__
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.models.lora import described
 
 THREADS = 2
 PIECE = 1 << 24  # bytes hashed at a time
+FORM = 1  # of states; another one for a version that reads the same text to other numbers
 
 
 def fingerprint(rwkv):
     """64 hexadecimal digits: others for a model that may read a text to another state, the same on every backend.
 
-    They stand for the config, the dtypes, what is tuned and quantised, this package's version, and the path, dtype,
+    They stand for the config, the dtypes, what is tuned and quantised, and the path, dtype,
     shape and bytes of every variable, those of LoRAs, tuned states and packed matrices too. No more than two variables
     are copied at a time.
     """
@@ -26,7 +26,7 @@ def fingerprint(rwkv):
     with ThreadPoolExecutor(THREADS) as threads:
         hashes = list(threads.map(_hash, variables))
     facts = {
-        "version": __version__,
+        "form": FORM,
         "config": backbone.config.to_dict(),
         "dtypes": [*backbone.state_dtypes, *(block.compute_dtype for block in backbone.blocks)],
         "rescale_layer": backbone.rescale_layer,

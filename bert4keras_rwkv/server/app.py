@@ -9,8 +9,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from bert4keras_rwkv.server.answering import GONE
+from bert4keras_rwkv.server.health_routes import health_routes
+from bert4keras_rwkv.server.metrics import Measured
 from bert4keras_rwkv.server.openai_routes import openai_routes
+from bert4keras_rwkv.server.page_routes import page_routes
 from bert4keras_rwkv.server.protocol import ApiError
+from bert4keras_rwkv.server.state_routes import state_routes
 
 
 def make_app(service):
@@ -22,12 +26,14 @@ def make_app(service):
         await run_in_threadpool(service.scheduler.stop, 0.0)  # what was to be finished is, by now
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
+    app.add_middleware(Measured, metrics=service.metrics)
     app.add_exception_handler(ApiError, _told)
     app.add_exception_handler(HTTPException, _told_by_starlette)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
     for prefix in ("/v1", ""):
         app.include_router(_routes(service), prefix=prefix)
+    app.include_router(page_routes(), dependencies=[Depends(_async(service.access.check_host))])
     return app
 
 
@@ -36,11 +42,10 @@ def _routes(service):
     open_to_all = APIRouter(dependencies=[Depends(_async(access.check_host))])
     router = APIRouter(dependencies=[Depends(_async(access.check_key))])
 
-    @open_to_all.get("/health")
-    async def health():
-        return {"status": "ok", "running": service.scheduler.running, "waiting": service.scheduler.waiting}
-
     router.include_router(openai_routes(service))
+    if service.states is not None:
+        router.include_router(state_routes(service.states, service.seal, access.owner))
+    open_to_all.include_router(health_routes(service))
     open_to_all.include_router(router)
     return open_to_all
 

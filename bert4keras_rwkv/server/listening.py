@@ -29,11 +29,11 @@ class Bell:
 class Listening:
     """The events of several `Asked`, numbered through. Leave it, and nothing more of them is written.
 
-    Made inside a coroutine. bell: shared by all of the loop. Raises what `Scheduler.submit` raises, and then nothing
-    of it is written.
+    Made inside a coroutine. bell: shared by all of the loop. timed: makes of a `deliver` one that also measures
+    (`Metrics.timed`). Raises what `Scheduler.submit` raises, and then nothing of it is written.
     """
 
-    def __init__(self, scheduler, several, bell):
+    def __init__(self, scheduler, several, bell, timed):
         self._loop, self._bell, self._some = asyncio.get_running_loop(), bell, asyncio.Event()
         self._events, self._tickets = collections.deque(), []
         self.answers = sum(asked.answers for asked in several)
@@ -42,7 +42,7 @@ class Listening:
         first = 0
         try:
             for asked in several:
-                self._tickets.append(scheduler.submit(asked, self._deliver_from(first)))
+                self._tickets.append(scheduler.submit(asked, timed(self._deliver_from(first))))
                 first += asked.answers
         except Exception:
             self.leave()

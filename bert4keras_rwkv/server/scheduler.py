@@ -103,14 +103,14 @@ class Scheduler:
         self._ready = collections.deque()  # rows whose prompt is read
         self._readings = []  # that have begun, in the order in which they came
         self._pending = None  # a `Step` that has not been looked at
-        self._turn, self._closed, self._thread, self._answer_seconds = False, False, None, 0.0
+        self._rows, self._turn, self._closed, self._thread, self._answer_seconds = [None], False, False, None, 0.0
         self._everything = np.full((1, words(self.vocab_size)), -1, "int32")
         self.figures = Figures()
 
     def start(self, report=lambda done, total: None):
         """Compile all programs, telling `report(done, total)`, and begin to serve."""
         self._start, self._seconds = compile_all(self._writer, self._sizes, self._first, report)
-        self._batch, self._rows = self._start, [None]
+        self._batch = self._start
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -140,9 +140,9 @@ class Scheduler:
             self._thread.join()
 
     @property
-    def closed(self):
-        """Whether nothing more is begun."""
-        return self._closed
+    def ready(self):
+        """Whether the programs are compiled, its thread lives, and it is not stopping."""
+        return self._thread is not None and self._thread.is_alive() and not self._closed
 
     @property
     def most(self):

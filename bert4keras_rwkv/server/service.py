@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 from typing import Any
 
@@ -12,6 +13,7 @@ from bert4keras_rwkv.models.request import seeds
 from bert4keras_rwkv.server.access import Access
 from bert4keras_rwkv.server.asked import Asked
 from bert4keras_rwkv.server.listening import Bell
+from bert4keras_rwkv.server.metrics import Metrics
 from bert4keras_rwkv.server.places import Place
 from bert4keras_rwkv.server.protocol import ApiError
 from bert4keras_rwkv.server.states import new_id
@@ -50,6 +52,11 @@ class Service:
     states: Any = None
     seal: Any = None
     bell: Bell = dataclasses.field(default_factory=Bell)
+
+    @functools.cached_property
+    def metrics(self):
+        """What Prometheus is told."""
+        return Metrics(self.scheduler)
 
     @property
     def tokenizer(self):

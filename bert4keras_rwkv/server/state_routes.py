@@ -30,7 +30,7 @@ class ForkWanted(Fields):
     id: str | None = None
 
 
-def router(states, seal, owner_of):
+def state_routes(states, seal, owner_of):
     """An APIRouter. states: `States`. seal: a `Seal` of the same kind. owner_of: from a request to its owner, a str."""
     routes, kind = APIRouter(), states.kind
 

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import openai
 import pytest
@@ -43,6 +44,25 @@ def test_it_answers_and_finishes_before_it_stops(start, model, tmp_path):
         assert process.wait(60) == 0
         with pytest.raises(openai.APIConnectionError):
             client.models.list()
+
+
+@pytest.mark.on("jax")
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process at once there")
+def test_what_cannot_be_finished_in_time_is_told_so(start, model):
+    """A stream ends with an error that the client knows, not with a connection that is cut."""
+    options = ["--model", model, "--port", "0", "--max-batch", "1", "--max-tokens", 10_000_000, "--stop-within", 1]
+    process = start("-m", "bert4keras_rwkv", "serve", *options)
+    with openai.OpenAI(base_url=address_of(process), api_key="none", max_retries=0) as client:
+        (name,) = (one.id for one in client.models.list())
+        asked = {"model": name, "prompt": "hello", "max_tokens": 10_000_000, "temperature": 0}
+        pieces = iter(client.completions.create(**asked, stream=True))
+        next(pieces)
+        process.send_signal(signal.SIGTERM)
+        since = time.monotonic()
+        with pytest.raises(openai.APIError, match="stopped"):
+            list(pieces)
+        assert process.wait(60) == 0
+        assert 1 <= time.monotonic() - since < 20
 
 
 @pytest.mark.backend_free

@@ -104,7 +104,8 @@ def test_the_longest_beginning_is_found(opened, on_disk):
     if on_disk:
         cache.close()
         cache = opened(memory=0)
-    asked = [ids[: rng.randrange(len(ids) + 1)] + text(rng.randrange(3 * BLOCK), 9) for ids in kept] + kept + [(), trunk]
+    left = [ids[: rng.randrange(len(ids) + 1)] + text(rng.randrange(3 * BLOCK), 9) for ids in kept]
+    asked = [*left, *kept, (), trunk]
     for ids in asked:
         want = max((one for one in kept if ids[: len(one)] == one), key=len, default=None)
         found = cache.find(ids)
@@ -462,7 +463,6 @@ def test_a_kill_at_any_moment_leaves_what_is_whole(opened, tmp_path, caplog):
         with caplog.at_level(logging.WARNING):
             cache = opened(memory=0)
             for seed in range(60):
-                ids = text(70, seed)
                 for end in (3, 31, 32, 70):
                     found = cache.find(text(end, seed))
                     if found is not None:

@@ -25,7 +25,7 @@ from bert4keras_rwkv.server.places import Place
 from bert4keras_rwkv.server.protocol import ApiError
 from bert4keras_rwkv.server.seal import Seal, read_key
 from bert4keras_rwkv.server.state_files import ROOM, StateKind, packed, unpacked
-from bert4keras_rwkv.server.state_routes import router
+from bert4keras_rwkv.server.state_routes import state_routes
 from bert4keras_rwkv.server.states import LINE, States, new_id
 from bert4keras_rwkv.state import RWKVState
 from bert4keras_rwkv.weights.states import write_state
@@ -207,7 +207,7 @@ def app_of(states):
         return JSONResponse(error.body, error.status, error.headers)
 
     app.add_exception_handler(ApiError, told)
-    app.include_router(router(states, Seal(KEY, KIND), lambda request: "me"))
+    app.include_router(state_routes(states, Seal(KEY, KIND), lambda request: "me"))
     return app
 
 
