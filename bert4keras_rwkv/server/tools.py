@@ -110,7 +110,7 @@ def signature(function):
     schema = function.parameters or NO_ARGUMENTS
     properties = schema.get("properties")
     properties = properties if isinstance(properties, dict) else {}
-    first = f"{function.name}({_members(schema, schema, 0)})"
+    first = f"{function.name}({_Types(schema).members(schema)})"
     about = [_line(one.get("description")) if isinstance(one, dict) else "" for one in properties.values()]
     more = [f"  {name}: {text}" for name, text in zip(properties, about, strict=True) if text]
     return "\n".join([f"{first}: {_line(function.description)}" if function.description else first, *more])
@@ -154,44 +154,52 @@ def _told(turns, text):
     return [{"role": "system", "content": text}, *turns]
 
 
-def _members(schema, root, depth):
-    """The properties of an object: 'city: string, unit?: string'."""
-    properties, needed = schema.get("properties"), schema.get("required")
-    needed = needed if isinstance(needed, list) else ()
-    found = properties.items() if isinstance(properties, dict) else ()
-    return ", ".join(f"{name}{'' if name in needed else '?'}: {_type(one, root, depth + 1)}" for name, one in found)
+class _Types:
+    """JSON schemas in a word or a few. root: the schema in which references lead; each is written out once."""
 
+    def __init__(self, root):
+        self._root, self._told = root, set()
 
-def _type(schema, root, depth):
-    """A JSON schema in a word or a few."""
-    if not isinstance(schema, dict) or depth > DEEPEST:
-        return "any"
-    if isinstance(place := schema.get("$ref"), str):
-        return _type(_found(place, root), root, depth + 1)
-    if isinstance(values := schema.get("enum"), list):
-        return " | ".join(json.dumps(value, ensure_ascii=False) for value in values)
-    if "const" in schema:
-        return json.dumps(schema["const"], ensure_ascii=False)
-    for name in ("anyOf", "oneOf"):
-        if isinstance(several := schema.get(name), list):
-            return " | ".join(dict.fromkeys(_type(one, root, depth + 1) for one in several))
-    kind = schema.get("type")
-    if isinstance(kind, list):
-        return " | ".join(_type({**schema, "type": one}, root, depth + 1) for one in kind)
-    if kind == "array":
-        inner = _type(schema.get("items"), root, depth + 1)
-        return f"({inner})[]" if " | " in inner else f"{inner}[]"
-    if kind == "object" and isinstance(schema.get("properties"), dict):
-        return f"{{{_members(schema, root, depth)}}}"
-    return kind if isinstance(kind, str) else "any"
+    def members(self, schema, depth=0):
+        """The properties of an object: 'city: string, unit?: string'."""
+        properties, needed = schema.get("properties"), schema.get("required")
+        needed = needed if isinstance(needed, list) else ()
+        found = properties.items() if isinstance(properties, dict) else ()
+        return ", ".join(f"{name}{'' if name in needed else '?'}: {self.type(one, depth + 1)}" for name, one in found)
 
+    def type(self, schema, depth):
+        """What a value is."""
+        if not isinstance(schema, dict) or depth > DEEPEST:
+            return "any"
+        if isinstance(place := schema.get("$ref"), str):
+            return self._named(place, depth + 1)
+        if isinstance(values := schema.get("enum"), list):
+            return " | ".join(json.dumps(value, ensure_ascii=False) for value in values)
+        if "const" in schema:
+            return json.dumps(schema["const"], ensure_ascii=False)
+        for name in ("anyOf", "oneOf"):
+            if isinstance(several := schema.get(name), list):
+                return " | ".join(dict.fromkeys(self.type(one, depth + 1) for one in several))
+        kind = schema.get("type")
+        if isinstance(kind, list):
+            return " | ".join(self.type({"type": one}, depth + 1) for one in kind)
+        if kind == "array":
+            inner = self.type(schema.get("items"), depth + 1)
+            return f"({inner})[]" if " " in inner else f"{inner}[]"
+        if kind == "object" and isinstance(schema.get("properties"), dict):
+            return f"{{{self.members(schema, depth)}}}"
+        return kind if isinstance(kind, str) else "any"
 
-def _found(place, root):
-    """What '#/$defs/Name' is in a schema, None where there is no such."""
-    found = root
-    for key in place.removeprefix("#").split("/")[1:]:
-        found = found.get(key) if isinstance(found, dict) else None
-    return found
+    def _named(self, place, depth):
+        """What '#/$defs/Name' is: 'Name {city: string}', and 'Name' from then on."""
+        keys, found = place.removeprefix("#").split("/")[1:], self._root
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        name = keys[-1] if keys else "this"
+        if place in self._told or not isinstance(found, dict):
+            return name
+        self._told.add(place)
+        return f"{name} {self.type(found, depth)}"
 
 
 def _line(text):
