@@ -16,10 +16,7 @@ NOT_YET = {
     "best_of": (None, 1),
     "functions": (None, []),
     "modalities": (None, ["text"]),
-    "response_format": (None, {"type": "text"}),
     "suffix": (None, ""),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
 }
 
 

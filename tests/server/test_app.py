@@ -184,7 +184,7 @@ CHAT = {"model": "talker", "messages": MESSAGES, **GREEDY}
     [
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "messages"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
         ({"messages": [{"role": "user", "content": "a " * 3000}]}, "messages"),
@@ -212,7 +212,7 @@ CHAT = {"model": "talker", "messages": MESSAGES, **GREEDY}
         ({"session_id": "sess_0", "state": "x"}, "state"),
         ({"session_id": ""}, "session_id"),
         ({"state": "x"}, "state"),
-        ({"tools": [{}]}, "tools"),
+        ({"tools": [{}]}, "tools[0].type"),
         ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
     ],
     ids=lambda value: str(value)[:40],
