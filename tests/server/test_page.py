@@ -435,6 +435,10 @@ def test_in_chinese_on_a_phone(browser, scripted, address):
     person.says("宽" * 300 + " " + "w" * 300)
     person.hears(1)
     assert person.page.evaluate("document.documentElement.scrollWidth") == phone["width"]
+    edit = person.page.locator('article.user [data-do="edit"]')
+    height = edit.locator("xpath=ancestor::footer").bounding_box()["height"]
+    person.page.tap("article.user .text")  # which brings up its buttons
+    assert height < 2 < edit.bounding_box()["height"]
     person.page.tap("#list-button")
     person.until("document.activeElement.id === 'list-close'")
     assert person.page.evaluate("document.getElementById('main').inert")
