@@ -33,12 +33,12 @@ def openai_routes(service):
 
     @router.get("/models")
     async def models():
-        return {"object": "list", "data": [_model(service.name)]}
+        return {"object": "list", "data": [_model(service)]}
 
     @router.get("/models/{name:path}")
     async def model(name: str):
         service.check_model(name)
-        return _model(service.name)
+        return _model(service)
 
     @router.post("/tokenize")
     async def tokenize(request: Request):
@@ -70,7 +70,7 @@ async def _chat(request, service, wanted, stack):
     stops = (*wanted.stop, *service.template.stop_texts)
     key = service.access.asker(request)
     asked = service.asked(wanted, start, ids, "messages", limit, stops=stops, seed=wanted.seed, key=key)
-    form = ChatForm(service.tokenizer, lambda index: Reply(opening))
+    form = ChatForm(service.tokenizer, lambda index: Reply(opening, bool(wanted.continue_final_message)))
     return Question(wanted, [asked], form, lambda done: service.kept(wanted, start, owner, done, chat=True))
 
 
@@ -95,5 +95,7 @@ def _text(service, prompt):
     return prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt)
 
 
-def _model(name):
-    return {"id": name, "object": "model", "created": 0, "owned_by": "bert4keras_rwkv"}
+def _model(service):
+    """What is said of the model. modes: in which it can answer, where its template has any."""
+    modes = {"modes": list(service.template.modes)} if service.template.modes else {}
+    return {"id": service.name, "object": "model", "created": 0, "owned_by": "bert4keras_rwkv", **modes}

@@ -98,11 +98,15 @@ class Service:
     def chat_ids(self, wanted, start, opening=True):
         """The ids of a conversation, up to where the answer comes. Behind a place, of what is said there."""
         turns = [{"role": _role(message.role), "content": message.content} for message in wanted.messages]
+        if wanted.continue_final_message:
+            end = self.template.unfinished(_begun(turns.pop()))
+        else:
+            end = self.template.turn("assistant", mode=wanted.mode)
         if start.place is None:
             parts = conversation(turns, "the conversation", self.template)
         else:
             parts = [part for turn in turns for part in self._turn(turn)]
-        return ids_of(self.tokenizer, parts + self.template.turn("assistant", mode=wanted.mode))
+        return ids_of(self.tokenizer, parts + end)
 
     def prompt_ids(self, prompt):
         """The ids of a prompt, which is a str or ids."""
@@ -189,6 +193,14 @@ async def elsewhere(field, function, *given):
     """`function(*given)` in another thread, for a long text takes a while. A ValueError is about the field."""
     with about(field):
         return await run_in_threadpool(function, *given)
+
+
+def _begun(turn):
+    """What the assistant has said in the last turn of a conversation, which is to be gone on with."""
+    if turn["role"] != "assistant" or not turn["content"]:
+        said = "`messages` ends with what the assistant has said so far, where `continue_final_message` is true."
+        raise ApiError(400, said, "messages")
+    return turn["content"]
 
 
 def _role(role):
