@@ -36,12 +36,12 @@ def openai_routes(service):
 
     @router.get("/models")
     async def models():
-        return {"object": "list", "data": [_model(service.name)]}
+        return {"object": "list", "data": [_model(service)]}
 
     @router.get("/models/{name:path}")
     async def model(name: str):
         service.check_model(name)
-        return _model(service.name)
+        return _model(service)
 
     @router.post("/tokenize")
     async def tokenize(request: Request):
@@ -70,18 +70,22 @@ async def _chat(request, service, wanted, stack):
     mode = tools.mode(template) if tools and tools.forced else wanted.mode
     with about("mode"):
         opening = template.mode(mode).opening
+    if (wish or tools) and wanted.continue_final_message:
+        message = "An answer of a form, or with tools, is written from its beginning: leave the one or the other out."
+        raise ApiError(400, message, "continue_final_message")
     if wish and opening:
         raise ApiError(400, f"`{wish.field}` is of the whole answer, which the mode '{mode}' begins already.", "mode")
     constraint = await elsewhere("tools", service.constraint, wish, template.before_reply, tools)
     start = await service.start(wanted, owner, stack)
-    ids = await elsewhere("messages", service.chat_ids, wanted.messages, start, mode, tools)
+    going_on = bool(wanted.continue_final_message)
+    ids = await elsewhere("messages", service.chat_ids, wanted.messages, start, mode, tools, going_on)
     stops = (*wanted.stop, *template.stop_texts)
     more = {"stops": stops, "seed": wanted.seed, "key": key, "constraint": constraint}
     asked = service.asked(wanted, start, ids, "messages", limit, **more)
 
     def reply(index):
         if tools is None:
-            return Reply(opening)
+            return Reply("" if going_on else opening, going_on)
         return CallReply(tools.names, opening, template.thought, tools.parallel)
 
     form = ChatForm(service.tokenizer, reply)
@@ -111,5 +115,7 @@ def _text(service, prompt):
     return prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt)
 
 
-def _model(name):
-    return {"id": name, "object": "model", "created": 0, "owned_by": "bert4keras_rwkv"}
+def _model(service):
+    """What is said of the model. modes: in which it can answer, where its template has any."""
+    modes = {"modes": list(service.template.modes)} if service.template.modes else {}
+    return {"id": service.name, "object": "model", "created": 0, "owned_by": "bert4keras_rwkv", **modes}

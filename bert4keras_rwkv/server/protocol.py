@@ -148,6 +148,7 @@ class ChatWanted(Wanted):
     logprobs: Annotated[Any, BeforeValidator(chat_logprobs)] = False
     top_logprobs: Annotated[int, Field(ge=0, le=LOGPROBS)] | None = None
     mode: str | None = None
+    continue_final_message: bool | None = None
 
     @property
     def logprobs_wanted(self):

@@ -102,14 +102,21 @@ class Service:
             place = await run_in_threadpool(self.seal.opened, wanted.state)
         return Start(place, await run_in_threadpool(_digest, place.state), wanted.session_id)
 
-    def chat_ids(self, messages, start, mode=None, tools=None):
-        """The ids of a conversation, up to where the answer comes. Behind a place, of what is said there."""
+    def chat_ids(self, messages, start, mode=None, tools=None, going_on=False):
+        """The ids of a conversation, up to where the answer comes. Behind a place, of what is said there.
+
+        going_on: whether the answer goes on with the last message.
+        """
         turns = turns_of(messages, self.template, tools)
+        if going_on:
+            end = self.template.unfinished(_begun(turns.pop()))
+        else:
+            end = self.template.turn("assistant", mode=mode)
         if start.place is None:
             parts = conversation(turns, "the conversation", self.template)
         else:
             parts = [part for turn in turns for part in self._turn(turn)]
-        return ids_of(self.tokenizer, parts + self.template.turn("assistant", mode=mode))
+        return ids_of(self.tokenizer, parts + end)
 
     def prompt_ids(self, prompt):
         """The ids of a prompt, which is a str or ids."""
@@ -211,6 +218,14 @@ async def elsewhere(field, function, *given):
     """`function(*given)` in another thread, for a long text takes a while. A ValueError is about the field."""
     with about(field):
         return await run_in_threadpool(function, *given)
+
+
+def _begun(turn):
+    """What the assistant has said in the last turn of a conversation, which is to be gone on with."""
+    if turn["role"] != "assistant" or not turn["content"]:
+        said = "`messages` ends with what the assistant has said so far, where `continue_final_message` is true."
+        raise ApiError(400, said, "messages")
+    return turn["content"]
 
 
 def _digest(state):

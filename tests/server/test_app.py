@@ -81,6 +81,19 @@ def test_a_chat_is_what_the_model_writes_behind_its_template(rwkv, client):
     assert again.choices[0].message.content == told.choices[0].message.content
 
 
+def test_a_reply_that_has_begun_is_gone_on_with(rwkv, http):
+    """As the model goes on behind it: no new turn, and nothing stripped. Where nothing has begun it is a 400."""
+    begun = [*MESSAGES, {"role": "assistant", "content": "A person who"}]
+    asked = {"messages": begun, "continue_final_message": True, "temperature": 0, "max_tokens": 12}
+    told = http.post("/v1/chat/completions", json=asked).json()
+    prompt = "System: Be brief.\n\nUser: What is a hacker?\n\nAssistant: A person who"
+    assert told["choices"][0]["message"]["content"] == written(rwkv, prompt, stop_texts="\n\n")
+    assert told["usage"]["prompt_tokens"] == len(rwkv.tokenizer.encode(prompt))
+    for messages in (MESSAGES, [*MESSAGES, {"role": "assistant", "content": ""}]):
+        answer = http.post("/v1/chat/completions", json={**asked, "messages": messages})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "messages"
+
+
 def test_a_stream_is_the_whole_answer_in_pieces(client):
     asked = {"model": "talker", "messages": MESSAGES, "seed": 5, "n": 3, "max_tokens": 20}
     whole = client.chat.completions.create(**asked)

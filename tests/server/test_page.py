@@ -501,9 +501,7 @@ def test_with_the_server_itself(browser):
     scheduler = Scheduler(rwkv, max_batch=2, queue=6)
     scheduler.start()
     access = Access([KEY], LOCAL_NAMES)
-    with served(
-        make_app(Service("talker", scheduler, template_of("world"), rwkv.config.vocab_size, access))
-    ) as address:
+    with served(make_app(Service("talker", scheduler, template_of("g1"), rwkv.config.vocab_size, access))) as address:
         person = Person(browser, address)
         assert person.page.request.get(address, headers={"Host": "evil.example"}).status == 403
         person.page.fill("#key-field", KEY)
@@ -522,7 +520,12 @@ def test_with_the_server_itself(browser):
         person.says("What is a hacker?")
         person.hears(1)
         prompt = "User: What is a hacker?\n\nAssistant:"
-        asked = {"max_new_tokens": 12, "sampling": "greedy", "strip_prompt": True, "stop_texts": "\n\n"}
+        asked = {
+            "max_new_tokens": 12,
+            "sampling": "greedy",
+            "strip_prompt": True,
+            "stop_texts": template_of("g1").stop_texts,
+        }
         text = rwkv.generate(prompt, **asked)
         person.does("edit", -1)
         assert person.page.input_value(".editor textarea").split() == text.split()
