@@ -6,17 +6,6 @@ from dataclasses import dataclass
 LENGTH = 40  # tokens of an answer
 TURNS = 3
 SUBJECTS = ("a hacker", "a kluge", "a daemon", "cruft", "a wizard", "a glitch", "foo", "a luser", "hack mode")
-    "a hacker",
-    "a kluge",
-    "a daemon",
-    "cruft",
-    "a wizard",
-    "a glitch",
-    "foo",
-    "a luser",
-    "hack mode",
-    "a flame",
-)
 OPENINGS = ("What is {}?", "{} is", "Tell me about {}.", "When they saw {}, the hackers said that")
 GREEDY = {"temperature": 0, "max_tokens": LENGTH}
 
