@@ -32,8 +32,9 @@ def arguments(argv=None):
         "--json", type=Path, default=DOCS / "benchmarks.json", help="the measurements, read and written"
     )
     parser.add_argument("--keras-hub", type=Path, help="a Python with Keras Hub, to train beside ours (none)")
-    parser.add_argument("--llama-cpp", type=Path, help="quantised, start: a Python with llama-cpp-python (none)")
-    parser.add_argument("--versions", nargs="*", default=["7", "6"], help="quantised, start: of RWKV (7 6)")
+    parser.add_argument("--llama-cpp", type=Path, help="quantised, start, serving: Python with llama-cpp-python (none)")
+    parser.add_argument("--llama-server", type=Path, help="serving: the server of llama.cpp (none)")
+    parser.add_argument("--versions", nargs="*", default=["7", "6"], help="quantised, start, serving: of RWKV (7 6)")
     parser.add_argument("--brief", action="store_true", help="quantised: nothing but decoding one text, on JAX")
     parser.add_argument("--minutes", type=float, default=9.0, help="gpu: what is not measured by then is left out (9)")
     parser.add_argument("--together", type=int, default=4, help="gpu: programs of 0.4B that start at a time (4)")

@@ -1,5 +1,6 @@
 """What is measured: which workers run in which group, and what they are asked."""
 
+import itertools
 import sys
 
 from . import peer_sampling, peer_wkv
@@ -9,11 +10,12 @@ from .conversion import conversion
 from .gpu import gpu
 from .quantised import quantised
 from .rounds import Worker, interleave
-from .start import start
+from .serving import group_name, serving
+from .start import SHIPPED, start
 from .training import training
 
 USUAL = ["model", "wkv", "sampling", "convert"]  # what `make bench` measures
-GROUPS = [*USUAL, "train", "start", "quantised", "chat", "gpu"]
+GROUPS = [*USUAL, "train", "start", "quantised", "chat", "serving", "gpu"]
 PROMPT, DECODE = 512, 32
 
 
@@ -40,6 +42,10 @@ def measure(options):
             yield f"quantised rwkv{version} {text}", quantised(version, text, options, say)
     for text in options.sizes if "chat" in options.only else []:
         yield f"chat {text}", chat(text, options, say)
+    if "serving" in options.only:
+        yield group_name(SHIPPED, None), serving(SHIPPED, None, options, say)
+        for version, text in itertools.product(options.versions, options.sizes):
+            yield group_name(text, version), serving(text, version, options, say)
     if "gpu" in options.only:
         yield from gpu(options, say)
 

@@ -30,8 +30,11 @@ def parameters(size):
     return size.block_parameters + 2 * size.head_parameters
 
 
-def gguf(path, kind, options):
-    """The GGUF file of a checkpoint, written by our converter if it is not there; K types by llama.cpp's own."""
+def gguf(path, kind, options, source=None):
+    """The GGUF file of a checkpoint, written by our converter if it is not there; K types by llama.cpp's own.
+
+    source: what is converted, if not the file `path`.
+    """
     target = path.with_name(f"{path.stem}-{kind}.gguf")
     if target.exists():
         return target
@@ -45,7 +48,7 @@ def gguf(path, kind, options):
         target.with_suffix(".part").rename(target)
         return target
     dtype = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}.get(kind, kind.lower())
-    command = [sys.executable, "-m", "bert4keras_rwkv", "convert", path, target, "--dtype", dtype]
+    command = [sys.executable, "-m", "bert4keras_rwkv", "convert", source or path, target, "--dtype", dtype]
     subprocess.run([*map(str, command)], check=True, capture_output=True)
     return target
 

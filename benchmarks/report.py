@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from . import chat, gpu_page, quantised, start, training
+from . import chat, gpu_page, quantised, serving, start, training
 from .tables import Group, milliseconds, spread, table
 
 FLOAT_BYTES = 4
@@ -227,6 +227,8 @@ def targets(groups):
             yield from quantised.targets(name, group)
         if name.startswith("chat"):
             yield from chat.targets(name, group)
+        if name.startswith("serving"):
+            yield from serving.targets(name, group)
         if name.startswith("gpu "):
             yield from gpu_page.targets(name, group)
         if name == "sampling":
@@ -309,6 +311,7 @@ programs used this share of the processors meanwhile (median; 100% is one proces
     if "start" in groups:
         parts.append(start.page(groups["start"]))
     parts += [chat.page(name, group) for name, group in groups.items() if name.startswith("chat")]
+    parts += [serving.page(name, group) for name, group in groups.items() if name.startswith("serving")]
     if "convert" in groups:
         parts.append(conversion_page(groups["convert"]))
     if on_gpu:

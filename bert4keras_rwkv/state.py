@@ -1,16 +1,20 @@
 """What a model remembers of the text it has read."""
 
 import dataclasses
+import io
 import json
 
+import ml_dtypes
 import numpy as np
 
 from bert4keras_rwkv.atomic import atomic_file
-from bert4keras_rwkv.untrusted import printable, regular, shown
+from bert4keras_rwkv.untrusted import parse_json, printable, regular, shown
 
 EMPTY_MAXIMUM = -1e30  # RWKV-4's running maximum before the first token
 FORMAT = "bert4keras_rwkv.state"  # how our files name themselves
 LAYOUT = "[key, value]"  # orientation of `wkv` in our files and in memory
+LARGEST_HEADER = 1 << 24  # bytes, of the 100 million that safetensors allows
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}  # by safetensors' names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +125,8 @@ class RWKVState:
         """Write a safetensors file, whole or not at all: `wkv`, `shift`, and in its metadata the model's version and
         the layout.
         """
-        from safetensors.numpy import save
-
-        state = self.numpy()
-        arrays = {name: np.ascontiguousarray(getattr(state, name)) for name in ("wkv", "shift")}
-        metadata = {"format": FORMAT, "version": "1", "layout": LAYOUT, "model": self.model or ""}
         with atomic_file(path) as unfinished:
-            unfinished.write_bytes(_sorted(save(arrays, metadata)))
+            unfinished.write_bytes(self.to_bytes())
 
     @classmethod
     def load(cls, path):
@@ -136,32 +135,83 @@ class RWKVState:
 
         try:
             with safe_open(regular(path, "States"), "numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT or set(file.keys()) != {"wkv", "shift"}:
-                    raise ValueError(
-                        f"Expected a state file of `RWKVState.save` (tensors 'wkv' and 'shift'). Received: {path} "
-                        f"with {shown(sorted(file.keys()))}. `RWKV.load_state` reads those of other programs."
-                    )
-                if metadata.get("version") != "1" or metadata.get("layout") != LAYOUT:
-                    raise ValueError(
-                        f"A state file of a layout this package does not know: {shown(metadata)} in {path}."
-                    )
-                wkv, shift = file.get_tensor("wkv"), file.get_tensor("shift")
+                _check_metadata(file.metadata() or {}, file.keys(), path)
+                return cls._of_arrays(file.get_tensor("wkv"), file.get_tensor("shift"), file.metadata(), path)
         except SafetensorError as error:
-            said = f"Expected a safetensors state file. {path} is not one, or not whole: {error}. Save the state again."
-            raise ValueError(printable(said)) from error
+            raise ValueError(_damaged(path, error)) from error
+
+    def to_bytes(self, **metadata):
+        """What `save` writes. metadata: more texts for the header, which `load` leaves alone."""
+        from safetensors.numpy import save
+
+        state = self.numpy()
+        arrays = {name: np.ascontiguousarray(getattr(state, name)) for name in ("wkv", "shift")}
+        said = {"format": FORMAT, "version": "1", "layout": LAYOUT, "model": self.model or ""}
+        return _sorted(save(arrays, metadata | said))
+
+    @classmethod
+    def from_bytes(cls, data, where="the state"):
+        """The state in what `to_bytes` gave, and all metadata, a dict. Raises ValueError, about `where`, as `load`."""
+        from safetensors import SafetensorError, deserialize
+
+        try:
+            tensors = dict(deserialize(data))
+        except SafetensorError as error:
+            raise ValueError(_damaged(where, error)) from error
+        metadata = read_metadata(io.BytesIO(data), where)
+        _check_metadata(metadata, tensors, where)
+        wkv, shift = (_array(tensors[name], where) for name in ("wkv", "shift"))
+        return cls._of_arrays(wkv, shift, metadata, where), metadata
+
+    @classmethod
+    def _of_arrays(cls, wkv, shift, metadata, where):
         if wkv.ndim not in (4, 5) or shift.ndim != 4 or shift.shape[:2] != (wkv.shape[0], 2 * wkv.shape[1]):
             raise ValueError(
                 "In a state file `wkv` is (B, n, H, N, N), or (B, n, 3, D), and `shift` (B, 2n, 1, D). Received: wkv "
-                f"{wkv.shape}, shift {shift.shape} in {path}. Save the state again."
+                f"{wkv.shape}, shift {shift.shape} in {where}. Save the state again."
             )
         return cls(wkv, shift, metadata.get("model") or None)
+
+
+def read_metadata(file, where):
+    """The texts in the header of an open safetensors file, a dict. ValueError, about `where`, if there is none."""
+    size = int.from_bytes(file.read(8), "little")
+    if size > LARGEST_HEADER:
+        raise ValueError(f"The header of {where} claims {size} bytes. Save the state again.")
+    header = parse_json(file.read(size), f"The header of {where}")
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(one, str) for one in metadata.values()):
+        raise ValueError(f"The header of {where} has no texts under names. Save the state again.")
+    return metadata
+
+
+def _check_metadata(metadata, names, where):
+    """A ValueError unless these are the metadata and tensors of a state."""
+    if metadata.get("format") != FORMAT or set(names) != {"wkv", "shift"}:
+        raise ValueError(
+            f"Expected a state file of `RWKVState.save` (tensors 'wkv' and 'shift'). Received: {where} "
+            f"with {shown(sorted(names))}. `RWKV.load_state` reads those of other programs."
+        )
+    if metadata.get("version") != "1" or metadata.get("layout") != LAYOUT:
+        raise ValueError(f"A state file of a layout this package does not know: {shown(metadata)} in {where}.")
+
+
+def _damaged(where, error):
+    said = f"Expected a safetensors state file: {where} is not one, or not whole: {error}. Save the state again."
+    return printable(said)
+
+
+def _array(tensor, where):
+    """The array of what safetensors tells of a tensor."""
+    if tensor["dtype"] not in DTYPES:
+        raise ValueError(f"A state has numbers of {', '.join(DTYPES)}. Received: {tensor['dtype']} in {where}.")
+    return np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
 
 
 def _sorted(data):
     """A safetensors file with the keys of its header in order: the library writes those of the metadata in any."""
     size = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:size]), sort_keys=True, separators=(",", ":"))
+    header = json.dumps(json.loads(data[8:size]), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return data[:8] + header.encode().ljust(size - 8) + data[size:]
 
 

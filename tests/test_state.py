@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import ml_dtypes
 import numpy as np
 import pytest
 from keras import ops
@@ -68,6 +69,20 @@ def test_equal_states_are_equal_files(state, tmp_path):
     header = data[8 : 8 + int.from_bytes(data[:8], "little")].decode()
     order = ["__metadata__", "format", "layout", "model", "version", "shift", "wkv"]
     assert sorted(order, key=lambda name: header.index(f'"{name}":')) == order
+
+
+def test_bytes_are_those_of_the_file(state, tmp_path):
+    """With more texts in the header, of any signs, they are a file too."""
+    state.save(tmp_path / "a.state")
+    assert state.to_bytes() == (tmp_path / "a.state").read_bytes()
+    for dtype in ("float32", "float16", ml_dtypes.bfloat16):
+        narrow = dataclasses.replace(state, shift=state.shift.astype(dtype))
+        data = narrow.to_bytes(text='a "é" \u4e2d\u2028\x7f\x01\n\\', format="never")
+        back, metadata = RWKVState.from_bytes(data)
+        same(back, narrow)
+        assert back.shift.dtype == dtype and metadata["text"] == 'a "é" \u4e2d\u2028\x7f\x01\n\\'
+        (tmp_path / "a.state").write_bytes(data)
+        same(RWKVState.load(tmp_path / "a.state"), narrow)
 
 
 def test_other_files_are_refused(state, tmp_path):

@@ -12,7 +12,7 @@ from bert4keras_rwkv.chat.turns import Record, kept_within
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.request import whole_number
 from bert4keras_rwkv.session import Session, alone
-from bert4keras_rwkv.templates import ids_of, template_for, template_of
+from bert4keras_rwkv.templates import end_of_reply, ids_of, template_for, template_of
 from bert4keras_rwkv.tokenizers.prompts import need_tokenizer
 from bert4keras_rwkv.untrusted import shown
 
@@ -263,11 +263,8 @@ class Chat:
         """The ids of what the last reply still lacks: text in whose last token a stop began, and what ends a reply."""
         if not self._records:
             return []
-        record, end = self._records[-1], self.template.after_reply
-        said = self.rwkv.tokenizer.decode(record.written)
-        rest = record.raw[len(said) :]
-        begun = next(n for n in range(len(end), -1, -1) if record.raw.endswith(end[:n]))
-        return self.rwkv.tokenizer.encode(rest + end[begun:])
+        record = self._records[-1]
+        return end_of_reply(self.rwkv.tokenizer, self.template, record.written, record.raw)
 
     def _begin(self):
         self._live = ChatStream(self, self._records[-1])

@@ -3,7 +3,7 @@
 import argparse
 
 from bert4keras_rwkv import __version__
-from bert4keras_rwkv.cli.values import Names, Real, Whole, path, strategy, utf8
+from bert4keras_rwkv.cli.values import Names, Real, Whole, named_path, path, size, strategy, utf8
 
 MODEL = "finch-jargon"  # the one that ships with the package
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -212,9 +212,34 @@ def _serve(commands):
         ("--queue", Whole(0, 2**20), 64, "answers that wait beside them, before more are refused"),
         ("--max-tokens", COUNT, 4096, "tokens of an answer at most"),
         ("--max-prompt", COUNT, 65536, "tokens of a prompt at most"),
+        ("--time-limit", Real(0, 1e6, above=True), None, "seconds that an answer may take, its waiting included"),
         ("--stop-within", Whole(0, 86400), 30, "seconds to finish what runs when it is stopped"),
     ):
-        much.add_argument(flag, type=kind, default=default, metavar="N", help=f"{text} (default: {default})")
+        said = f"{text} (default: {'no limit' if default is None else default})"
+        much.add_argument(flag, type=kind, default=default, metavar="N", help=said)
+    kept = command.add_argument_group("what is remembered")
+    for flag, kind, letter, default, text in (
+        ("--state", named_path, "NAME=FILE", None, "a state in which texts may begin, as `tune` writes; repeatable"),
+        ("--cache", path, "DIR", None, "a folder for states that outlast the server (default: they do not)"),
+        ("--cache-memory", size, "SIZE", "2GiB", "memory for states of what was read, 0 for none (default: 2GiB)"),
+        ("--cache-disk", size, "SIZE", "20GiB", "the same on disk, in --cache (default: 20GiB)"),
+        (
+            "--state-key-file",
+            path,
+            "FILE",
+            None,
+            "a key that signs returned states, made if it is missing: servers "
+            "that share it take them from each other (default: a key of this server alone)",
+        ),
+    ):
+        action = {"action": "append", "dest": "states"} if flag == "--state" else {}
+        kept.add_argument(flag, type=kind, default=default, metavar=letter, help=text, **action)
+    kept.add_argument(
+        "--cache-dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="what the cache keeps states in; bfloat16 takes half the room, and rounds (default: %(default)s)",
+    )
     _running(command)
     return command
 

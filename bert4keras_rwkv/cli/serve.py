@@ -11,13 +11,14 @@ from bert4keras_rwkv.tokenizers import load_tokenizer
 
 try:
     import fastapi  # noqa: F401
+    import llguidance  # noqa: F401
     import prometheus_client  # noqa: F401
 
     from bert4keras_rwkv.server.access import LOCAL_NAMES, Access, is_loopback, read_keys
     from bert4keras_rwkv.server.graceful import GracefulServer
 except ModuleNotFoundError as missing:
     raise ImportError(
-        f"`serve` needs FastAPI, uvicorn and prometheus-client ({missing}): pip install 'bert4keras_rwkv[serve]'."
+        f"`serve` needs what its extra installs ({missing}): pip install 'bert4keras_rwkv[serve]'."
     ) from missing
 
 
@@ -32,11 +33,14 @@ def run(arguments):
         if arguments.adapter is not None:
             rwkv.load_adapter(arguments.adapter)
         from bert4keras_rwkv.server.app import make_app
-        from bert4keras_rwkv.server.begin import begin_service
+        from bert4keras_rwkv.server.begin import Limits, Remembering, begin_service
 
-        options = {name: getattr(arguments, name) for name in ("max_batch", "queue", "max_tokens", "max_prompt")}
+        a, access = arguments, Access(keys, LOCAL_NAMES if local else None)
+        limits = Limits(a.max_batch, a.queue, a.max_tokens, a.max_prompt, a.time_limit)
+        named = dict(a.states or ())
+        remembering = Remembering(a.cache, a.cache_memory, a.cache_disk, a.cache_dtype, named, a.state_key_file)
         with Bar("compiling", "program") as bar:
-            service = begin_service(rwkv, template, Access(keys, LOCAL_NAMES if local else None), **options, report=bar)
+            service = begin_service(rwkv, template, access, limits, remembering, report=bar)
         options = {"log_level": "warning", "server_header": False}
         server = GracefulServer(make_app(service), service.scheduler, arguments.stop_within, **options)
         listener.listen()

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from dataclasses import dataclass
 
 from bert4keras_rwkv.strategy import Strategy
@@ -62,6 +63,26 @@ class Names:
         if not set(names) <= set(self.known):
             raise _refused(f"{' or '.join(self.known)}, or {','.join(self.known)},", text)
         return names
+
+
+UNITS = {"": 1, **{f"{letter}B": 1000**n for n, letter in enumerate("KMGT", 1)}}
+UNITS |= {f"{letter}iB": 1024**n for n, letter in enumerate("KMGT", 1)}
+
+
+def size(text):
+    """Reads a number of bytes: '2GiB', '500MB', '0'."""
+    found = re.fullmatch(r"(\d{1,15})\s*([KMGT]i?B|)", text)
+    if found is None:
+        raise _refused("a size, such as 2GiB or 500MB,", text)
+    return int(found[1]) * UNITS[found[2]]
+
+
+def named_path(text):
+    """Reads 'NAME=FILE', as a pair."""
+    name, _, file = text.partition("=")
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name) is None or not file:
+        raise _refused("NAME=FILE, the name of letters, digits, `_` and `-`,", text)
+    return name, path(file)
 
 
 def path(given):

@@ -10,6 +10,7 @@ from pathlib import Path
 from bert4keras_rwkv.server.protocol import ApiError
 from bert4keras_rwkv.untrusted import regular
 
+JSON = "application/json"
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 logger = logging.getLogger("bert4keras_rwkv")
@@ -30,9 +31,30 @@ def read_keys(path):
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise ValueError(f"'{path}' holds no key. Write one into it, in a line of its own.")
-    if file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        logger.warning("Others can read the keys in '%s'. `chmod 600` keeps them yours.", path)
+    warn_of_readers(file)
     return keys
+
+
+def warn_of_readers(path):
+    """Say so if others than the owner can read a file of keys."""
+    if Path(path).stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        logger.warning("Others can read the keys in '%s'. `chmod 600` keeps them yours.", path)
+
+
+async def read_body(request, largest, *types):
+    """(type, bytes) of a body of one of these types, of `largest` bytes at most."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given not in types:
+        what = "JSON" if types == (JSON,) else "one of these types"
+        said = " or ".join(f"`Content-Type: {one}`" for one in types)
+        raise ApiError(415, f"The body is {what}: say so by {said}.")
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > largest:
+            raise ApiError(413, f"A body has at most {largest} bytes.")
+        parts.append(part)
+    return given, b"".join(parts)
 
 
 class Access:
@@ -55,23 +77,29 @@ class Access:
         """Every key is compared, in a time that does not depend on where it differs."""
         if self._digests is None:
             return
-        given = _digest(request.headers.get("authorization", "").removeprefix("Bearer "))
+        given = _digest(_shown_key(request))
         if not sum(hmac.compare_digest(given, known) for known in self._digests):
             headers = {"WWW-Authenticate": "Bearer"}
             message = "This server wants an API key, as `Authorization: Bearer KEY`, and has not got a right one."
             raise ApiError(401, message, code="invalid_api_key", headers=headers)
 
-    async def body(self, request):
-        """The bytes of a JSON body. A page of another site may send that type only if this server says so."""
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise ApiError(415, "The body is JSON: say so by `Content-Type: application/json`.")
-        parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > self._largest:
-                raise ApiError(413, f"A body has at most {self._largest} bytes.")
-            parts.append(part)
-        return b"".join(parts)
+    def owner(self, request):
+        """Whose states are meant: a text for the key that is shown, "" where nobody needs one."""
+        return "" if self._digests is None else _digest(_shown_key(request)).hex()
+
+    def asker(self, request):
+        """Who asks, for turns: by key, else by address."""
+        return self.owner(request) or (request.client.host if request.client else "")
+
+    async def body(self, request, more=0):
+        """The bytes of a JSON body, at most `more` beyond what is usual. A page of another site may send that type only
+        if this server says so.
+        """
+        return (await read_body(request, self._largest + more, JSON))[1]
+
+
+def _shown_key(request):
+    return request.headers.get("authorization", "").removeprefix("Bearer ")
 
 
 def _digest(key):

@@ -38,6 +38,7 @@ class Listening:
         self._events, self._tickets = collections.deque(), []
         self.answers = sum(asked.answers for asked in several)
         self.read = sum(len(asked.ids) for asked in several)  # tokens of the prompts
+        self._prompts = [number for number, asked in enumerate(several) for _ in range(asked.answers)]
         first = 0
         try:
             for asked in several:
@@ -53,6 +54,10 @@ class Listening:
             self._bell.ring(self._loop, self._some)
 
         return deliver
+
+    def prompt_of(self, answer):
+        """The number of the prompt of an answer."""
+        return self._prompts[answer]
 
     async def events(self):
         """All of them, until each answer has ended. Pieces of an answer that wait together come as one."""

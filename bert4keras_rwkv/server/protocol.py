@@ -1,7 +1,5 @@
 """OpenAI's protocol: what may be asked, checked, and what the answers and errors look like. It knows no model."""
 
-import time
-import uuid
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -9,23 +7,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from bert4keras_rwkv.untrusted import parse_json, printable, shown
 
 STOPS = 4  # texts that may end an answer
-KINDS = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+BIASES, BIAS = 1024, 100  # ids in `logit_bias`, and how much each may have
+LOGPROBS = 20  # tokens told beside each
+KINDS = {429: "rate_limit_error"} | dict.fromkeys((500, 503, 504, 507), "server_error")
 # Fields that would change an answer and are not known here yet, with the values that do not.
 NOT_YET = {
     "audio": (None,),
     "best_of": (None, 1),
-    "echo": (None, False),
     "functions": (None, []),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
-    "min_tokens": (None, 0),
     "modalities": (None, ["text"]),
-    "penalty_decay": (None, 1),
     "response_format": (None, {"type": "text"}),
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
-    "top_logprobs": (None, 0),
 }
 
 
@@ -73,6 +67,30 @@ def is_id(value):
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def biases(given):
+    """Pairs (id, number) of `logit_bias`, {"50256": -100}."""
+    if given is None:
+        return ()
+    if not isinstance(given, dict) or len(given) > BIASES:
+        raise ValueError(f"an object of at most {BIASES} token ids and numbers is expected")
+    if not all(isinstance(one, int | float) and is_number(one) and abs(one) <= BIAS for one in given.values()):
+        raise ValueError(f"numbers from -{BIAS} to {BIAS} are expected")
+    if not all(key.isascii() and key.isdecimal() and len(key) < 10 for key in given):
+        raise ValueError('token ids, such as "261", are expected as keys')
+    return tuple((int(key), float(one)) for key, one in given.items())
+
+
+def is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def chat_logprobs(given):
+    """Whether a chat wants them; a completion has a number."""
+    if given not in (None, True, False):
+        raise ValueError("true or false is expected")
+    return bool(given)
+
+
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -105,6 +123,12 @@ class Wanted(Fields):
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
+    penalty_decay: Share | None = None
+    logit_bias: Annotated[Any, BeforeValidator(biases)] = ()
+    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    state: str | dict[str, Any] | None = None
+    session_id: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    return_state: bool | None = None
 
     @property
     def usage_wanted(self):
@@ -124,12 +148,27 @@ class ChatWanted(Wanted):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Count | None = None
+    logprobs: Annotated[Any, BeforeValidator(chat_logprobs)] = False
+    top_logprobs: Annotated[int, Field(ge=0, le=LOGPROBS)] | None = None
+    mode: str | None = None
+
+    @property
+    def logprobs_wanted(self):
+        """How many of the likeliest tokens are told beside each, None for nothing."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionWanted(Wanted):
     """Of /v1/completions."""
 
     prompt: Annotated[Any, BeforeValidator(prompts)]
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=LOGPROBS)] | None = None
+
+    @property
+    def logprobs_wanted(self):
+        """How many of the likeliest tokens are told beside each, None for nothing."""
+        return self.logprobs
 
 
 class TextWanted(Fields):
@@ -170,71 +209,3 @@ def parsed(kind, body):
 def field_name(place):
     """'messages[0].role' for the keys and places that lead to a value."""
     return "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in place).removeprefix(".")
-
-
-class ChatForm:
-    """The answers of /v1/chat/completions."""
-
-    prefix, whole, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
-
-    @staticmethod
-    def begun():
-        """What a choice of a stream begins with, None for nothing."""
-        return {"delta": {"role": "assistant", "content": ""}}
-
-    @staticmethod
-    def piece(text):
-        """What a choice of a stream has next; "" at its end."""
-        return {"delta": {"content": text} if text else {}}
-
-    @staticmethod
-    def choice(text):
-        """What a choice of a whole answer has."""
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
-
-
-class CompletionForm:
-    """The answers of /v1/completions."""
-
-    prefix, whole, chunk = "cmpl-", "text_completion", "text_completion"
-
-    @staticmethod
-    def begun():
-        return None
-
-    @staticmethod
-    def piece(text):
-        return {"text": text}
-
-    choice = piece
-
-
-class Answer:
-    """One response: whole, or in chunks that belong together. form: `ChatForm` or `CompletionForm`."""
-
-    def __init__(self, form, model, usage_wanted=False):
-        self.form, self._usage_wanted = form, usage_wanted
-        self._head = {"id": form.prefix + uuid.uuid4().hex, "created": int(time.time()), "model": model}
-
-    def chunk(self, index, values, reason=None):
-        """A chunk of a stream, about one choice."""
-        choice = {"index": index, **values, "logprobs": None, "finish_reason": reason}
-        usage = {"usage": None} if self._usage_wanted else {}
-        return {**self._head, "object": self.form.chunk, "choices": [choice], **usage}
-
-    def last(self, usage):
-        """The chunk that tells how many tokens there were."""
-        return {**self._head, "object": self.form.chunk, "choices": [], "usage": usage}
-
-    def all(self, texts, reasons, usage):
-        """The whole response."""
-        choices = [
-            {"index": index, **self.form.choice(text), "logprobs": None, "finish_reason": reason}
-            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-        ]
-        return {**self._head, "object": self.form.whole, "choices": choices, "usage": usage}
-
-
-def usage(read, written):
-    """How many tokens were read and written."""
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

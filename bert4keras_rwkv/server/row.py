@@ -71,13 +71,17 @@ class Row:
         if self.text.shown == len(self.drawn):
             self.last = batch, place, len(self.drawn)
         self.raw += piece
-        told, self._told = self._told, self.text.shown
+        told, self._told = self._told, self.text.shown + (self._tokens != [] and self._cut())
         tokens = tuple(self._tokens[told : self._told])
         events = [Piece(self.answer, piece, tokens)] if piece or tokens else []
         if self.ended:
             reason = "stop" if stopped else "length"
             events.append(Done(self.answer, reason, len(self.drawn), self.cached, self.raw, tuple(self.shown)))
         return events
+
+    def _cut(self):
+        """Whether only a part of the last token was shown, the one before a stop."""
+        return self.text.stopped and len(self.raw) > len(self.text.tokenizer.decode(self.shown))
 
     @property
     def shown(self):

@@ -1,7 +1,7 @@
 """The forms in which models have learned conversations, as data: one JSON file a form. Loads no Keras."""
 
 from bert4keras_rwkv.templates.files import read_template, template_for, template_names, template_of
-from bert4keras_rwkv.templates.prompt import ids_of, prompt_ids
+from bert4keras_rwkv.templates.prompt import end_of_reply, ids_of, prompt_ids
 from bert4keras_rwkv.templates.template import Mode, Part, Template
 from bert4keras_rwkv.templates.turns import conversation
 
@@ -10,6 +10,7 @@ __all__ = [
     "Part",
     "Template",
     "conversation",
+    "end_of_reply",
     "ids_of",
     "prompt_ids",
     "read_template",

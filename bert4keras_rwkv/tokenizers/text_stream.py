@@ -51,14 +51,14 @@ class TokenText:
     """
 
     def __init__(self, tokenizer, stops=(), after=0):
-        self._tokenizer, self._all_stops, self._after = tokenizer, stops, after
+        self.tokenizer, self._all_stops, self._after = tokenizer, stops, after
         self._stream = TextStream(tokenizer)
         self._waiting, self._ends = "", []  # text, and (place, tokens) where a token ends between two characters
         self.fed, self.shown, self.stopped = 0, 0, False
 
     def feed(self, token):
         """The text that can be shown now that `token`, an id, has come."""
-        data = self._tokenizer.decode_bytes(token)
+        data = self.tokenizer.decode_bytes(token)
         if self._stream.pending:
             first, data = self._stream.feed_bytes(data[:1]), data[1:]
             if len(first) + len(self._stream.pending) == 2:  # no rest of the character: the token before ends in U+FFFD

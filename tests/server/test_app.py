@@ -7,14 +7,17 @@ import threading
 import time
 
 import httpx
+import numpy as np
 import openai
 import pytest
 import uvicorn
 
 from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.server.access import LOCAL_NAMES, Access
-from bert4keras_rwkv.server.app import Service, make_app
+from bert4keras_rwkv.server.app import make_app
 from bert4keras_rwkv.server.scheduler import Scheduler
+from bert4keras_rwkv.server.service import Service
 from bert4keras_rwkv.templates import template_of
 from tests.server.models import endless
 
@@ -113,6 +116,55 @@ def test_completions_of_several_prompts_and_a_stop_that_is_never_shown(rwkv, cli
     assert "".join(chunk.choices[0].text for chunk in pieces) == whole[0][: whole[0].index(stop)]
 
 
+def text(told):
+    """The bytes of a token as completions tell of it."""
+    return bytes.fromhex(told[6:].replace("\\x", "")) if told.startswith("bytes:") else told.encode()
+
+
+def test_logprobs_are_those_of_the_model(rwkv, client):
+    """Against the logits of the whole text, read at once."""
+    prompt, asked = "once more", {"max_new_tokens": 9, "sampling": "random", "seed": 4}
+    ids = rwkv.tokenizer.encode(prompt)
+    ids += rwkv.stream(np.array(ids), **asked)
+    told = client.completions.create(model="talker", prompt=prompt, logprobs=3, seed=4, max_tokens=9).choices[0]
+    found = told.logprobs
+    first = len(ids) - len(found.tokens)
+    texts = [rwkv.tokenizer.decode_bytes(one) for one in ids[first:]]
+    assert [text(one) for one in found.tokens] == texts and found.text_offset[1] == len(found.tokens[0])
+    logits = ops.convert_to_numpy(rwkv.forward(np.array([ids]))[0])[0].astype("float64")
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    for place, (one, top) in enumerate(zip(found.token_logprobs, found.top_logprobs, strict=True), first):
+        assert one == pytest.approx(logprobs[place - 1, ids[place]], abs=1e-4)
+        assert sorted(top.values()) == pytest.approx(sorted(logprobs[place - 1])[-3:], abs=1e-4)
+    asked = {"model": "talker", "messages": MESSAGES, **GREEDY, "logprobs": True, "top_logprobs": 2}
+    whole = client.chat.completions.create(**asked).choices[0]
+    pieces = [chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True)]
+    streamed = [one for piece in pieces if piece.logprobs for one in piece.logprobs.content]
+    assert streamed == whole.logprobs.content
+    assert b"".join(bytes(one.bytes) for one in streamed).decode().lstrip().startswith(whole.message.content)
+    assert all(one.top_logprobs[0].token == one.token for one in streamed)  # the likeliest was taken
+
+
+def test_biases_and_the_least_length(rwkv, client):
+    first = written(rwkv, "a", 1)
+    (token,) = rwkv.tokenizer.encode(first)
+    asked = {"model": "talker", "prompt": "a", **GREEDY}
+    assert first not in client.completions.create(**asked, logit_bias={str(token): -100}).choices[0].text
+    assert client.completions.create(**asked, logit_bias={str(token): 100}).choices[0].text == first * 12
+    whole = written(rwkv, "a")
+    stopped = client.completions.create(**asked, stop=whole[2]).choices[0]
+    assert stopped.text == whole[: whole.index(whole[2])]
+    longer = client.completions.create(**asked, stop=whole[2], extra_body={"min_tokens": 7}).choices[0].text
+    assert longer.startswith(whole[:7]) and whole[2] not in longer[7:]
+
+
+def test_an_echo_and_what_was_known_of_a_prompt(client):
+    asked = {"model": "talker", "prompt": ["once", "more"], **GREEDY, "n": 2, "echo": True}
+    told = client.completions.create(**asked)
+    assert [choice.text[:4] for choice in told.choices] == ["once", "once", "more", "more"]
+    assert told.usage.prompt_tokens_details.cached_tokens == 0
+
+
 def test_models_and_tokens(rwkv, client, http):
     assert [model.id for model in client.models.list()] == ["talker"]
     assert client.models.retrieve("talker").id == "talker"
@@ -148,7 +200,18 @@ CHAT = {"model": "talker", "messages": MESSAGES, **GREEDY}
         ({"max_tokens": 5001}, "max_tokens"),
         ({"max_tokens": 2**40}, "max_tokens"),
         ({"seed": 1.5}, "seed"),
-        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": float("nan")}}, "logit_bias"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"min_tokens": 5001}, "min_tokens"),
+        ({"penalty_decay": 1.5}, "penalty_decay"),
+        ({"mode": "x"}, "mode"),
+        ({"session_id": "sess_0", "state": "x"}, "state"),
+        ({"session_id": ""}, "session_id"),
+        ({"state": "x"}, "state"),
         ({"tools": [{}]}, "tools"),
         ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
     ],

@@ -7,8 +7,9 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from bert4keras_rwkv.server.access import Access
-from bert4keras_rwkv.server.app import Service, make_app
+from bert4keras_rwkv.server.app import make_app
 from bert4keras_rwkv.server.scheduler import Scheduler
+from bert4keras_rwkv.server.service import Service
 from bert4keras_rwkv.templates import template_of
 from tests.server.models import endless
 

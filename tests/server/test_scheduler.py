@@ -1,6 +1,7 @@
 """Whoever shares a batch does not notice: texts are those computed alone, whoever joins, leaves, or fails."""
 
 import contextlib
+import dataclasses
 import threading
 
 import jax
@@ -24,6 +25,7 @@ WAYS = [
     Sampling(temperature=0.8, top_p=0),
     Sampling(temperature=1.1, top_k=7, top_p=0.7, presence_penalty=0.5, frequency_penalty=0.3),
     Sampling(temperature=0, frequency_penalty=1.5),
+    Sampling(temperature=0.7, presence_penalty=0.4, frequency_penalty=0.6, penalty_decay=0.9),
 ]
 PROMPTS = ["a", "once more", "x" * 40 + "!", "What?" * 70]
 
@@ -31,10 +33,11 @@ PROMPTS = ["a", "once more", "x" * 40 + "!", "What?" * 70]
 class Heard:
     """Takes the events of one ticket."""
 
-    def __init__(self, answers=1):
-        self.events, self.texts, self.ended = [], [""] * answers, threading.Semaphore(0)
+    def __init__(self, answers=1, told=lambda event: None):
+        self._told, self.events, self.texts, self.ended = told, [], [""] * answers, threading.Semaphore(0)
 
     def __call__(self, event):
+        self._told(event)
         self.events.append(event)
         if isinstance(event, Piece):
             self.texts[event.answer] += event.text
@@ -135,7 +138,7 @@ def test_nothing_compiles_while_serving(scheduler):
     """All sizes of batches and prompts, growing and shrinking. Everything traced or compiled is an event of JAX."""
     with compilations() as seen:
         for many in (1, 2, 3, 9, 1):
-            heard = [submitted(scheduler, PROMPTS[i % 4], 3 + 5 * i, WAYS[i % 7], i)[0] for i in range(many)]
+            heard = [submitted(scheduler, PROMPTS[i % 4], 3 + 5 * i, WAYS[i % 8], i)[0] for i in range(many)]
             for one in heard:
                 one.wait()
         assert not seen
@@ -196,6 +199,141 @@ def test_a_row_without_numbers_ends_with_an_error_and_touches_nobody(rwkv):
     assert isinstance(bad.events[-1], Failed) and "not finite" in bad.events[-1].message
     for way, one in zip(WAYS[:3], good, strict=True):
         assert one.wait() == [rwkv.generate("once", max_new_tokens=20, sampling=way, seed=2, strip_prompt=True)]
+    scheduler.stop()
+
+
+@jax_only
+def test_keys_take_turns(rwkv):
+    """One who asks for much does not keep another waiting."""
+    scheduler, ended = Scheduler(rwkv, max_batch=1), []
+    scheduler.start()
+    heard = []
+    for key in "aaaab":
+        one = dataclasses.replace(asked(rwkv, "a", 30), key=key)
+        heard.append(Heard(told=lambda event, key=key: isinstance(event, Done) and ended.append(key)))
+        scheduler.submit(one, heard[-1])
+    for one in heard:
+        one.wait()
+    assert ended.index("b") <= 1
+    scheduler.stop()
+
+
+@jax_only
+def test_a_short_prompt_is_read_beside_a_long_one(rwkv):
+    scheduler, order = Scheduler(rwkv, max_batch=4), []
+    scheduler.start()
+    heard = [Heard(told=lambda event, name=name: order.append(name)) for name in ("long", "short")]
+    for prompt, one in zip(("x" * 20_000, "y" * 50), heard, strict=True):
+        scheduler.submit(asked(rwkv, prompt, 1), one)
+    for one in heard:
+        one.wait()
+    assert order[0] == "short"
+    scheduler.stop()
+
+
+@jax_only
+def test_an_answer_that_takes_too_long_is_told_so():
+    scheduler = Scheduler(endless(), max_batch=1)
+    scheduler.start()
+    heard = [Heard(), Heard()]
+    for one in heard:
+        scheduler.submit(dataclasses.replace(asked(scheduler, "a", 10**6), seconds=0.3), one)
+    for one in heard:
+        one.wait()
+        assert one.events[-1].late
+    assert scheduler.running == scheduler.waiting == 0
+    scheduler.stop()
+
+
+class Digits:
+    """A constraint: three digits, each one more than the one before where that is one."""
+
+    def __init__(self, tokenizer, vocab_size):
+        self._ids = [tokenizer.encode(str(digit))[0] for digit in range(10)]
+        self._words, self._seen, self._count = -(-vocab_size // 32), None, 0
+
+    def mask(self):
+        bits = np.zeros(self._words * 32, bool)
+        bits[self._ids if self._seen is None else self._ids[(self._seen + 1) % 10]] = True
+        return np.packbits(bits, bitorder="little").view("<i4")
+
+    def take(self, token):
+        self._seen, self._count = self._ids.index(token), self._count + 1
+
+    @property
+    def ended(self):
+        return self._count == 3
+
+
+@jax_only
+def test_a_constraint_holds_for_its_row_alone(rwkv, scheduler):
+    free = rwkv.generate("once", max_new_tokens=20, sampling=WAYS[1], seed=2, strip_prompt=True)
+    bound = dataclasses.replace(
+        asked(rwkv, "a", 20, WAYS[1]), constraint=lambda: Digits(rwkv.tokenizer, rwkv.config.vocab_size)
+    )
+    both = [submitted(scheduler, "once", 20, WAYS[1], 2)[0], Heard()]
+    scheduler.submit(bound, both[1])
+    texts = [one.wait()[0] for one in both]
+    assert texts[0] == free
+    first = int(texts[1][0])
+    assert texts[1] == "".join(str((first + i) % 10) for i in range(3))
+    assert both[1].events[-1].reason == "stop"
+
+
+@jax_only
+@pytest.mark.parametrize("stops, limit", [((), 15), (("o",), 30)])
+def test_the_place_behind_an_answer_is_that_of_its_text(rwkv, scheduler, stops, limit):
+    """What it has read, and what waits, is the text that was shown; one goes on from there as from the whole text."""
+    heard = Heard()
+    scheduler.submit(dataclasses.replace(asked(rwkv, "once", limit, WAYS[1], 7, stops=stops), keep=True), heard)
+    heard.wait()
+    done = heard.events[-1]
+    ids = [*rwkv.tokenizer.encode("once"), *done.ids]
+    assert done.place.count == len(ids) and list(done.place.waiting) == ids[len(ids) - len(done.place.waiting) :]
+    state = rwkv.prefill(np.array([ids[: len(ids) - len(done.place.waiting)]]))[1].numpy()
+    np.testing.assert_allclose(done.place.state.wkv, state.wkv, atol=1e-5)
+    np.testing.assert_allclose(done.place.state.shift, state.shift, atol=1e-5)
+    more = dataclasses.replace(asked(rwkv, "x", 12), ids=done.place.waiting, start=done.place.state)
+    scheduler.submit(more, again := Heard())
+    alone = rwkv.generate(np.array(ids), max_new_tokens=12, sampling="greedy", strip_prompt=True)
+    assert again.wait() == [rwkv.tokenizer.decode(alone)]
+
+
+class Shelf:
+    """A cache that has everything."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def keep(self, ids, state, origin):
+        self.kept[origin, tuple(ids)] = state
+
+    def find(self, ids, origin):
+        counts = [n for n in range(len(ids), 0, -1) if (origin, tuple(ids[:n])) in self.kept]
+        return (counts[0], self.kept[origin, tuple(ids[: counts[0]])]) if counts else None
+
+    def close(self):
+        pass
+
+
+@jax_only
+def test_what_a_cache_has_is_not_read_again(rwkv):
+    """Neither the prompt, nor the answer, nor a long text up to where another one leaves it."""
+    scheduler = Scheduler(rwkv, max_batch=2, cache=Shelf())
+    scheduler.start()
+    prompt = tuple(rwkv.tokenizer.encode("once more " * 250))
+
+    def answered(ids):
+        one = Heard()
+        scheduler.submit(dataclasses.replace(asked(rwkv, limit=20), ids=ids), one)
+        alone = rwkv.generate(np.array(ids), max_new_tokens=20, sampling="greedy", strip_prompt=True)
+        assert one.wait() == [rwkv.tokenizer.decode(alone)]
+        return one.events[-1]
+
+    answer = answered(prompt).ids
+    assert answered((*prompt, *answer, 9)).cached == len(prompt) + len(answer) - 1
+    assert answered((*prompt[:-200], 7)).cached == 2048
+    assert answered(prompt).cached == len(prompt) - 1
     scheduler.stop()
 
 

@@ -1,0 +1,93 @@
+/** What is asked of the server, and what can go wrong with it, by kind. */
+
+import { events } from "./sse.js";
+import { preferences } from "./keep.js";
+
+/**
+ * What went wrong. kind: "network" (nobody answers), "cut" (an answer broke off), "key", "busy", "stopping", "absent",
+ * "refused" (the request is wrong), "server". message: what the server says, "" for nothing. wait: seconds, for "busy".
+ */
+export class Trouble extends Error {
+  constructor(kind, message = "", wait = 1) {
+    super(message);
+    this.kind = kind;
+    this.wait = wait;
+  }
+}
+
+const KINDS = { 401: "key", 404: "absent", 429: "busy", 503: "stopping" };
+
+/** The API key, "" for none. It stays with this tab, or with the browser if the user says so. */
+export const key = {
+  get: () => preferences.session.get("key") || preferences.get("key") || "",
+  set(value, remember) {
+    preferences.session.set("key", remember ? "" : value);
+    preferences.set("key", remember ? value : "");
+  },
+  remembered: () => Boolean(preferences.get("key")),
+};
+
+async function ask(place, options = {}) {
+  const headers = { ...(options.body && { "Content-Type": "application/json" }) };
+  if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
+  let answer;
+  try {
+    answer = await fetch(new URL(place, document.baseURI), { ...options, headers, cache: "no-store" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Trouble("network");
+  }
+  if (answer.ok) return answer;
+  const said = await answer.json().catch(() => null); // a proxy may answer with a page of its own
+  const kind = KINDS[answer.status] ?? (answer.status < 500 ? "refused" : "server");
+  const message = typeof said?.error?.message === "string" ? said.error.message : `HTTP ${answer.status}`;
+  throw new Trouble(kind, message, Number(answer.headers.get("Retry-After")) || 1);
+}
+
+/** The name of the model that answers. */
+export async function modelName() {
+  const { data } = await (await ask("v1/models")).json();
+  return String(data?.[0]?.id ?? "");
+}
+
+/** The names of the states that a conversation can begin with; none where the server keeps none. */
+export async function stateNames() {
+  try {
+    const { data } = await (await ask("v1/states")).json();
+    return data.map((one) => String(one.name ?? one.id));
+  } catch (trouble) {
+    if (trouble.kind === "absent") return [];
+    throw trouble;
+  }
+}
+
+/** The chunks of a reply as they come. Throws a Trouble, or an AbortError if `signal` says so. */
+export async function* chunks(request, signal) {
+  const answer = await ask("v1/chat/completions", { method: "POST", body: JSON.stringify(request), signal });
+  const coming = events(answer.body);
+  for (;;) {
+    const { done, value } = await next(coming);
+    if (done) throw new Trouble("cut");
+    if (value === "[DONE]") return;
+    const chunk = parsed(value);
+    if (chunk.error) throw new Trouble("server", String(chunk.error.message ?? ""));
+    yield chunk;
+  }
+}
+
+async function next(coming) {
+  try {
+    return await coming.next();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Trouble("cut");
+  }
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new Trouble("cut");
+  }
+}

@@ -1,0 +1,203 @@
+"""From a request, checked, to what the scheduler is asked; and from how an answer ended to what is kept of it."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+from fastapi.concurrency import run_in_threadpool
+
+from bert4keras_rwkv.generation.sampling import Sampling
+from bert4keras_rwkv.models.request import seeds
+from bert4keras_rwkv.server.access import Access
+from bert4keras_rwkv.server.asked import Asked
+from bert4keras_rwkv.server.listening import Bell
+from bert4keras_rwkv.server.metrics import Metrics
+from bert4keras_rwkv.server.places import Place
+from bert4keras_rwkv.server.protocol import ApiError
+from bert4keras_rwkv.server.states import new_id
+from bert4keras_rwkv.templates import conversation, end_of_reply, ids_of
+from bert4keras_rwkv.tokenizers.prompts import token_ids, unix_lines
+from bert4keras_rwkv.untrusted import shown
+
+NEW = "new"  # as `session_id`: one that begins
+SAMPLED = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "penalty_decay")
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where what is asked begins. place: None, where every text begins. session: the id it is kept under, or None."""
+
+    place: Place | None = None
+    origin: str = ""
+    session: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Service:
+    """What is served. name: of the model. template: of its conversations. longest: tokens of an answer at most, and of
+    a chat's where nothing is said. longest_prompt: tokens. seconds: that an answer may take, None for no limit.
+    states, seal: a `States` and a `Seal`, or None.
+    """
+
+    name: str
+    scheduler: Any
+    template: Any
+    vocab_size: int
+    access: Access = dataclasses.field(default_factory=Access)
+    longest: int = 4096
+    longest_prompt: int = 65536
+    seconds: float | None = None
+    states: Any = None
+    seal: Any = None
+    bell: Bell = dataclasses.field(default_factory=Bell)
+
+    @functools.cached_property
+    def metrics(self):
+        """What Prometheus is told."""
+        return Metrics(self.scheduler)
+
+    @property
+    def tokenizer(self):
+        return self.scheduler.tokenizer
+
+    @property
+    def state_room(self):
+        """Bytes of a body that a returned state may take."""
+        return 0 if self.seal is None else self.seal.longest
+
+    def check_model(self, name):
+        """A 404 unless it is the model that is here, or none is named."""
+        if name not in (None, self.name):
+            message = f"The model {shown(name)} is not here. There is: '{self.name}'."
+            raise ApiError(404, message, "model", "model_not_found")
+
+    async def start(self, wanted, owner, stack):
+        """The `Start` of a request. A session is held as long as `stack`, an AsyncExitStack."""
+        named = [name for name in ("state", "session_id") if getattr(wanted, name) is not None]
+        if len(named) > 1:
+            raise ApiError(400, "`state` and `session_id` both say where to begin. Leave one out.", "state")
+        if (named == ["session_id"] or wanted.return_state) and (wanted.n or 1) > 1:
+            raise ApiError(400, "One answer is kept: `n` is 1 with `session_id` or `return_state`.", "n")
+        if not named:
+            return Start()
+        if self.states is None:
+            raise ApiError(400, f"This server keeps no states: leave `{named[0]}` out.", named[0])
+        if wanted.session_id == NEW:
+            return Start(session=new_id())
+        if wanted.session_id is not None:
+            await stack.enter_async_context(self.states.turn(wanted.session_id, owner))
+            place = await run_in_threadpool(self.states.get, wanted.session_id, owner, "session_id")
+        elif isinstance(wanted.state, str):
+            place = await run_in_threadpool(self.states.get, wanted.state, owner, "state")
+        else:
+            place = await run_in_threadpool(self.seal.opened, wanted.state)
+        return Start(place, await run_in_threadpool(_digest, place.state), wanted.session_id)
+
+    def chat_ids(self, wanted, start, opening=True):
+        """The ids of a conversation, up to where the answer comes. Behind a place, of what is said there."""
+        turns = [{"role": _role(message.role), "content": message.content} for message in wanted.messages]
+        if start.place is None:
+            parts = conversation(turns, "the conversation", self.template)
+        else:
+            parts = [part for turn in turns for part in self._turn(turn)]
+        return ids_of(self.tokenizer, parts + self.template.turn("assistant", mode=wanted.mode))
+
+    def prompt_ids(self, prompt):
+        """The ids of a prompt, which is a str or ids."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(unix_lines(prompt))
+        return token_ids(prompt, self.vocab_size).tolist()
+
+    def asked(self, wanted, start, ids, field, limit, *, stops, seed, key):
+        """What the scheduler is asked. field: what the ids came from. limit: tokens of an answer. key: who asks."""
+        ids = (*(() if start.place is None else start.place.waiting), *ids)
+        if not ids:
+            raise ApiError(400, f"`{field}` has no token: give it at least one character.", field)
+        if len(ids) > self.longest_prompt:
+            message = f"`{field}` has {len(ids)} tokens, and may have {self.longest_prompt}."
+            raise ApiError(400, message, field, "context_length_exceeded")
+        outside = [token for token, _ in wanted.logit_bias if token >= self.vocab_size]
+        if outside:
+            message = f"`logit_bias` has ids below {self.vocab_size} as keys. Received: {outside[0]}."
+            raise ApiError(400, message, "logit_bias")
+        if (wanted.min_tokens or 0) > limit:
+            message = f"`min_tokens` is at most the {limit} tokens of an answer. Received: {wanted.min_tokens}."
+            raise ApiError(400, message, "min_tokens")
+        given = {name: getattr(wanted, name) for name in SAMPLED}
+        return Asked(
+            ids,
+            seeds(seed, wanted.n or 1),
+            limit,
+            Sampling(**{name: value for name, value in given.items() if value is not None}),
+            stops,
+            None if start.place is None else start.place.state,
+            start.origin,
+            key,
+            self.seconds,
+            wanted.min_tokens or 0,
+            wanted.logit_bias,
+            wanted.logprobs_wanted,
+            keep=bool(start.session or wanted.return_state),
+        )
+
+    def limit(self, tokens, field, usual):
+        """Tokens of an answer."""
+        if tokens is not None and tokens > self.longest:
+            raise ApiError(400, f"`{field}` is at most {self.longest} here. Received: {tokens}.", field)
+        return min(usual, self.longest) if tokens is None else tokens
+
+    def kept(self, wanted, start, owner, done, chat):
+        """Keep what was to be kept of an answer. Returns what the response has besides, a dict.
+
+        done: a `Done`. chat: whether its turn of a conversation is closed.
+        """
+        if done.place is None:
+            return {}
+        known = start.place.count - len(start.place.waiting) if start.place is not None else 0
+        place = done.place._replace(count=known + done.place.count)
+        if chat:
+            place = place.then(end_of_reply(self.tokenizer, self.template, done.ids, done.text))
+        else:
+            place = place.then(self.tokenizer.encode(done.text[len(self.tokenizer.decode(done.ids)) :]))
+        more = {}
+        if start.session is not None:
+            self.states.put(start.session, owner, place, field="session_id")
+            more["session_id"] = start.session
+        if wanted.return_state:
+            more["state"] = self.seal.sealed(place)
+        return more
+
+    def _turn(self, turn):
+        try:
+            return self.template.turn(turn["role"], turn["content"])
+        except ValueError as error:
+            raise ApiError(400, f"`messages`: {error}", "messages") from error
+
+
+@contextlib.contextmanager
+def about(field):
+    """A ValueError is about a field."""
+    try:
+        yield
+    except ValueError as error:
+        raise ApiError(400, f"`{field}`: {error}", field) from error
+
+
+async def elsewhere(field, function, *given):
+    """`function(*given)` in another thread, for a long text takes a while. A ValueError is about the field."""
+    with about(field):
+        return await run_in_threadpool(function, *given)
+
+
+def _role(role):
+    return {"developer": "system", "function": "tool"}.get(role, role)
+
+
+def _digest(state):
+    """What a state is known by."""
+    known = hashlib.blake2b(digest_size=16)
+    for array in (state.wkv, state.shift):
+        known.update(array.tobytes())
+    return known.hexdigest()
