@@ -45,15 +45,18 @@ def application(model, replicas=1, engine="jax", cpus=1.0, gpus=0.0, **options):
     return deployment.bind()
 
 
-def service(model, adapter=None, api_key_file=None, **numbers):
-    """The `Service` of one replica, which has begun. numbers: those that `begin_service` takes."""
+def service(model, adapter=None, api_key_file=None, state_key_file=None, cache=None, **limits):
+    """The `Service` of one replica, which has begun. cache: a folder, which replicas of one machine may share. limits:
+    fields of `Limits`.
+    """
     from bert4keras_rwkv.models import RWKV
     from bert4keras_rwkv.server.access import Access, read_keys
-    from bert4keras_rwkv.server.begin import begin_service
+    from bert4keras_rwkv.server.begin import Limits, Remembering, begin_service
     from bert4keras_rwkv.weights.checkpoint import named
 
     access = Access(None if api_key_file is None else read_keys(api_key_file))
     rwkv = RWKV.from_preset(named(model), quantization="auto")
     if adapter is not None:
         rwkv.load_adapter(adapter)
-    return begin_service(rwkv, access=access, **numbers)
+    remembering = Remembering(cache, key=state_key_file)
+    return begin_service(rwkv, access=access, limits=Limits(**limits), remembering=remembering)

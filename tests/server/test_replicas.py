@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -64,7 +65,8 @@ class Replicas:
 
     def _serve(self, port):
         options = f"--model finch-jargon --port {port} --max-batch 1 --queue 1 --max-tokens 1000000"
-        return self._start([sys.executable, "-m", "bert4keras_rwkv", "serve", *options.split()])
+        key = ["--state-key-file", self._folder / "key"]
+        return self._start([sys.executable, "-m", "bert4keras_rwkv", "serve", *options.split(), *key])
 
     def _nginx_command(self, ports):
         config = CONFIG.read_text("utf-8").replace("/tmp/", f"{self._folder}/")
@@ -101,6 +103,34 @@ def http(replicas):
     """Asks whoever nginx chooses."""
     with httpx.Client(base_url=f"{replicas.proxy}/v1", timeout=120) as http:
         yield http
+
+
+def test_a_conversation_moves_between_them_with_its_state(replicas, http):
+    """Turn by turn, only what is new is sent: the replies are those that one server gives to the whole conversation."""
+    before = [requests(url) for url in replicas.urls]
+    history, state = [], {}
+    for text in ("Hello!", "What is a hacker?", "And what is a kluge?", "Thank you.", "What is a bug?"):
+        new, options = [{"role": "user", "content": text}], {"temperature": 0, "max_tokens": 40}
+        moved = http.post("/chat/completions", json={"messages": new, "return_state": True, **options, **state}).json()
+        state, reply = {"state": moved["state"]}, moved["choices"][0]["message"]
+        history += new
+        whole = httpx.post(f"{replicas.urls[0]}/chat/completions", json={"messages": history, **options}, timeout=60)
+        assert reply["content"] == whole.json()["choices"][0]["message"]["content"]
+        assert moved["usage"]["prompt_tokens"] < whole.json()["usage"]["prompt_tokens"] or len(history) == 1
+        history.append(reply)
+    first, other = (requests(url) - count for url, count in zip(replicas.urls, before, strict=True))
+    assert first > 5 and other > 0 and first + other == 2 * 5  # whole ones, and those through nginx
+    forged = {**state["state"], "signature": "0" * len(state["state"]["signature"])}
+    refused = http.post("/chat/completions", json={"messages": new, "state": forged})
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "state_signature"
+
+
+def requests(url):
+    """How many chats one of them has answered."""
+    told = re.findall(
+        r'rwkv_requests_total{endpoint="/chat/completions",status="200"} (\S+)', httpx.get(f"{url}/metrics").text
+    )
+    return sum(map(float, told))
 
 
 def test_a_stream_arrives_while_it_is_written_and_ends_with_whoever_reads_it(replicas, http):
