@@ -23,7 +23,8 @@ from deploy.ray_serve import app
 
 ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000)
 serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
-serve.run(app({"model": "finch-jargon", "replicas": "2", "cpus": "0.5", "max_batch": "2", "api_key_file": sys.argv[2]}))
+files = {"api_key_file": sys.argv[2], "state_key_file": sys.argv[2] + ".state"}
+serve.run(app({"model": "finch-jargon", "replicas": "2", "cpus": "0.5", "max_batch": "2", **files}))
 print("ready", flush=True)
 sys.stdin.read()
 serve.shutdown()
@@ -78,4 +79,10 @@ def test_two_replicas_answer_alike_and_stream(http):
     drawn = {line for line in told.splitlines() if line.startswith("rwkv_generated_tokens_total ")}
     assert len(drawn) == 2
     assert sum(float(line.split()[1]) for line in drawn) == sum(usage["completion_tokens"] for usage in usages)
+    state = {}
+    for _ in range(8):  # wherever it comes from
+        turn = {"messages": [{"role": "user", "content": "And then?"}], "max_tokens": 9, "return_state": True, **state}
+        answer = http.post("/chat/completions", json=turn)
+        assert answer.status_code == 200
+        state = {"state": answer.json()["state"]}
     assert http.post("/completions", json=asked, headers={"Authorization": "Bearer no"}).status_code == 401

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.on("jax"),
     pytest.mark.skipif(NGINX is None, reason="nginx is not installed"),
 ]
-CONFIG = Path(__file__).resolve().parents[2] / "deploy" / "nginx.conf"
+ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = {"prompt": "1 2 3", "max_tokens": 1_000_000, "temperature": 0}  # zeros, as long as they are wanted
 
 
@@ -69,7 +69,7 @@ class Replicas:
         return self._start([sys.executable, "-m", "bert4keras_rwkv", "serve", *options.split(), *key])
 
     def _nginx_command(self, ports):
-        config = CONFIG.read_text("utf-8").replace("/tmp/", f"{self._folder}/")
+        config = (ROOT / "deploy" / "nginx.conf").read_text("utf-8").replace("/tmp/", f"{self._folder}/")
         names = ("replica-1:8000", "replica-2:8000", "listen 8080")
         places = (*(f"127.0.0.1:{port}" for port in ports[:2]), f"listen 127.0.0.1:{ports[2]}")
         for name, place in zip(names, places, strict=True):
@@ -146,7 +146,7 @@ def test_a_stream_arrives_while_it_is_written_and_ends_with_whoever_reads_it(rep
 
 
 def test_who_is_full_passes_a_request_on_and_only_both_together_refuse(replicas, http):
-    """Two answers each. Metrics are asked for at each replica, not here."""
+    """Two answers each."""
     with contextlib.ExitStack() as open_streams:
         for _ in range(4):
             stream = http.stream("POST", "/completions", json={**ENDLESS, "stream": True})
@@ -155,8 +155,15 @@ def test_who_is_full_passes_a_request_on_and_only_both_together_refuse(replicas,
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["type"] == "rate_limit_error"
     assert replicas.idle()
+
+
+@pytest.mark.parametrize("guide", ["docs/serving.md", "docs/zh/serving.md"])
+def test_metrics_are_those_of_the_guide(replicas, http, guide):
+    """Each replica is asked for its own: nginx does not say which one has answered."""
     assert http.get("/metrics").status_code == 404
-    assert {httpx.get(f"{url}/metrics").status_code for url in replicas.urls} == {200}
+    told = httpx.get(f"{replicas.urls[1]}/metrics").text
+    shown = set(re.findall(r"^# TYPE (rwkv_\w+) ", told, re.M)) - set(re.findall(r"rwkv_\w+_created", told))
+    assert shown == set(re.findall(r"`(rwkv_\w+)", (ROOT / guide).read_text("utf-8")))
 
 
 def test_when_a_replica_dies_its_request_is_answered_by_the_other(replicas, http):
