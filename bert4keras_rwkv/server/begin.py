@@ -61,6 +61,7 @@ def begin_service(rwkv, template=None, access=None, limits=None, remembering=Non
     bounds = limits.max_tokens, limits.max_prompt, limits.seconds
     service = Service(name, scheduler, template, config.vocab_size, access or Access(), *bounds, states, seal)
     service.grammars  # noqa: B018 made now, not when the first one is asked for
+    service.metrics.level("rwkv_states", "States that are kept under an id.", lambda: states.count)
     if cache is not None:
         service.metrics.watch_cache(cache)
     return service

@@ -108,10 +108,8 @@ class Service:
         going_on: whether the answer goes on with the last message.
         """
         turns = turns_of(messages, self.template, tools)
-        if going_on:
-            end = self.template.unfinished(_begun(turns.pop()))
-        else:
-            end = self.template.turn("assistant", mode=mode)
+        template = self.template
+        end = template.unfinished(_begun(turns.pop())) if going_on else template.turn("assistant", mode=mode)
         if start.place is None:
             parts = conversation(turns, "the conversation", self.template)
         else:
