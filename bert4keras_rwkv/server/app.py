@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from bert4keras_rwkv.server.answering import GONE
+from bert4keras_rwkv.server.embeddings import embedding_routes
 from bert4keras_rwkv.server.health_routes import health_routes
 from bert4keras_rwkv.server.metrics import Measured
 from bert4keras_rwkv.server.openai_routes import openai_routes
@@ -43,6 +44,8 @@ def _routes(service):
     router = APIRouter(dependencies=[Depends(_async(access.check_key))])
 
     router.include_router(openai_routes(service))
+    if service.embeddings is not None:
+        router.include_router(embedding_routes(service))
     if service.states is not None:
         router.include_router(state_routes(service.states, service.seal, access.owner))
     open_to_all.include_router(health_routes(service))

@@ -38,7 +38,7 @@ class Start:
 class Service:
     """What is served. name: of the model. template: of its conversations. longest: tokens of an answer at most, and of
     a chat's where nothing is said. longest_prompt: tokens. seconds: that an answer may take, None for no limit.
-    states, seal: a `States` and a `Seal`, or None.
+    states, seal: a `States` and a `Seal`, or None. embeddings: `Embeddings`, or None.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Service:
     states: Any = None
     seal: Any = None
     bell: Bell = dataclasses.field(default_factory=Bell)
+    embeddings: Any = None
 
     @functools.cached_property
     def metrics(self):
