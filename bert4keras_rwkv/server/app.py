@@ -15,6 +15,7 @@ from bert4keras_rwkv.server.metrics import Measured
 from bert4keras_rwkv.server.openai_routes import openai_routes
 from bert4keras_rwkv.server.page_routes import page_routes
 from bert4keras_rwkv.server.protocol import ApiError
+from bert4keras_rwkv.server.responses_routes import responses_routes
 from bert4keras_rwkv.server.state_routes import state_routes
 
 
@@ -44,6 +45,7 @@ def _routes(service):
     router = APIRouter(dependencies=[Depends(_async(access.check_key))])
 
     router.include_router(openai_routes(service))
+    router.include_router(responses_routes(service))
     if service.embeddings is not None:
         router.include_router(embedding_routes(service))
     if service.states is not None:

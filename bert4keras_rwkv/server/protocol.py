@@ -9,6 +9,7 @@ from bert4keras_rwkv.untrusted import parse_json, printable, shown
 STOPS = 4  # texts that may end an answer
 BIASES, BIAS = 1024, 100  # ids in `logit_bias`, and how much each may have
 LOGPROBS = 20  # tokens told beside each
+TEXT_PARTS = ("text", "input_text", "output_text")  # as chats and responses call them
 KINDS = {429: "rate_limit_error"} | dict.fromkeys((500, 503, 504, 507), "server_error")
 # Fields that would change an answer and are not known here yet, with the values that do not.
 NOT_YET = {
@@ -50,7 +51,7 @@ def plain_text(given):
     if not isinstance(given, list):
         raise ValueError("a text, or a list of parts, is expected")
     for part in given:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
             raise ValueError("parts of the type 'text' are expected: this model reads nothing else")
     return "".join(part["text"] for part in given)
 
