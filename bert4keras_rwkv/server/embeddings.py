@@ -2,16 +2,17 @@
 
 import asyncio
 import base64
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from bert4keras_rwkv.models.embedder import SIZES
 from bert4keras_rwkv.server.answering import unless_gone
-from bert4keras_rwkv.server.protocol import ApiError, Fields, parsed, prompts
+from bert4keras_rwkv.server.openapi import asks
+from bert4keras_rwkv.server.protocol import ApiError, Fields, Prompts, parsed
 from bert4keras_rwkv.server.service import elsewhere
 
 INPUTS = 2048  # texts of a request at most
@@ -23,7 +24,7 @@ class EmbeddingWanted(Fields):
     """Of /v1/embeddings."""
 
     model: str | None = None
-    input: Annotated[Any, BeforeValidator(prompts)]
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
@@ -67,7 +68,7 @@ def embedding_routes(service):
     """The route /embeddings of a `Service` that has `embeddings`."""
     router = APIRouter()
 
-    @router.post("/embeddings")
+    @router.post("/embeddings", openapi_extra=asks(EmbeddingWanted))
     async def embeddings(request: Request):
         wanted = parsed(EmbeddingWanted, await service.access.body(request))
         service.check_model(wanted.model)

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from bert4keras_rwkv.server import protocol
 from bert4keras_rwkv.server.answering import Question, answered
 from bert4keras_rwkv.server.forms import ChatForm, CompletionForm, Reply
+from bert4keras_rwkv.server.openapi import asks
 from bert4keras_rwkv.server.protocol import ApiError, parsed
 from bert4keras_rwkv.server.service import about, elsewhere
 
@@ -17,14 +18,14 @@ def openai_routes(service):
     """The routes, for who has a key."""
     router, access = APIRouter(), service.access
 
-    @router.post("/chat/completions")
+    @router.post("/chat/completions", openapi_extra=asks(protocol.ChatWanted, stream=True))
     async def chat(request: Request):
         wanted = parsed(protocol.ChatWanted, await access.body(request, service.state_room))
         service.check_model(wanted.model)
         async with contextlib.AsyncExitStack() as stack:
             return await answered(request, service, await _chat(request, service, wanted, stack), stack)
 
-    @router.post("/completions")
+    @router.post("/completions", openapi_extra=asks(protocol.CompletionWanted, stream=True))
     async def completions(request: Request):
         wanted = parsed(protocol.CompletionWanted, await access.body(request, service.state_room))
         service.check_model(wanted.model)
@@ -40,7 +41,7 @@ def openai_routes(service):
         service.check_model(name)
         return _model(service.name)
 
-    @router.post("/tokenize")
+    @router.post("/tokenize", openapi_extra=asks(protocol.TextWanted))
     async def tokenize(request: Request):
         wanted = parsed(protocol.TextWanted, await access.body(request))
         text = wanted.content if wanted.prompt is None else wanted.prompt
@@ -49,7 +50,7 @@ def openai_routes(service):
         ids = await elsewhere("prompt", service.tokenizer.encode, text)
         return {"tokens": ids, "count": len(ids)}
 
-    @router.post("/detokenize")
+    @router.post("/detokenize", openapi_extra=asks(protocol.IdsWanted))
     async def detokenize(request: Request):
         wanted = parsed(protocol.IdsWanted, await access.body(request))
         text = await elsewhere("tokens", service.tokenizer.decode, wanted.tokens)

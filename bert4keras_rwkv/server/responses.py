@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from bert4keras_rwkv.server.answering import event_text
-from bert4keras_rwkv.server.protocol import Count, Message, Wanted
+from bert4keras_rwkv.server.protocol import Count, Message, Wanted, described
 from bert4keras_rwkv.server.states import new_id
 
 MESSAGE, MESSAGE_TYPE = "msg_", "message"
@@ -19,11 +19,11 @@ def only(*harmless):
     """The type of a field that is not known here, for its values that change nothing."""
 
     def check(given):
-        if given not in harmless:
+        if not any(given is one for one in harmless):
             raise ValueError("this is not supported here yet. Leave it out")
         return given
 
-    return Annotated[Any, BeforeValidator(check)]
+    return described(check, Literal[harmless])
 
 
 def input_items(given):
@@ -60,7 +60,11 @@ class Item(Message):
 class ResponseWanted(Wanted):
     """Of /v1/responses. What chats have beside OpenAI's fields is here, too."""
 
-    input: Annotated[list[Item], Field(min_length=1), BeforeValidator(input_items)]
+    input: Annotated[
+        list[Item],
+        Field(min_length=1),
+        BeforeValidator(input_items, json_schema_input_type=str | Annotated[list[Item], Field(min_length=1)]),
+    ]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     previous_response_id: str | None = None
@@ -72,8 +76,8 @@ class ResponseWanted(Wanted):
         | None
     ) = None
     mode: str | None = None
-    text: Annotated[Any, BeforeValidator(text_settings)] = None
-    include: Annotated[Any, BeforeValidator(no_logprobs)] = None
+    text: described(text_settings, dict[str, Any] | None) = None
+    include: described(no_logprobs, list[str] | None) = None
     n: only(None, 1) = None
     session_id: only(None) = None
     background: only(None, False) = None

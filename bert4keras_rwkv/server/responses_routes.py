@@ -13,6 +13,7 @@ from bert4keras_rwkv.server.access import JSON
 from bert4keras_rwkv.server.answering import Stream, failure, listening_to, unless_gone
 from bert4keras_rwkv.server.asked import Failed, Piece
 from bert4keras_rwkv.server.forms import Reply
+from bert4keras_rwkv.server.openapi import asks
 from bert4keras_rwkv.server.protocol import ApiError, parsed
 from bert4keras_rwkv.server.responses import Response, ResponseWanted, as_note
 from bert4keras_rwkv.server.service import about, elsewhere
@@ -26,7 +27,7 @@ def responses_routes(service):
     """The routes of a `Service`, for who has a key."""
     router, access = APIRouter(), service.access
 
-    @router.post("/responses")
+    @router.post("/responses", openapi_extra=asks(ResponseWanted, stream=True))
     async def created(request: Request):
         wanted = parsed(ResponseWanted, await access.body(request, service.state_room))
         service.check_model(wanted.model)
