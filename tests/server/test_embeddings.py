@@ -8,6 +8,7 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 
+from bert4keras_rwkv.models import embedder
 from bert4keras_rwkv.models.embedder import SIZES, Embedder
 from bert4keras_rwkv.server import embeddings
 from bert4keras_rwkv.server.access import Access
@@ -81,16 +82,26 @@ def test_forms_of_texts_and_vectors(rwkv, http, client):
 @pytest.mark.parametrize("version", ["4", "7"])
 def test_pieces_of_any_size_give_one_vector(version):
     rwkv = talker(version)
-    embedder, ids = Embedder(rwkv.backbone, rwkv.state_for(None, 1)), rwkv.tokenizer.encode(LONG)
+    reader, ids = Embedder(rwkv.backbone, rwkv.state_for(None, 1)), rwkv.tokenizer.encode(LONG)
 
     def vector(size):
-        read = embedder.begin()
+        read = reader.begin()
         for at in range(0, len(ids), size):
-            read = embedder.read(read, ids[at : at + size])
-        return embedder.vector(read)
+            read = reader.read(read, ids[at : at + size])
+        return reader.vector(read)
 
     np.testing.assert_allclose(vector(SIZES[0]), vector(SIZES[-1]), atol=1e-5)
     np.testing.assert_allclose(vector(7), vector(SIZES[-1]), atol=1e-5)
+
+
+def test_block_by_block_is_the_same(rwkv, monkeypatch):
+    """As wide networks are run on JAX."""
+    ids, vectors = rwkv.tokenizer.encode(LONG)[:200], []
+    for block_by_block in (False, True):
+        monkeypatch.setattr(embedder, "worthwhile", lambda network, answer=block_by_block: answer)
+        one = Embedder(rwkv.backbone, rwkv.state_for(None, 1))
+        vectors.append(one.vector(one.read(one.begin(), ids)))
+    np.testing.assert_allclose(*vectors, atol=1e-5)
 
 
 @pytest.mark.parametrize(
