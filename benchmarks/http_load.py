@@ -89,23 +89,26 @@ class Reply:
         """The values of the events, or of the one body."""
         return [event for _, event in self.events] if self._lines else [self.json]
 
+    @property
+    def _choices(self):
+        return [choice for one in self._told for choice in one.get("choices", ())]
+
     @functools.cached_property
     def texts(self):
         """The text of each answer, by number: streamed or whole, of a chat or not."""
         texts = {}
-        for choice in (choice for one in self._told for choice in one.get("choices", ())):
+        for choice in self._choices:
             texts[choice["index"]] = texts.get(choice["index"], "") + text_of(choice)
         return texts
+
+    @property
+    def reasons(self):
+        """Why each answer ended, by number."""
+        return {choice["index"]: choice["finish_reason"] for choice in self._choices if choice.get("finish_reason")}
 
     def last(self, name):
         """What was said last under a name, None for nothing: streamed or whole."""
         return next((one[name] for one in reversed(self._told) if one.get(name) is not None), None)
-
-    @property
-    def tokens(self):
-        """How many were written, as the server says; None where it does not."""
-        usage = self.last("usage")
-        return usage and usage["completion_tokens"]
 
     @property
     def first(self):

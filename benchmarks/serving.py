@@ -44,24 +44,18 @@ WORDS = (
     "jobs",
     "at",
     "night",
-    "and",
-    "nobody",
-    "wants",
-    "to",
-    "stop",
-    "it",
 )
 JAX = {"KERAS_BACKEND": "jax"}
 FASTER_AT_16, ADDED, LATEST, KEPT, KEPT_ON_DISK = 6.0, 1.10, 4.0, 10.0, 5.0
 
 
 class Loaded:
-    """A server and the load that it is asked to bear, for `interleave`. count: a function from a text to how many
-    tokens it has. spreads: of each burst of clients, the median and the 99th percentile of seconds to the first text.
+    """A server and the load that it is asked to bear, for `interleave`. tokens: a function from a text to its ids.
+    spreads: of each burst of clients, the median and the 99th percentile of seconds to the first text.
     """
 
-    def __init__(self, label, served, commands, count):
-        self.label, self.commands, self._served, self._count = label, commands, served, count
+    def __init__(self, label, served, commands, tokens):
+        self.label, self.commands, self._served, self._tokens = label, commands, served, tokens
         self._random, self._numbers, self.spreads = random.Random(0), itertools.count(), []
 
     def processor_seconds(self):
@@ -80,9 +74,7 @@ class Loaded:
 
     def _streams(self, n, streams, drawn):
         replies = self._replies([self._text(8) for _ in range(streams)], n // streams, drawn)
-        written = sum(reply.tokens or n // streams for reply in replies)
-        took = max(reply.ended for reply in replies) - min(reply.sent for reply in replies)
-        return took * n / written
+        return max(reply.ended for reply in replies) - min(reply.sent for reply in replies)
 
     def first(self, _):
         """Seconds to the first text, of one client."""
@@ -99,6 +91,12 @@ class Loaded:
         """Seconds to the first text of a second turn, behind about n tokens."""
         return self._next_turn(self._first_turn(n))
 
+    def returned(self, n):
+        """The same, when somebody else has asked something in between."""
+        conversation = self._first_turn(n)
+        self.first(1)
+        return self._next_turn(conversation)
+
     def restarted(self, n):
         """The same, when the server has been stopped and started again in between, and has answered something."""
         conversation = self._first_turn(n)
@@ -109,7 +107,7 @@ class Loaded:
     def _first_turn(self, n):
         words = 100
         text = self._text(words)
-        text += self._text(max(1, round(n * words / self._count(text)) - words))
+        text += self._text(max(1, round(n * words / len(self._tokens(text))) - words))
         prompt = f"User: {text}\n\nAssistant:"
         (reply,) = self._replies([prompt], TURN_LENGTH, GREEDY)
         return prompt + reply.texts[0]
@@ -118,26 +116,33 @@ class Loaded:
         return self._replies([f"{conversation}\n\nUser: And then?\n\nAssistant:"], TURN_LENGTH, GREEDY)[0].first
 
     def _replies(self, prompts, length, drawn):
-        """The replies to prompts that are sent at once."""
+        """The replies to prompts that are sent at once, each of `length` tokens."""
         bodies = [
             {
                 "prompt": prompt,
                 "max_tokens": length,
-                "min_tokens": length,
-                "ignore_eos": True,  # as llama-server calls it
                 "stream": True,
-                "stream_options": {"include_usage": True},
                 "seed": next(self._numbers),
                 **drawn,
+                **self._on_and_on(length),
             }
             for prompt in prompts
         ]
         asked = [ask(self._served.address, "/v1/completions", body) for body in bodies]
         replies = asyncio.run(together(asked))
         for reply in replies:
-            if reply.status != 200 or not reply.is_whole:
-                raise RuntimeError(f"'{self.label}' answered {reply.status}: {reply.arrivals[-1:]}")
+            if reply.status != 200 or not reply.is_whole or reply.reasons != {0: "length"}:
+                message = f"'{self.label}' did not write {length} tokens: {reply.status}, {reply.arrivals[-2:]}"
+                raise RuntimeError(message)
         return replies
+
+    def _on_and_on(self, length):
+        """The fields that keep an answer from ending earlier."""
+        if self.label == LLAMA_SERVER:
+            return {"ignore_eos": True}
+        if self.label == LLAMA_PYTHON:  # its `min_tokens` lets a turn of a conversation end
+            return {"logit_bias": {str(token): -100 for token in (0, *self._tokens("\n\n"))}}
+        return {"min_tokens": length}
 
     def _text(self, words):
         """A text that was not asked before."""
@@ -149,7 +154,10 @@ def serving(name, version, options, say):
     path = SHIPPED if name == SHIPPED else checkpoint(Size.parse(name), options.cache, version)
     strategy = [] if name == SHIPPED else ["--strategy", "cpu fp32i8"]
     length, group = LENGTHS.get(name, LENGTH), group_name(name, version)
-    bare, turns = [f"greedy {length * count} {count}" for count in STREAMS], ["first 1", f"second {HISTORY}"]
+    bare, turns = (
+        [f"greedy {length * count} {count}" for count in STREAMS],
+        ["first 1", f"second {HISTORY}", f"returned {HISTORY}"],
+    )
     streams = [*bare, f"sampled {length * STREAMS[-1]} {STREAMS[-1]}"]
     with contextlib.ExitStack() as stack:
         kept = ["--cache", stack.enter_context(tempfile.TemporaryDirectory())]
@@ -163,7 +171,7 @@ def serving(name, version, options, say):
         ]
         servers = [stack.enter_context(Served(command, environment=JAX)) for _, command, _ in loads]
         workers += [
-            Loaded(label, served, commands, counter(servers[0]))
+            Loaded(label, served, commands, tokens_by(servers[0]))
             for (label, _, commands), served in zip(loads, servers, strict=True)
         ]
         series = interleave(group, workers, options.rounds, options.wait, say)
@@ -175,9 +183,9 @@ def group_name(name, version):
     return f"serving {name}" if name == SHIPPED else f"serving rwkv{version} {name}"
 
 
-def counter(served):
-    """A function that asks our server how many tokens a text has."""
-    return lambda text: asyncio.run(ask(served.address, "/tokenize", {"prompt": text})).json["count"]
+def tokens_by(served):
+    """A function that asks our server for the ids of a text."""
+    return lambda text: asyncio.run(ask(served.address, "/tokenize", {"prompt": text})).json["tokens"]
 
 
 def llama_cpp(path, options):
@@ -205,6 +213,7 @@ HEAD = (
     "16 streams, drawn",
     "first text (ms)",
     f"second turn behind {HISTORY:,} tokens (ms)",
+    "the same after another's question (ms)",
     "the same after a restart (ms)",
 )
 
@@ -240,8 +249,8 @@ def row(group, label):
 
     cells = [cell("greedy", count, rate) for count in STREAMS]
     ratio = f"{at_16(group, label):.1f}" if cells[0] else ""
-    turns = [cell(word, number, delay) for word, number in (("first", 1), ("second", HISTORY), ("restarted", HISTORY))]
-    return [label, *cells, ratio, cell("sampled", STREAMS[-1], rate), *turns]
+    turns = [cell(word, HISTORY, delay) for word in ("second", "returned", "restarted")]
+    return [label, *cells, ratio, cell("sampled", STREAMS[-1], rate), cell("first", 1, delay), *turns]
 
 
 def at_16(group, label):
@@ -253,8 +262,8 @@ def at_16(group, label):
 
 def targets(name, group):
     """As `report.targets`."""
-    first, second = group.commands("first")[0], group.commands("second")[0]
-    restarted, all_of_them = group.commands("restarted")[0], group.commands("greedy")[-1]
+    (first,), (second,), (returned,), (restarted,) = map(group.commands, ("first", "second", "returned", "restarted"))
+    all_of_them = group.commands("greedy")[-1]
     ratio = at_16(group, OURS)
     yield f"{name}: 16 streams", f"{FASTER_AT_16:.0f} x one", f"{ratio:.1f} x", ratio >= FASTER_AT_16
     for command in (group.commands("greedy")[0], all_of_them):
@@ -273,7 +282,7 @@ def targets(name, group):
             sooner >= wanted,
         )
     for label in (LLAMA_SERVER, LLAMA_PYTHON):
-        for command in [*group.commands("greedy"), *group.commands("sampled"), first, second]:
+        for command in [*group.commands("greedy"), *group.commands("sampled"), first, second, returned]:
             if (label, command) in group.series:
                 faster = group.times_faster(OURS, label, command)
                 yield f"{name}: {meaning(command)}", f"1 x {label}", f"{faster:.2f} x", faster >= 1
@@ -282,6 +291,9 @@ def targets(name, group):
 def meaning(command):
     """What a command is called in the table of goals."""
     word, number, *streams = command.split()
-    if word == "first":
-        return "first text"
-    return f"second turn behind {number} tokens" if word == "second" else f"{word}, streams: {streams[0]}"
+    alone = {
+        "first": "first text",
+        "second": f"second turn behind {number} tokens",
+        "returned": "second turn after another's question",
+    }
+    return alone.get(word) or f"{word}, streams: {streams[0]}"

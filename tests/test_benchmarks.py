@@ -1,4 +1,4 @@
-"""The benchmark on a GPU, where there is none: how programs are started, asked and reported."""
+"""Benchmarks: how programs are started, asked and reported; of those on a GPU, where there is none."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import gpu, gpu_page, report
+from benchmarks import gpu, gpu_page, report, serving
 from benchmarks.rounds import Series
 from benchmarks.tables import Group
 
@@ -105,6 +105,47 @@ def test_the_page_names_the_card_and_what_is_missing():
     assert "| ours jax, kernel of rwkv_ops | rwkv_ops is not installed |" in text
     assert "There was no time for ours torch, pure ops (prefill)." in text
     assert "On a GPU" not in report.page({"machine": machine, "groups": {}})
+
+
+# What servers took, in milliseconds.
+SERVED = {
+    (serving.ROWS, "greedy 64 1"): 100,
+    (serving.ROWS, "greedy 1024 16"): 200,
+    (serving.OURS, "greedy 64 1"): 105,
+    (serving.OURS, "greedy 1024 16"): 240,
+    (serving.OURS, "sampled 1024 16"): 250,
+    (serving.OURS, "first 1"): 10,
+    (serving.OURS, "second 2000"): 20,
+    (serving.OURS, "returned 2000"): 20,
+    (serving.OURS, "restarted 2000"): 50,
+    (serving.NO_CACHE, "second 2000"): 240,
+    (serving.LLAMA_SERVER, "greedy 64 1"): 84,
+    (serving.LLAMA_SERVER, "greedy 1024 16"): 480,
+}
+
+
+def test_goals_of_serving_and_its_page():
+    name = "serving rwkv7 12x768"
+    series = [asdict(Series(name, *one, [ms / 1e3] * 3, [0.0] * 3)) for one, ms in SERVED.items()]
+    facts = {serving.OURS: [{"median": 0.5, "p99": 1.5}] * 3, serving.NO_CACHE: []}
+    group = {"series": series, "facts": facts, "command": "python -m benchmarks", "processor": "a processor"}
+    found = {(what.removeprefix(f"{name}: "), wanted): (got, reached) for what, wanted, got, reached in
+             serving.targets(name, Group(group))}  # fmt: skip
+    assert found == {
+        ("16 streams", "6 x one"): ("7.0 x", True),
+        ("1 streams over HTTP", "at most 1.1 x the time of the bare loop"): ("1.05 x", True),
+        ("16 streams over HTTP", "at most 1.1 x the time of the bare loop"): ("1.20 x", False),
+        ("first text of 64 clients, 99th percentile", "at most 4 x the median"): ("3.00 x", True),
+        ("second turn", "10 x sooner than read again"): ("12.0 x", True),
+        ("second turn after a restart", "5 x sooner than read again"): ("4.8 x", False),
+        ("greedy, streams: 1", "1 x llama-server"): ("0.80 x", False),
+        ("greedy, streams: 16", "1 x llama-server"): ("2.00 x", True),
+    }
+    machine = {"processor": "a processor", "threads": 2, "system": "Linux", "python": "3", "versions": {}}
+    text = report.page({"machine": machine, "groups": {name: group}})
+    assert "## Serving: RWKV-7 12x768" in text and "500.0 (500.0 to 500.0) ms in the median" in text
+    ours = "| ours | 609.5 (609.5 to 609.5) |  | 4266.7 (4266.7 to 4266.7) | 7.0 | 4096.0 (4096.0 to 4096.0) | 10.0 "
+    assert ours in text
 
 
 @pytest.mark.slow

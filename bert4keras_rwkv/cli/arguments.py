@@ -212,7 +212,7 @@ def _serve(commands):
         ("--queue", Whole(0, 2**20), 64, "answers that wait beside them, before more are refused"),
         ("--max-tokens", COUNT, 4096, "tokens of an answer at most"),
         ("--max-prompt", COUNT, 65536, "tokens of a prompt at most"),
-        ("--time-limit", Real(0, 1e6, above=True), None, "seconds that an answer may take, its waiting included"),
+        ("--time-limit", Whole(1, 86400), None, "seconds that an answer may take, its waiting included"),
         ("--stop-within", Whole(0, 86400), 30, "seconds to finish what runs when it is stopped"),
     ):
         said = f"{text} (default: {'no limit' if default is None else default})"

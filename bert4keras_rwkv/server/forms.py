@@ -7,11 +7,12 @@ import uuid
 class Reply:
     """What becomes of the text of one answer of a chat: deltas of a stream, and in the end a message.
 
-    opening: what the text begins with, that the model was given. A reply begins without space.
+    opening: what the text begins with, that the model was given. A reply begins without space, unless it has begun
+    before.
     """
 
-    def __init__(self, opening=""):
-        self._opening, self._begun = opening, False
+    def __init__(self, opening="", begun=False):
+        self._opening, self._begun = opening, begun
 
     def feed(self, text):
         """The deltas that more text gives, a list of dicts."""

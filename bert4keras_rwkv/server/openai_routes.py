@@ -6,10 +6,13 @@ from fastapi import APIRouter, Request
 
 from bert4keras_rwkv.server import protocol
 from bert4keras_rwkv.server.answering import Question, answered
+from bert4keras_rwkv.server.calls import CallReply
+from bert4keras_rwkv.server.constraints import ChatWanted, CompletionWanted
 from bert4keras_rwkv.server.forms import ChatForm, CompletionForm, Reply
 from bert4keras_rwkv.server.openapi import asks
 from bert4keras_rwkv.server.protocol import ApiError, parsed
 from bert4keras_rwkv.server.service import about, elsewhere
+from bert4keras_rwkv.server.tools import tools_of
 
 COMPLETION_TOKENS = 16  # of an answer, where nothing is said, as OpenAI has it
 
@@ -18,28 +21,28 @@ def openai_routes(service):
     """The routes, for who has a key."""
     router, access = APIRouter(), service.access
 
-    @router.post("/chat/completions", openapi_extra=asks(protocol.ChatWanted, stream=True))
+    @router.post("/chat/completions", openapi_extra=asks(ChatWanted, stream=True))
     async def chat(request: Request):
-        wanted = parsed(protocol.ChatWanted, await access.body(request, service.state_room))
+        wanted = parsed(ChatWanted, await access.body(request, service.state_room))
         service.check_model(wanted.model)
         async with contextlib.AsyncExitStack() as stack:
             return await answered(request, service, await _chat(request, service, wanted, stack), stack)
 
-    @router.post("/completions", openapi_extra=asks(protocol.CompletionWanted, stream=True))
+    @router.post("/completions", openapi_extra=asks(CompletionWanted, stream=True))
     async def completions(request: Request):
-        wanted = parsed(protocol.CompletionWanted, await access.body(request, service.state_room))
+        wanted = parsed(CompletionWanted, await access.body(request, service.state_room))
         service.check_model(wanted.model)
         async with contextlib.AsyncExitStack() as stack:
             return await answered(request, service, await _completion(request, service, wanted, stack), stack)
 
     @router.get("/models")
     async def models():
-        return {"object": "list", "data": [_model(service.name)]}
+        return {"object": "list", "data": [_model(service)]}
 
     @router.get("/models/{name:path}")
     async def model(name: str):
         service.check_model(name)
-        return _model(service.name)
+        return _model(service)
 
     @router.post("/tokenize", openapi_extra=asks(protocol.TextWanted))
     async def tokenize(request: Request):
@@ -63,15 +66,30 @@ async def _chat(request, service, wanted, stack):
     """The `Question` of a chat."""
     field = "max_tokens" if wanted.max_completion_tokens is None else "max_completion_tokens"
     limit = service.limit(getattr(wanted, field), field, service.longest)
+    template, owner, key = service.template, service.access.owner(request), service.access.asker(request)
+    tools, wish = tools_of(wanted, template), wanted.wish
+    mode = tools.mode(template) if tools and tools.forced else wanted.mode
     with about("mode"):
-        opening = service.template.mode(wanted.mode).opening
-    owner = service.access.owner(request)
+        opening = template.mode(mode).opening
+    if (wish or tools) and wanted.continue_final_message:
+        message = "An answer of a form, or with tools, is written from its beginning: leave the one or the other out."
+        raise ApiError(400, message, "continue_final_message")
+    if wish and opening:
+        raise ApiError(400, f"`{wish.field}` is of the whole answer, which the mode '{mode}' begins already.", "mode")
+    constraint = await elsewhere("tools", service.constraint, wish, template.before_reply, tools)
     start = await service.start(wanted, owner, stack)
-    ids = await elsewhere("messages", service.chat_ids, wanted, start)
-    stops = (*wanted.stop, *service.template.stop_texts)
-    key = service.access.asker(request)
-    asked = service.asked(wanted, start, ids, "messages", limit, stops=stops, seed=wanted.seed, key=key)
-    form = ChatForm(service.tokenizer, lambda index: Reply(opening))
+    going_on = bool(wanted.continue_final_message)
+    ids = await elsewhere("messages", service.chat_ids, wanted.messages, start, mode, tools, going_on)
+    stops = (*wanted.stop, *template.stop_texts)
+    more = {"stops": stops, "seed": wanted.seed, "key": key, "constraint": constraint}
+    asked = service.asked(wanted, start, ids, "messages", limit, **more)
+
+    def reply(index):
+        if tools is None:
+            return Reply("" if going_on else opening, going_on)
+        return CallReply(tools.names, opening, template.thought, tools.parallel)
+
+    form = ChatForm(service.tokenizer, reply)
     return Question(wanted, [asked], form, lambda done: service.kept(wanted, start, owner, done, chat=True))
 
 
@@ -82,11 +100,13 @@ async def _completion(request, service, wanted, stack):
     start = await service.start(wanted, owner, stack)
     if len(wanted.prompt) > 1 and (start.session or wanted.return_state):
         raise ApiError(400, "One answer is kept: with `session_id` or `return_state` there is one prompt.", "prompt")
+    constraint = await elsewhere("prompt", service.constraint, wanted.wish)
     several, each = [], wanted.n or 1
     for number, prompt in enumerate(wanted.prompt):
         ids = await elsewhere("prompt", service.prompt_ids, prompt)
         seed = None if wanted.seed is None else wanted.seed + number * each
-        several.append(service.asked(wanted, start, ids, "prompt", limit, stops=wanted.stop, seed=seed, key=key))
+        more = {"stops": wanted.stop, "seed": seed, "key": key, "constraint": constraint}
+        several.append(service.asked(wanted, start, ids, "prompt", limit, **more))
     echo = [_text(service, prompt) if wanted.echo else "" for prompt in wanted.prompt for _ in range(each)]
     form = CompletionForm(service.tokenizer, echo)
     return Question(wanted, several, form, lambda done: service.kept(wanted, start, owner, done, chat=False))
@@ -96,5 +116,7 @@ def _text(service, prompt):
     return prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt)
 
 
-def _model(name):
-    return {"id": name, "object": "model", "created": 0, "owned_by": "bert4keras_rwkv"}
+def _model(service):
+    """What is said of the model. modes: in which it can answer, where its template has any."""
+    modes = {"modes": list(service.template.modes)} if service.template.modes else {}
+    return {"id": service.name, "object": "model", "created": 0, "owned_by": "bert4keras_rwkv", **modes}

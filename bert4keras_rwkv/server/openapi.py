@@ -65,7 +65,7 @@ def openapi_route(app):
 def description(app):
     """The OpenAPI description of an application, a dict."""
     told = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    _, schemas = models_json_schema([(kind, "validation") for kind in _kinds(Fields)], ref_template=SCHEMAS + "{model}")
+    _, schemas = models_json_schema([(kind, "validation") for kind in _last(Fields)], ref_template=SCHEMAS + "{model}")
     errors = {str(status): _error(text) for status, text in ERRORS.items()}
     for path in told["paths"].values():
         for operation in path.values():
@@ -82,6 +82,6 @@ def _error(text):
     return {"description": text, "content": {JSON: {"schema": {"$ref": f"{SCHEMAS}Error"}}}}
 
 
-def _kinds(kind):
-    """The classes below one."""
-    return [one for below in kind.__subclasses__() for one in (below, *_kinds(below))]
+def _last(kind):
+    """The classes below one that have none below them: what is asked for, and its parts."""
+    return [one for below in kind.__subclasses__() for one in _last(below) or [below]]

@@ -17,10 +17,7 @@ NOT_YET = {
     "best_of": (None, 1),
     "functions": (None, []),
     "modalities": (None, ["text"]),
-    "response_format": (None, {"type": "text"}),
     "suffix": (None, ""),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
 }
 
 
@@ -175,6 +172,7 @@ class ChatWanted(Wanted):
     logprobs: described(chat_logprobs, bool | None) = False
     top_logprobs: Annotated[int, Field(ge=0, le=LOGPROBS)] | None = None
     mode: str | None = None
+    continue_final_message: bool | None = None
 
     @property
     def logprobs_wanted(self):

@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from bert4keras_rwkv.server.answering import event_text
-from bert4keras_rwkv.server.protocol import Count, Message, Wanted, described
+from bert4keras_rwkv.server.constraints import Message
+from bert4keras_rwkv.server.protocol import Count, Wanted, described
 from bert4keras_rwkv.server.states import new_id
 
 MESSAGE, MESSAGE_TYPE = "msg_", "message"
@@ -19,7 +20,7 @@ def only(*harmless):
     """The type of a field that is not known here, for its values that change nothing."""
 
     def check(given):
-        if not any(given is one for one in harmless):
+        if not any(type(given) is type(one) and given == one for one in harmless):
             raise ValueError("this is not supported here yet. Leave it out")
         return given
 
@@ -36,11 +37,18 @@ def input_items(given):
     return given
 
 
+def no_tools(given):
+    """Checks `tools`: there are none."""
+    if given not in (None, []):
+        raise ValueError("tools are not supported here yet: /v1/chat/completions has them")
+    return given
+
+
 def text_settings(given):
     """Checks `text`: its format is text."""
     form = {} if given is None else given.get("format") if isinstance(given, dict) else given
     if form not in (None, {}, {"type": "text"}):
-        raise ValueError("the `format` {'type': 'text'} is expected: others are not supported here yet")
+        raise ValueError("the `format` {'type': 'text'} is expected: of others there is /v1/chat/completions")
     return given
 
 
@@ -78,6 +86,8 @@ class ResponseWanted(Wanted):
     mode: str | None = None
     text: described(text_settings, dict[str, Any] | None) = None
     include: described(no_logprobs, list[str] | None) = None
+    tools: described(no_tools, Annotated[list[Any], Field(max_length=0)] | None) = None
+    tool_choice: only(None, "none", "auto") = None
     n: only(None, 1) = None
     session_id: only(None) = None
     background: only(None, False) = None

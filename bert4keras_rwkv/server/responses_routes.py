@@ -106,7 +106,7 @@ async def _begun(request, service, wanted, stack):
         opening = service.template.mode(wanted.mode).opening
     owner, key = service.access.owner(request), service.access.asker(request)
     start = await _start(service, wanted, owner, stack)
-    ids = await elsewhere("input", service.chat_ids, wanted, start)
+    ids = await elsewhere("input", service.chat_ids, wanted.messages, start, wanted.mode)
     stops = (*wanted.stop, *service.template.stop_texts)
     asked = service.asked(wanted, start, ids, "input", limit, stops=stops, seed=wanted.seed, key=key)
     listening = listening_to(service, [asked])

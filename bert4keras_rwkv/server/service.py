@@ -12,11 +12,13 @@ from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.models.request import seeds
 from bert4keras_rwkv.server.access import Access
 from bert4keras_rwkv.server.asked import Asked
+from bert4keras_rwkv.server.grammar import Grammars
 from bert4keras_rwkv.server.listening import Bell
 from bert4keras_rwkv.server.metrics import Metrics
 from bert4keras_rwkv.server.places import Place
 from bert4keras_rwkv.server.protocol import ApiError
 from bert4keras_rwkv.server.states import new_id
+from bert4keras_rwkv.server.tools import turns_of
 from bert4keras_rwkv.templates import conversation, end_of_reply, ids_of
 from bert4keras_rwkv.tokenizers.prompts import token_ids, unix_lines
 from bert4keras_rwkv.untrusted import shown
@@ -53,6 +55,11 @@ class Service:
     seal: Any = None
     bell: Bell = dataclasses.field(default_factory=Bell)
     embeddings: Any = None
+
+    @functools.cached_property
+    def grammars(self):
+        """What compiles the grammars of answers."""
+        return Grammars(self.tokenizer, self.vocab_size, self.scheduler.ends)
 
     @functools.cached_property
     def metrics(self):
@@ -100,14 +107,19 @@ class Service:
         """The `Start` in a place."""
         return Start(place, await run_in_threadpool(_digest, place.state), session)
 
-    def chat_ids(self, wanted, start, opening=True):
-        """The ids of a conversation, up to where the answer comes. Behind a place, of what is said there."""
-        turns = [{"role": _role(message.role), "content": message.content} for message in wanted.messages]
+    def chat_ids(self, messages, start, mode=None, tools=None, going_on=False):
+        """The ids of a conversation, up to where the answer comes. Behind a place, of what is said there.
+
+        going_on: whether the answer goes on with the last message.
+        """
+        turns = turns_of(messages, self.template, tools)
+        template = self.template
+        end = template.unfinished(_begun(turns.pop())) if going_on else template.turn("assistant", mode=mode)
         if start.place is None:
             parts = conversation(turns, "the conversation", self.template)
         else:
             parts = [part for turn in turns for part in self._turn(turn)]
-        return ids_of(self.tokenizer, parts + self.template.turn("assistant", mode=wanted.mode))
+        return ids_of(self.tokenizer, parts + end)
 
     def prompt_ids(self, prompt):
         """The ids of a prompt, which is a str or ids."""
@@ -115,7 +127,21 @@ class Service:
             return self.tokenizer.encode(unix_lines(prompt))
         return token_ids(prompt, self.vocab_size).tolist()
 
-    def asked(self, wanted, start, ids, field, limit, *, stops, seed, key):
+    def constraint(self, wish, before="", tools=None):
+        """What an answer has to follow, as `Asked` takes it; None for nothing. It takes a while.
+
+        wish: a `Wish`, or None. before: text that comes before it. tools: `Tools`, which may be called instead, or
+        None.
+        """
+        calls = tools and tools.grammar(self.template)
+        if tools and tools.forced:
+            return self.grammars.compiled("lark", calls, "tools")
+        if wish is None:
+            return None
+        more = {"before": before, "lenient": wish.lenient, "instead": calls}
+        return self.grammars.compiled(wish.kind, wish.source, wish.field, **more)
+
+    def asked(self, wanted, start, ids, field, limit, *, stops, seed, key, constraint=None):
         """What the scheduler is asked. field: what the ids came from. limit: tokens of an answer. key: who asks."""
         ids = (*(() if start.place is None else start.place.waiting), *ids)
         if not ids:
@@ -144,6 +170,7 @@ class Service:
             wanted.min_tokens or 0,
             wanted.logit_bias,
             wanted.logprobs_wanted,
+            constraint,
             keep=bool(start.session or wanted.return_state),
         )
 
@@ -198,8 +225,12 @@ async def elsewhere(field, function, *given):
         return await run_in_threadpool(function, *given)
 
 
-def _role(role):
-    return {"developer": "system", "function": "tool"}.get(role, role)
+def _begun(turn):
+    """What the assistant has said in the last turn of a conversation, which is to be gone on with."""
+    if turn["role"] != "assistant" or not turn["content"]:
+        said = "`messages` ends with what the assistant has said so far, where `continue_final_message` is true."
+        raise ApiError(400, said, "messages")
+    return turn["content"]
 
 
 def _digest(state):

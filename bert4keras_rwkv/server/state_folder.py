@@ -101,6 +101,7 @@ class StateFolder:
                 self._add(index, key, kept)
 
     def close(self):
+        """Let the index go."""
         self._reader.close()
         self._writer.close()
 
@@ -132,7 +133,7 @@ class StateFolder:
         except FileNotFoundError:  # another process has made room
             return None
         except ValueError as error:
-            self._say_damaged(path, error)
+            self._say_damaged(path.name, error)
             path.unlink(missing_ok=True)
             return None
 
@@ -146,10 +147,10 @@ class StateFolder:
             raise ValueError("it has several rows, or numbers that are not finite")
         return state
 
-    def _say_damaged(self, path, error):
+    def _say_damaged(self, file, error):
         if not self._damage_said:
             self._damage_said = True
-            logger.warning("Damaged states are removed from '%s', the first of them %s: %s.", path.parent, path, error)
+            logger.warning("Damaged states in '%s' are removed. The first is %s: %s.", self._folder, file, error)
 
     def _add(self, index, key, kept):
         """Write a file and its row, and make room. No name of a file is used twice."""
@@ -235,9 +236,13 @@ class StateFolder:
             return index
 
     def _connected(self):
-        """A connection that any thread may use. The files of the index are its owner's alone."""
+        """A connection that any thread may use. The files of the index are its owner's alone.
+
+        The index is opened here only to make it: who closes a file gives up all locks that SQLite has in this process.
+        """
         path = self._folder / INDEX
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         path.chmod(0o600)
         index = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         try:

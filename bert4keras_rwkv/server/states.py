@@ -58,6 +58,11 @@ class States:
         self._lock, self._sizes = threading.Lock(), self._files.sizes()
         self._turns = weakref.WeakValueDictionary()
 
+    @property
+    def count(self):
+        """How many are kept, of all owners, the named ones apart."""
+        return len(self._sizes)
+
     def get(self, id, owner="", field="id"):
         """The `Place`. field: of the request, that a 404 is about."""
         if isinstance(id, str) and id in self._named:

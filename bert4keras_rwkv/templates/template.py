@@ -78,6 +78,10 @@ class Template:
             said = way.message.replace(TEXT, said)
         return [Part(self._filled(form, said), False)]
 
+    def unfinished(self, text):
+        """The `Part`s of a reply that the assistant goes on with behind `text`, of which nothing is changed."""
+        return [Part(self._filled(self.assistant), False), Part(self.before_reply + unix_lines(text), False)]
+
     def opening(self, system=None, dialogue=True):
         """The `Part`s that come first. system: what the system says, or None. dialogue: whether the template's own
         turns follow.

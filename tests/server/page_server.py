@@ -17,8 +17,8 @@ KEY = "a key"
 
 class Scripted:
     """replies: message -> reply; other messages are answered with what they say. Those that begin with "busy",
-    "cut", "endless", "refused" or "stopping" are answered in that way. states: names, None for a server without.
-    pause: seconds between pieces. asked: the body of each request. gone: how many were left before their end.
+    "cut", "endless", "refused" or "stopping" are answered in that way. states, modes: names; None where no states are
+    kept. pause: seconds between pieces. asked: the body of each request. gone: how many were left before their end.
     """
 
     def __init__(self, replies=()):
@@ -32,18 +32,19 @@ class Scripted:
 
     def begin(self):
         """As if nothing had been asked yet."""
-        self.states, self.pause, self.wants_key = ("lawyer", "诗人"), 0.0, False
+        self.states, self.modes, self.pause, self.wants_key = ("lawyer", "诗人"), ["off", "on"], 0.0, False
         self.asked, self.gone = [], 0
 
     async def models(self, request: Request):
         if self.wants_key and request.headers.get("authorization") != f"Bearer {KEY}":
             return refusal(401, "This server wants an API key.")
-        return {"object": "list", "data": [{"id": "scripted", "object": "model"}]}
+        return {"object": "list", "data": [{"id": "scripted", "object": "model", "modes": self.modes}]}
 
     async def list_states(self):
         if self.states is None:
             return refusal(404, "Not Found")
-        return {"object": "list", "data": [{"id": name, "object": "state"} for name in self.states]}
+        data = [{"id": name, "object": "state", "kind": "named"} for name in self.states]
+        return {"object": "list", "data": [*data, {"id": "session-1", "object": "state", "kind": "session"}]}
 
     async def chat(self, request: Request):
         body = await request.json()
@@ -51,7 +52,7 @@ class Scripted:
         text = next(m["content"] for m in reversed(body["messages"]) if m["role"] == "user")
         if self.wants_key and request.headers.get("authorization") != f"Bearer {KEY}":
             return refusal(401, "This server wants an API key.")
-        if text.startswith("busy") and len(self.asked) < 3:
+        if text.startswith("busy") and len(self.asked) < 2:
             return refusal(429, "The queue is full.", {"Retry-After": "1"})
         if text.startswith("stopping"):
             return refusal(503, "The server stops.")

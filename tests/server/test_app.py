@@ -81,6 +81,19 @@ def test_a_chat_is_what_the_model_writes_behind_its_template(rwkv, client):
     assert again.choices[0].message.content == told.choices[0].message.content
 
 
+def test_a_reply_that_has_begun_is_gone_on_with(rwkv, http):
+    """As the model goes on behind it: no new turn, and nothing stripped. Where nothing has begun it is a 400."""
+    begun = [*MESSAGES, {"role": "assistant", "content": "A person who"}]
+    asked = {"messages": begun, "continue_final_message": True, "temperature": 0, "max_tokens": 12}
+    told = http.post("/v1/chat/completions", json=asked).json()
+    prompt = "System: Be brief.\n\nUser: What is a hacker?\n\nAssistant: A person who"
+    assert told["choices"][0]["message"]["content"] == written(rwkv, prompt, stop_texts="\n\n")
+    assert told["usage"]["prompt_tokens"] == len(rwkv.tokenizer.encode(prompt))
+    for messages in (MESSAGES, [*MESSAGES, {"role": "assistant", "content": ""}]):
+        answer = http.post("/v1/chat/completions", json={**asked, "messages": messages})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "messages"
+
+
 def test_a_stream_is_the_whole_answer_in_pieces(client):
     asked = {"model": "talker", "messages": MESSAGES, "seed": 5, "n": 3, "max_tokens": 20}
     whole = client.chat.completions.create(**asked)
@@ -184,7 +197,7 @@ CHAT = {"model": "talker", "messages": MESSAGES, **GREEDY}
     [
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "a"}]}, "messages[0].role"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "messages"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
         ({"messages": [{"role": "user", "content": "a " * 3000}]}, "messages"),
@@ -212,7 +225,7 @@ CHAT = {"model": "talker", "messages": MESSAGES, **GREEDY}
         ({"session_id": "sess_0", "state": "x"}, "state"),
         ({"session_id": ""}, "session_id"),
         ({"state": "x"}, "state"),
-        ({"tools": [{}]}, "tools"),
+        ({"tools": [{}]}, "tools[0].type"),
         ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
     ],
     ids=lambda value: str(value)[:40],

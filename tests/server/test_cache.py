@@ -203,6 +203,13 @@ def test_the_disk_holds_what_was_used_last_whatever_the_clock_says(opened, monke
     assert opened("another model").find(texts[5]) is None
 
 
+def test_what_is_larger_than_all_may_be_is_kept_nowhere(opened, tmp_path):
+    cache = opened(memory=ENTRY, disk=ENTRY)
+    cache.keep((1,), state((1,)))
+    cache.close()
+    assert cache.find((1,)) is None and blobs(tmp_path) == []
+
+
 def test_files_are_their_owners_alone(opened, tmp_path):
     """Even where the user lets everybody read what he writes. And they tell nothing by their names."""
     before = os.umask(0)
@@ -436,30 +443,32 @@ KEEPER = """
 import random, sys, time
 sys.path[:0] = [sys.argv[1]]
 from tests.server.test_cache import CONFIG, StateCache, state, text, ENTRY
-cache, rng = StateCache("model", CONFIG, memory=0, folder=sys.argv[2], disk=30 * (ENTRY + 700)), random.Random()
-print("open", flush=True)
+rng = random.Random()
 while True:
-    ids = text(rng.choice((3, 31, 32, 70)), rng.randrange(60))
-    cache.keep(ids, state(ids))
-    cache.find(ids)
-    time.sleep(rng.uniform(0, 0.05))
+    cache = StateCache("model", CONFIG, memory=0, folder=sys.argv[2], disk=30 * (ENTRY + 700))
+    print("open", flush=True)
+    for _ in range(5):
+        ids = text(rng.choice((3, 31, 32, 70)), rng.randrange(60))
+        cache.find(ids)
+        cache.keep(ids, state(ids))
+        time.sleep(rng.uniform(0, 0.02))
+    cache.close()
 """
 
 
 def test_a_kill_at_any_moment_leaves_what_is_whole(opened, tmp_path, caplog):
-    """Two processes share the folder, and are killed, again and again."""
+    """Two processes share the folder, open and close it, have nothing to warn of, and are killed, again and again."""
     root, folder = Path(__file__).resolve().parents[2], tmp_path / "states"
     rng, seen = random.Random(1), 0
     for _ in range(4):
         command = [sys.executable, "-c", KEEPER, str(root), str(folder)]
-        keepers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+        keepers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
         for keeper in keepers:
             assert keeper.stdout.readline() == b"open\n"
         for keeper in keepers:
             time.sleep(rng.uniform(0.05, 0.5))
             keeper.send_signal(signal.SIGKILL)
-            keeper.wait()
-            keeper.stdout.close()
+            assert keeper.communicate()[1] == b""
         with caplog.at_level(logging.WARNING):
             cache = opened(memory=0)
             for seed in range(60):

@@ -350,13 +350,15 @@ def test_settings_are_sent_and_kept(person, scripted):
         person.page.fill(f"#set-{name}", value)
     person.page.fill("#set-stop", "END\n\\n\\n")
     person.page.locator('input[type="range"][aria-label="Decay"]').press("End")
+    assert person.page.locator("#set-state option").all_text_contents() == ["None", "lawyer", "诗人"]
     person.page.select_option("#set-state", "诗人")
+    person.page.select_option("#set-mode", "on")
     person.says("a")
     person.hears(1)
     told = scripted.asked[-1]
     assert told["messages"][0] == {"role": "system", "content": "Be brief."}
     assert (told["temperature"], told["seed"], told["max_tokens"], told["state"]) == (0.4, 7, 50, "诗人")
-    assert told["stop"] == ["END", "\n\n"] and "penalty_decay" not in told
+    assert told["stop"] == ["END", "\n\n"] and told["mode"] == "on" and "penalty_decay" not in told
     person.page.reload()
     person.ready()
     assert person.page.input_value("#set-system") == "Be brief." and person.page.input_value("#set-state") == "诗人"
@@ -403,12 +405,12 @@ def test_errors_are_told_in_plain_words_and_nothing_is_lost(person, scripted):
 def test_a_busy_server_is_asked_again(person, scripted):
     person.says("busy")
     person.page.wait_for_selector("text=Too many are asking at once. Trying again in 1 s.")
-    assert person.hears(1) == ["Reply 3 to busy."] and len(scripted.asked) == 3
+    assert person.hears(1) == ["Reply 2 to busy."] and len(scripted.asked) == 2
     excused(person)
 
 
 def test_a_key_is_asked_for_and_kept_as_told(browser, scripted, address):
-    scripted.wants_key, scripted.states = True, None
+    scripted.wants_key, scripted.states, scripted.modes = True, None, []
     person = Person(browser, address)
     person.page.fill("#key-field", "wrong")
     person.page.keyboard.press("Enter")
@@ -417,7 +419,7 @@ def test_a_key_is_asked_for_and_kept_as_told(browser, scripted, address):
     person.page.click("#key-save")
     person.until("document.getElementById('model').innerText === 'scripted'")
     assert KEY not in person.page.evaluate("JSON.stringify(localStorage)")
-    assert person.page.locator("#set-state").count() == 0  # the server keeps no states
+    assert person.page.locator("#fields select").count() == 0  # the server has none to choose from
     person.says("hello")
     assert person.hears(1) == ["Reply 1 to hello."]
     excused(person)
@@ -433,6 +435,10 @@ def test_in_chinese_on_a_phone(browser, scripted, address):
     person.says("宽" * 300 + " " + "w" * 300)
     person.hears(1)
     assert person.page.evaluate("document.documentElement.scrollWidth") == phone["width"]
+    edit = person.page.locator('article.user [data-do="edit"]')
+    height = edit.locator("xpath=ancestor::footer").bounding_box()["height"]
+    person.page.tap("article.user .text")  # which brings up its buttons
+    assert height < 2 < edit.bounding_box()["height"]
     person.page.tap("#list-button")
     person.until("document.activeElement.id === 'list-close'")
     assert person.page.evaluate("document.getElementById('main').inert")
@@ -495,9 +501,7 @@ def test_with_the_server_itself(browser):
     scheduler = Scheduler(rwkv, max_batch=2, queue=6)
     scheduler.start()
     access = Access([KEY], LOCAL_NAMES)
-    with served(
-        make_app(Service("talker", scheduler, template_of("world"), rwkv.config.vocab_size, access))
-    ) as address:
+    with served(make_app(Service("talker", scheduler, template_of("g1"), rwkv.config.vocab_size, access))) as address:
         person = Person(browser, address)
         assert person.page.request.get(address, headers={"Host": "evil.example"}).status == 403
         person.page.fill("#key-field", KEY)
@@ -516,7 +520,12 @@ def test_with_the_server_itself(browser):
         person.says("What is a hacker?")
         person.hears(1)
         prompt = "User: What is a hacker?\n\nAssistant:"
-        asked = {"max_new_tokens": 12, "sampling": "greedy", "strip_prompt": True, "stop_texts": "\n\n"}
+        asked = {
+            "max_new_tokens": 12,
+            "sampling": "greedy",
+            "strip_prompt": True,
+            "stop_texts": template_of("g1").stop_texts,
+        }
         text = rwkv.generate(prompt, **asked)
         person.does("edit", -1)
         assert person.page.input_value(".editor textarea").split() == text.split()

@@ -44,17 +44,17 @@ async function ask(place, options = {}) {
   throw new Trouble(kind, message, Number(answer.headers.get("Retry-After")) || 1);
 }
 
-/** The name of the model that answers. */
-export async function modelName() {
-  const { data } = await (await ask("v1/models")).json();
-  return String(data?.[0]?.id ?? "");
+/** The model that answers: {name, modes}. modes: in which it can think before it answers, none for most. */
+export async function theModel() {
+  const [model] = (await (await ask("v1/models")).json()).data;
+  return { name: String(model.id), modes: (model.modes ?? []).map(String) };
 }
 
-/** The names of the states that a conversation can begin with; none where the server keeps none. */
+/** The names of the states that a conversation can begin with, which are not sessions; none where none are kept. */
 export async function stateNames() {
   try {
     const { data } = await (await ask("v1/states")).json();
-    return data.map((one) => String(one.name ?? one.id));
+    return data.filter((one) => one.kind !== "session").map((one) => String(one.id));
   } catch (trouble) {
     if (trouble.kind === "absent") return [];
     throw trouble;

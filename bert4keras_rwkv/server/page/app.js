@@ -1,6 +1,6 @@
 /** The page as a whole: which part hears of what, and the keys. */
 
-import { modelName, stateNames, Trouble } from "./api.js";
+import { stateNames, theModel, Trouble } from "./api.js";
 import { Chats } from "./chats.js";
 import { Composer } from "./composer.js";
 import { announce, askForKey, download, tell, wireKey } from "./dialogs.js";
@@ -211,8 +211,8 @@ async function enterKey() {
 /** Learn which model answers, and which states there are. */
 async function connect() {
   try {
-    model = await modelName();
-    panel.states = await stateNames();
+    ({ name: model, modes: panel.choices.mode } = await theModel());
+    panel.choices.state = await stateNames();
   } catch (error) {
     if (!(error instanceof Trouble)) throw error;
     if (error.kind === "key") enterKey();

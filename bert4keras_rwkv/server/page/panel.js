@@ -18,12 +18,12 @@ const NUMBERS = [
   ["seed", 0, "chance"],
 ]; // [name, least, what an empty one says]
 
-/** changed(): a setting of the conversation is new. */
+/** changed(): a setting of the conversation is new. `choices`: what the server has, by the name of a setting. */
 export class Panel {
   constructor({ changed }) {
     this.changed = changed;
     this.root = byId("fields");
-    this.states = [];
+    this.choices = { state: [], mode: [] };
   }
 
   /** Show the settings of a conversation. */
@@ -31,7 +31,8 @@ export class Panel {
     this.settings = chat.settings;
     this.root.replaceChildren(
       this.#text("system", "systemPrompt", "systemHint", 4),
-      ...(this.states.length || chat.settings.state ? [this.#state()] : []),
+      ...this.#choice("state", "state", "noState"),
+      ...this.#choice("mode", "thoughts", "asUsual"),
       h("h3", {}, say("sampling")),
       ...SLIDERS.map((one) => this.#slider(...one)),
       ...NUMBERS.map((one) => this.#number(...one)),
@@ -46,8 +47,8 @@ export class Panel {
   }
 
   #reset(chat) {
-    const { system, state } = chat.settings;
-    Object.assign(chat.settings, DEFAULTS, { system, state });
+    const { system, state, mode } = chat.settings;
+    Object.assign(chat.settings, DEFAULTS, { system, state, mode });
     this.changed();
     this.show(chat);
     this.root.querySelector("button:last-of-type").focus();
@@ -64,21 +65,22 @@ export class Panel {
     return labelled(name, label, hint, field);
   }
 
-  #state() {
-    const wanted = this.settings.state;
+  /** A setting that is one of several names, where the server has any. */
+  #choice(name, label, usual) {
+    const wanted = this.settings[name];
+    const names = this.choices[name];
+    if (!names.length && !wanted) return [];
     const gone =
-      wanted && !this.states.includes(wanted)
-        ? [h("option", { value: wanted }, say("stateGone", { name: wanted }))]
-        : [];
+      wanted && !names.includes(wanted) ? [h("option", { value: wanted }, say("gone", { name: wanted }))] : [];
     const field = h(
       "select",
-      { id: "set-state", onchange: () => this.#set("state", field.value) },
-      h("option", { value: "" }, say("noState")),
+      { id: `set-${name}`, onchange: () => this.#set(name, field.value) },
+      h("option", { value: "" }, say(usual)),
       ...gone,
-      ...this.states.map((name) => h("option", { value: name }, name)),
+      ...names.map((one) => h("option", { value: one }, one)),
     );
     field.value = wanted;
-    return h("div", { class: "field" }, h("label", { for: "set-state" }, say("state")), field);
+    return [h("div", { class: "field" }, h("label", { for: `set-${name}` }, say(label)), field)];
   }
 
   #slider(name, least, most, step) {

@@ -126,6 +126,7 @@ function requestOf(chat, node, seed, goOn) {
     ...(settings.max_tokens && { max_tokens: settings.max_tokens }),
     ...(stop.length && { stop }),
     ...(settings.state && { state: settings.state }),
+    ...(settings.mode && { mode: settings.mode }),
     ...(goOn && { continue_final_message: true, add_generation_prompt: false }),
   };
 }

@@ -126,7 +126,9 @@ const ENGLISH = {
   notOurs: "That is no file of exported conversations.",
   notKept: "This browser keeps nothing: conversations last as long as this tab.",
   notSaved: "The browser could not save the conversation. Export it, to be sure.",
-  stateGone: "{name} (not there)",
+  gone: "{name} (not there)",
+  thoughts: "Thoughts before a reply",
+  asUsual: "As usual",
 };
 
 const CHINESE = {
@@ -253,7 +255,9 @@ const CHINESE = {
   notOurs: "这不是导出的对话文件。",
   notKept: "此浏览器不保存数据：关闭标签页后对话将丢失。",
   notSaved: "浏览器未能保存此对话，建议先导出。",
-  stateGone: "{name}（已不存在）",
+  gone: "{name}（已不存在）",
+  thoughts: "回复前的思考",
+  asUsual: "默认",
 };
 
 const TEXTS = { en: ENGLISH, zh: CHINESE };

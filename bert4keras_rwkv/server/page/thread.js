@@ -124,7 +124,7 @@ export class Thread {
       const label = say(node.role === "assistant" ? "reply" : "you");
       const article = h(
         "article",
-        { class: `message ${node.role}`, "data-id": node.id, "aria-label": label },
+        { class: `message ${node.role}`, tabindex: -1, "data-id": node.id, "aria-label": label },
         ...parts,
         h("footer", {}, h("div", { class: "buttons" }), h("span", { class: "figures" })),
       );

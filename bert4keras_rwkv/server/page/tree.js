@@ -9,6 +9,7 @@
 export const DEFAULTS = Object.freeze({
   system: "",
   state: "",
+  mode: "",
   temperature: 1,
   top_p: 0.3,
   top_k: 0,
