@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from bert4keras_rwkv.server.answering import event_text
-from bert4keras_rwkv.server.constraints import Message
-from bert4keras_rwkv.server.protocol import Count, Wanted, described
+from bert4keras_rwkv.server.constraints import Message, ResponseFormat
+from bert4keras_rwkv.server.protocol import Count, Fields, Wanted, described
 from bert4keras_rwkv.server.states import new_id
 
 MESSAGE, MESSAGE_TYPE = "msg_", "message"
@@ -44,14 +44,6 @@ def no_tools(given):
     return given
 
 
-def text_settings(given):
-    """Checks `text`: its format is text."""
-    form = {} if given is None else given.get("format") if isinstance(given, dict) else given
-    if form not in (None, {}, {"type": "text"}):
-        raise ValueError("the `format` {'type': 'text'} is expected: of others there is /v1/chat/completions")
-    return given
-
-
 def no_logprobs(given):
     """Checks `include`: what else it may name does not exist here."""
     if isinstance(given, list) and LOGPROBS_WANTED in given:
@@ -63,6 +55,23 @@ class Item(Message):
     """What one has said."""
 
     role: Literal["system", "developer", "user", "assistant"]
+
+
+class TextFormat(ResponseFormat):
+    """What the text is: what `response_format` has, in one object."""
+
+    name: str | None = None
+    strict: bool | None = None
+
+    @property
+    def lenient(self):
+        return self.strict is False
+
+
+class TextSettings(Fields):
+    """Of the text of an answer."""
+
+    format: TextFormat | None = None
 
 
 class ResponseWanted(Wanted):
@@ -84,7 +93,7 @@ class ResponseWanted(Wanted):
         | None
     ) = None
     mode: str | None = None
-    text: described(text_settings, dict[str, Any] | None) = None
+    text: TextSettings | None = None
     include: described(no_logprobs, list[str] | None) = None
     tools: described(no_tools, Annotated[list[Any], Field(max_length=0)] | None) = None
     tool_choice: only(None, "none", "auto") = None
@@ -95,6 +104,16 @@ class ResponseWanted(Wanted):
     prompt: only(None) = None
 
     logprobs_wanted: ClassVar[None] = None
+
+    @property
+    def form(self):
+        """The `TextFormat`."""
+        return (self.text and self.text.format) or TextFormat(type="text")
+
+    @property
+    def wish(self):
+        """The `Wish`, None for any text."""
+        return self.form.wish("text.format")
 
     @property
     def messages(self):
@@ -121,7 +140,7 @@ class Response:
             "top_p": 1.0 if wanted.top_p is None else wanted.top_p,
             "background": False,
             "parallel_tool_calls": True,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": wanted.form.model_dump(by_alias=True, exclude_none=True)},
             "tool_choice": "auto",
             "tools": [],
             "truncation": "disabled",

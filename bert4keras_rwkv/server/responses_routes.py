@@ -102,13 +102,19 @@ class Writing:
 async def _begun(request, service, wanted, stack):
     """The `Writing` of a request."""
     limit = service.limit(wanted.max_output_tokens, "max_output_tokens", service.longest)
+    template, wish = service.template, wanted.wish
     with about("mode"):
-        opening = service.template.mode(wanted.mode).opening
+        opening = template.mode(wanted.mode).opening
+    if wish and opening:
+        raise ApiError(
+            400, f"`{wish.field}` is of the whole answer, which the mode '{wanted.mode}' begins already.", "mode"
+        )
+    constraint = await elsewhere(wish.field if wish else "text", service.constraint, wish, template.before_reply)
     owner, key = service.access.owner(request), service.access.asker(request)
     start = await _start(service, wanted, owner, stack)
     ids = await elsewhere("input", service.chat_ids, wanted.messages, start, wanted.mode)
-    stops = (*wanted.stop, *service.template.stop_texts)
-    asked = service.asked(wanted, start, ids, "input", limit, stops=stops, seed=wanted.seed, key=key)
+    more = {"stops": (*wanted.stop, *template.stop_texts), "seed": wanted.seed, "key": key, "constraint": constraint}
+    asked = service.asked(wanted, start, ids, "input", limit, **more)
     listening = listening_to(service, [asked])
     stack.callback(listening.leave)
     id = start.session or new_id(RESPONSE)

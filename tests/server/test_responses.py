@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+from typing import Literal
 
 import openai
+import pydantic
 import pytest
 from fastapi.testclient import TestClient
 
@@ -108,6 +110,21 @@ def test_instructions_come_first_and_are_no_part_of_what_a_client_has_to_send_ag
     assert client.responses.create(**GREEDY, input=history).usage.input_tokens > told.usage.input_tokens
 
 
+class Answer(pydantic.BaseModel):
+    """One of few."""
+
+    kind: Literal["kluge", "hack"]
+
+
+def test_a_response_of_a_form(client):
+    asked = {"model": "talker", "input": SAID[0], "temperature": 0, "max_output_tokens": 200}
+    told = client.responses.parse(**asked, text_format=Answer)
+    assert told.status == "completed" and told.output_parsed.kind in ("kluge", "hack")
+    assert told.text.format.type == "json_schema" and told.text.format.name == "Answer"
+    again = client.responses.create(**asked, previous_response_id=told.id, text={"format": {"type": "json_object"}})
+    assert again.output_text.lstrip().startswith("{")
+
+
 def test_what_is_kept_is_its_owners_and_outlasts_the_server(rwkv, service, folder, client, replies):
     told = client.responses.create(**GREEDY, input=SAID[0])
     begun_again = begin_service(
@@ -157,7 +174,8 @@ def test_nothing_is_kept_of_what_is_not_to_be(service, client, monkeypatch):
         ({"temperature": 3}, "temperature"),
         ({"metadata": {"a": "b" * 513}}, "metadata.a"),
         ({"metadata": {str(i): "" for i in range(17)}}, "metadata"),
-        ({"text": {"format": {"type": "json_schema"}}}, "text"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
+        ({"text": {"format": {"type": "json_schema", "schema": {"type": "nothing"}}}}, "text.format"),
         ({"include": ["message.output_text.logprobs"]}, "include"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"background": True}, "background"),
