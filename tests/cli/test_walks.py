@@ -3,15 +3,20 @@
 import inspect
 import re
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 import keras
 import pytest
+from fastapi.testclient import TestClient
 
 from bert4keras_rwkv.cli import backend, tune
 from bert4keras_rwkv.cli.arguments import parser
 from bert4keras_rwkv.models import RWKV
+from bert4keras_rwkv.server.app import make_app
+from bert4keras_rwkv.server.begin import Limits, begin_service
+from bert4keras_rwkv.templates import template_of
 from bert4keras_rwkv.training import PackedBatches, keras_dataset
 
 pytestmark = pytest.mark.on("torch")  # where nothing is traced, and what is called runs
@@ -30,7 +35,9 @@ def walk(title):
 
 @contextmanager
 def calls():
-    """Pairs (file, file that a function of it calls), through other packages too; None for the caller's own code."""
+    """Pairs (file, file that a function of it calls), through other packages too; None for the caller's own code. Of
+    threads that begin meanwhile, too.
+    """
     found = set()
 
     def file_of(frame):
@@ -45,11 +52,13 @@ def calls():
                 above = above.f_back
             found.add((None if above is None else caller, file))
 
+    threading.setprofile(look)
     sys.setprofile(look)
     try:
         yield found
     finally:
         sys.setprofile(None)
+        threading.setprofile(None)
 
 
 def check(title, found):
@@ -94,3 +103,13 @@ def test_from_arguments_to_a_state(model, tmp_path, monkeypatch):
     with calls() as found:
         tune.run(arguments)
     check("From the arguments of `tune` to a state", found)
+
+
+def test_from_a_request_to_text(model):
+    rwkv = RWKV.from_preset(model)
+    asked = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+    with calls() as found:
+        service = begin_service(rwkv, template_of("world"), limits=Limits(max_batch=1))
+        with TestClient(make_app(service), base_url="http://localhost") as http:
+            assert http.post("/v1/chat/completions", json=asked).status_code == 200
+    check("From a request to text", found)
