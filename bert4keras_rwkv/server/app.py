@@ -1,5 +1,6 @@
 """The server as a FastAPI application: its routes, and what is answered when something is wrong."""
 
+import asyncio
 import contextlib
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -13,6 +14,7 @@ from bert4keras_rwkv import __version__
 from bert4keras_rwkv.server.answering import GONE
 from bert4keras_rwkv.server.embeddings import embedding_routes
 from bert4keras_rwkv.server.health_routes import health_routes
+from bert4keras_rwkv.server.memory import give_back_for_ever
 from bert4keras_rwkv.server.metrics import Measured
 from bert4keras_rwkv.server.openai_routes import openai_routes
 from bert4keras_rwkv.server.openapi import openapi_route
@@ -27,7 +29,9 @@ def make_app(service):
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
+        memory = asyncio.create_task(give_back_for_ever())
         yield
+        memory.cancel()
         await run_in_threadpool(service.scheduler.stop, 0.0)  # what was to be finished is, by now
 
     app = FastAPI(title="bert4keras_rwkv", version=__version__, lifespan=lifespan, openapi_url=None)
