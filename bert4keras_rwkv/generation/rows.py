@@ -44,6 +44,11 @@ def words(vocab_size):
     return -(-vocab_size // WORD)
 
 
+def unpacked(bits, vocab_size):
+    """(V,) bool from int32 (words,) NumPy: bit i of word j is that of the id `WORD` j + i."""
+    return np.unpackbits(bits.view("uint8"), count=vocab_size, bitorder="little").view(bool)
+
+
 def plan_for_all(forbidden):
     """The `Plan` that every row shares. forbidden: ids that no row ever draws.
 
@@ -57,8 +62,7 @@ def step(network, plan, rows, live, seeds, state, values, allowed):
     """Consume each live row's last token and draw the next.
 
     rows: a `Rows`. live: (B,) bool, the others stay as they are. seeds: (B, 2) int32, (seed, tokens drawn before).
-    state: the network's, nested. values: the `NUMBERS`, (B,). allowed: (B, `words`) int32, bit i of word j for the id
-    `WORD` j + i.
+    state: the network's, nested. values: the `NUMBERS`, (B,). allowed: (B, V) bool, the ids that may be drawn.
     Returns (finite, logits, rows, state). finite: (B,) bool, whether the row's logits were numbers. logits: (B, V)
     float32, as the network gave them.
     """
@@ -76,7 +80,7 @@ def drawn(network, plan, hidden, rows, live, seeds, values, allowed):
     counts = rows.counts
     present = ops.cast(counts > 0, "float32")
     logits = given + rows.bias - (presence * present + frequency * counts)
-    logits = ops.where(_bits(allowed, given.shape[-1]), logits, -float("inf"))
+    logits = ops.where(allowed, logits, -float("inf"))
     if plan.mask_output:
         logits = forbid(logits, plan.mask_output)
     token = ops.where(live, draw(logits, plan, values, seeds), rows.token)
@@ -84,10 +88,3 @@ def drawn(network, plan, hidden, rows, live, seeds, values, allowed):
     faded = present * ops.maximum(counts * decay, FADED) + ops.cast(here, "float32")
     counts = ops.where(ops.expand_dims(live, 1), faded, counts)
     return finite, given, rows._replace(token=token, counts=counts)
-
-
-def _bits(allowed, vocab_size):
-    """(B, words) int32 -> (B, V) bool."""
-    bits = ops.bitwise_right_shift(ops.expand_dims(allowed, 2), ops.arange(WORD, dtype="int32"))
-    bits = ops.reshape(ops.bitwise_and(bits, 1), (-1, allowed.shape[1] * WORD))
-    return ops.equal(bits[:, :vocab_size], 1)

@@ -311,7 +311,12 @@ class Backbone(Layer):
     def logits(self, hidden):
         """(..., D) before the final norm -> (..., V) float32."""
         with self._placed(self.head):
-            return ops.cast(self.head(self.ln_out(self._brought(hidden, self.head))), self.state_dtypes[0])
+            return ops.cast(self.head(self.outputs(hidden)), self.state_dtypes[0])
+
+    def outputs(self, hidden):
+        """(..., D) before the final norm -> behind it, where the head lies."""
+        with self._placed(self.head):
+            return self.ln_out(self._brought(hidden, self.head))
 
     def _brought(self, x, layer):
         """A tensor where a layer lies."""

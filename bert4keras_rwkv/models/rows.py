@@ -17,6 +17,9 @@ from bert4keras_rwkv.state import RWKVState
 
 SHORT = 8  # tokens: the shortest piece of a prompt, read where nothing may wait long
 PIECES = (*CHUNKS, SHORT)
+GROUP = 4  # prompts that are read at once
+# (prompts, tokens of each) that there are programs for; the last ones take least time.
+READS = (*((1, size) for size in PIECES), *((GROUP, size) for size in PIECES[1:]))
 TIMES = 3  # that a program is timed
 
 
@@ -52,7 +55,7 @@ class RowWriter:
         def program(function, variables=()):
             return compiled(function, variables, lambda: description.of(function.__name__, self._plan))
 
-        self._take = program(_taken)
+        self._take, self._join, self._split = map(program, (_taken, _joined, _split))
         if self._blocks is None:
             self._unpack, self._pack = program(backbone.unpack), program(backbone.pack)
             self._read, self._step = (program(one, backbone.variables) for one in (self._read_piece, self._step_rows))
@@ -74,14 +77,27 @@ class RowWriter:
         """The RWKVState of a batch, NumPy."""
         return RWKVState(*self._pack(batch.state), self._backbone.config.model).numpy()
 
-    def read(self, batch, ids, size):
-        """The batch of one row after some more ids, a list of at most `size`, one of `PIECES`."""
-        piece = np.zeros((1, size), "int32")
-        piece[0, : len(ids)] = ids
-        present = np.arange(size)[None] < len(ids)
+    def read(self, batches, several, form):
+        """Batches of one row, each after some more ids, a list for each. form: one of `READS` with room for them."""
+        rows, size = form
+        piece, length = np.zeros(form, "int32"), np.zeros((rows, 1), "int32")
+        for place, ids in enumerate(several):
+            piece[place, : len(ids)], length[place] = ids, len(ids)
+        present = np.arange(size)[None] < length
+        states = [batch.state for batch in batches] + [batches[0].state] * (rows - len(batches))
         if self._blocks is None:
-            return batch._replace(state=self._read(piece, batch.state, present))
-        return batch._replace(state=self._blocks.read(piece, batch.state, present)[1])
+            states = (
+                self._split(self._read(piece, self._join(states), present))
+                if rows > 1
+                else [self._read(piece, states[0], present)]
+            )
+        elif rows > 1:
+            joined = [self._join(list(block)) for block in zip(*states, strict=True)]
+            blocks = [self._split(block) for block in self._blocks.read(piece, joined, present)[1]]
+            states = [list(state) for state in zip(*blocks, strict=True)]
+        else:
+            states = [self._blocks.read(piece, states[0], present)[1]]
+        return [batch._replace(state=state) for batch, state in zip(batches, states, strict=False)]
 
     def taken(self, batch, one, index):
         """The batch with the rows `index`, ints, of `batch`; its size stands for the row of the batch `one`."""
@@ -118,16 +134,17 @@ def sizes_up_to(most):
 def compile_all(writer, sizes, state, report=lambda done, total: None):
     """Run each program in every shape that it will ever have.
 
-    Returns the batch of one row that begins, and how many seconds each takes: {('read', size): ..., ('step', size):
-    ...}.
+    Returns the batch of one row that begins, and how many seconds each takes, by form of `READS` and size of batch.
     """
     start, seconds = writer.begin(state), {}
-    total, batch = len(PIECES) + len(sizes), start
-    for done, size in enumerate(PIECES):
+    total, batch = len(READS) + len(sizes), start
+    (first,) = writer.read([start], [[0]], READS[0])
+    for done, form in enumerate(READS):
         report(done, total)
-        first = writer.read(start, [0], size)
-        seconds["read", size] = _seconds(lambda first=first, size=size: writer.state(writer.read(first, [0], size)))
-    for done, size in enumerate(sizes, len(PIECES)):
+        several = [[0]] * form[0]
+        writer.read([start] * form[0], several, form)
+        seconds[form] = _seconds(lambda f=form, s=several: writer.state(writer.read([first] * f[0], s, f)[0]))
+    for done, size in enumerate(sizes, len(READS)):
         report(done, total)
         before = batch.size
         batch = writer.taken(batch, first, [before] * size)
@@ -136,13 +153,11 @@ def compile_all(writer, sizes, state, report=lambda done, total: None):
         for one in (start, first, first._replace(rows=start.rows)):  # what comes from NumPy and what a program gave
             batch = writer.taken(batch, one, [0] * size)
         values = {name: np.ones(size, "int32" if name == "top_k" else "float32") for name in rows.NUMBERS}
-        everything = np.full((size, rows.words(writer.vocab_size)), -1, "int32")
+        everything = np.ones((size, writer.vocab_size), bool)
         ask = np.ones(size, bool), np.zeros((size, 2), "int32"), values, everything
         batch = writer.step(batch, *ask).batch
         batch = writer.taken(batch, first, [0] * size)
-        seconds["step", size] = _seconds(
-            lambda batch=batch, ask=ask: ops.convert_to_numpy(writer.step(batch, *ask).finite)
-        )
+        seconds[size] = _seconds(lambda batch=batch, ask=ask: ops.convert_to_numpy(writer.step(batch, *ask).finite))
         first = writer.taken(batch, first, [0])
         writer.state(first)
     report(total, total)
@@ -163,3 +178,13 @@ def _seconds(run):
 def _taken(batch, one, index):
     """Leaf by leaf, rows of one nested structure of (B, ...) tensors with another's single row behind them."""
     return keras.tree.map_structure(lambda x, y: ops.take(ops.concatenate([x, y], axis=0), index, axis=0), batch, one)
+
+
+def _joined(states):
+    """Nested structures of (1, ...) tensors as one of (B, ...)."""
+    return keras.tree.map_structure(lambda *leaves: ops.concatenate(leaves, axis=0), *states)
+
+
+def _split(state):
+    """A nested structure of (GROUP, ...) tensors as a list of `GROUP` of (1, ...)."""
+    return [keras.tree.map_structure(lambda leaf, i=i: leaf[i : i + 1], state) for i in range(GROUP)]

@@ -4,16 +4,21 @@ import contextlib
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from bert4keras_rwkv import __version__
 from bert4keras_rwkv.server.answering import GONE
+from bert4keras_rwkv.server.embeddings import embedding_routes
 from bert4keras_rwkv.server.health_routes import health_routes
 from bert4keras_rwkv.server.metrics import Measured
 from bert4keras_rwkv.server.openai_routes import openai_routes
+from bert4keras_rwkv.server.openapi import openapi_route
 from bert4keras_rwkv.server.page_routes import page_routes
-from bert4keras_rwkv.server.protocol import ApiError
+from bert4keras_rwkv.server.protocol import ApiError, refused
+from bert4keras_rwkv.server.responses_routes import responses_routes
 from bert4keras_rwkv.server.state_routes import state_routes
 
 
@@ -25,14 +30,16 @@ def make_app(service):
         yield
         await run_in_threadpool(service.scheduler.stop, 0.0)  # what was to be finished is, by now
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None)
+    app = FastAPI(title="bert4keras_rwkv", version=__version__, lifespan=lifespan, openapi_url=None)
     app.add_middleware(Measured, metrics=service.metrics)
     app.add_exception_handler(ApiError, _told)
     app.add_exception_handler(HTTPException, _told_by_starlette)
+    app.add_exception_handler(RequestValidationError, _told_by_fastapi)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
     for prefix in ("/v1", ""):
         app.include_router(_routes(service), prefix=prefix)
+    app.include_router(openapi_route(app), dependencies=[Depends(_async(service.access.check_host))])
     app.include_router(page_routes(), dependencies=[Depends(_async(service.access.check_host))])
     return app
 
@@ -43,6 +50,9 @@ def _routes(service):
     router = APIRouter(dependencies=[Depends(_async(access.check_key))])
 
     router.include_router(openai_routes(service))
+    router.include_router(responses_routes(service))
+    if service.embeddings is not None:
+        router.include_router(embedding_routes(service))
     if service.states is not None:
         router.include_router(state_routes(service.states, service.seal, access.owner))
     open_to_all.include_router(health_routes(service))
@@ -66,6 +76,10 @@ async def _told(request, error):
 async def _told_by_starlette(request, error):
     message = f"{request.method} {request.url.path}: {error.detail}."
     return JSONResponse(ApiError(error.status_code, message).body, error.status_code, error.headers)
+
+
+async def _told_by_fastapi(request, error):
+    return await _told(request, refused(error.errors(), 1))
 
 
 async def _gone(request, error):

@@ -4,9 +4,11 @@ import dataclasses
 import secrets
 from pathlib import Path
 
+from bert4keras_rwkv.models.embedder import Embedder
 from bert4keras_rwkv.models.fingerprint import fingerprint
 from bert4keras_rwkv.server.access import Access
 from bert4keras_rwkv.server.cache import StateCache
+from bert4keras_rwkv.server.embeddings import Embeddings
 from bert4keras_rwkv.server.scheduler import Scheduler
 from bert4keras_rwkv.server.seal import Seal, read_key
 from bert4keras_rwkv.server.service import Service
@@ -57,9 +59,21 @@ def begin_service(rwkv, template=None, access=None, limits=None, remembering=Non
     cache = _cache(remembering, kind)
     scheduler = Scheduler(rwkv, limits.max_batch, limits.queue, cache=cache)
     scheduler.start(report)
+    embedder = Embedder(rwkv.backbone, rwkv.state_for(None, 1))
+    embedder.compile()
     name = origin.name or config.model
     bounds = limits.max_tokens, limits.max_prompt, limits.seconds
-    service = Service(name, scheduler, template, config.vocab_size, access or Access(), *bounds, states, seal)
+    service = Service(
+        name,
+        scheduler,
+        template,
+        config.vocab_size,
+        access or Access(),
+        *bounds,
+        states,
+        seal,
+        embeddings=Embeddings(embedder, lambda: scheduler.running or scheduler.waiting),
+    )
     service.grammars  # noqa: B018 made now, not when the first one is asked for
     service.metrics.level("rwkv_states", "States that are kept under an id.", lambda: states.count)
     if cache is not None:

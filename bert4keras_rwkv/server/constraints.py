@@ -89,6 +89,13 @@ class ResponseFormat(Fields):
         """Whether what is not known in the schema is left out."""
         return self.json_schema is not None and self.json_schema.strict is False
 
+    def wish(self, field):
+        """The `Wish`, None for any text."""
+        if self.type == "text":
+            return None
+        kind = "json_object" if self.wanted_schema is None else "json_schema"
+        return Wish(kind, self.wanted_schema or {}, field, self.lenient)
+
 
 class StructuredOutputs(Fields):
     """As vLLM's clients have it."""
@@ -123,9 +130,8 @@ class Constrained(Fields):
         return found[0] if found else None
 
     def _wishes(self):
-        if (form := self.response_format) is not None and form.type != "text":
-            kind = "json_object" if form.wanted_schema is None else "json_schema"
-            yield kind, form.wanted_schema or {}, "response_format", form.lenient
+        if self.response_format is not None and (wish := self.response_format.wish("response_format")) is not None:
+            yield wish
         yield "json_schema", self.guided_json, "guided_json"
         yield "json_schema", self.json_schema, "json_schema"
         yield "regex", self.guided_regex, "guided_regex"

@@ -3,6 +3,8 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from bert4keras_rwkv.server.openapi import gives
+
 
 def health_routes(service):
     """The routes /health, /ready and /metrics of a `Service`. Only the last wants a key, where requests want one: how
@@ -14,13 +16,13 @@ def health_routes(service):
     async def health():
         return {"status": "ok", "running": scheduler.running, "waiting": scheduler.waiting}
 
-    @router.get("/ready")
+    @router.get("/ready", responses={503: {"description": "Its programs are not compiled yet, or it is stopping."}})
     async def ready():
         if scheduler.ready:
             return {"status": "ready"}
         return JSONResponse({"status": "not ready"}, 503)
 
-    @router.get("/metrics")
+    @router.get("/metrics", responses=gives("text/plain", "application/openmetrics-text"), response_class=Response)
     async def metrics(request: Request):
         service.access.check_key(request)
         body, media_type = service.metrics.shown(request.headers.get("accept", ""))

@@ -9,6 +9,7 @@ from bert4keras_rwkv.server.answering import Question, answered
 from bert4keras_rwkv.server.calls import CallReply
 from bert4keras_rwkv.server.constraints import ChatWanted, CompletionWanted
 from bert4keras_rwkv.server.forms import ChatForm, CompletionForm, Reply
+from bert4keras_rwkv.server.openapi import asks
 from bert4keras_rwkv.server.protocol import ApiError, parsed
 from bert4keras_rwkv.server.service import about, elsewhere
 from bert4keras_rwkv.server.tools import tools_of
@@ -20,14 +21,14 @@ def openai_routes(service):
     """The routes, for who has a key."""
     router, access = APIRouter(), service.access
 
-    @router.post("/chat/completions")
+    @router.post("/chat/completions", openapi_extra=asks(ChatWanted, stream=True))
     async def chat(request: Request):
         wanted = parsed(ChatWanted, await access.body(request, service.state_room))
         service.check_model(wanted.model)
         async with contextlib.AsyncExitStack() as stack:
             return await answered(request, service, await _chat(request, service, wanted, stack), stack)
 
-    @router.post("/completions")
+    @router.post("/completions", openapi_extra=asks(CompletionWanted, stream=True))
     async def completions(request: Request):
         wanted = parsed(CompletionWanted, await access.body(request, service.state_room))
         service.check_model(wanted.model)
@@ -43,7 +44,7 @@ def openai_routes(service):
         service.check_model(name)
         return _model(service)
 
-    @router.post("/tokenize")
+    @router.post("/tokenize", openapi_extra=asks(protocol.TextWanted))
     async def tokenize(request: Request):
         wanted = parsed(protocol.TextWanted, await access.body(request))
         text = wanted.content if wanted.prompt is None else wanted.prompt
@@ -52,7 +53,7 @@ def openai_routes(service):
         ids = await elsewhere("prompt", service.tokenizer.encode, text)
         return {"tokens": ids, "count": len(ids)}
 
-    @router.post("/detokenize")
+    @router.post("/detokenize", openapi_extra=asks(protocol.IdsWanted))
     async def detokenize(request: Request):
         wanted = parsed(protocol.IdsWanted, await access.body(request))
         text = await elsewhere("tokens", service.tokenizer.decode, wanted.tokens)

@@ -70,7 +70,7 @@ def page_routes():
     router = APIRouter()
     for name in FILES:
         path = "/" if name == "index.html" else f"/page/{name}"
-        router.add_api_route(path, _sender(name), methods=["GET", "HEAD"])
+        router.add_api_route(path, _sender(name), methods=["GET", "HEAD"], include_in_schema=False)
     return router
 
 

@@ -9,6 +9,7 @@ from bert4keras_rwkv.untrusted import parse_json, printable, shown
 STOPS = 4  # texts that may end an answer
 BIASES, BIAS = 1024, 100  # ids in `logit_bias`, and how much each may have
 LOGPROBS = 20  # tokens told beside each
+TEXT_PARTS = "text", "input_text", "output_text"  # as chats and responses call them
 KINDS = {429: "rate_limit_error"} | dict.fromkeys((500, 503, 504, 507), "server_error")
 # Fields that would change an answer and are not known here yet, with the values that do not.
 NOT_YET = {
@@ -47,7 +48,7 @@ def plain_text(given):
     if not isinstance(given, list):
         raise ValueError("a text, or a list of parts, is expected")
     for part in given:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
             raise ValueError("parts of the type 'text' are expected: this model reads nothing else")
     return "".join(part["text"] for part in given)
 
@@ -88,6 +89,19 @@ def chat_logprobs(given):
     return bool(given)
 
 
+def described(function, kind):
+    """The type of a field that `function` checks. kind: what OpenAPI says of it, a type."""
+    return Annotated[Any, BeforeValidator(function, json_schema_input_type=kind)]
+
+
+Stop = Annotated[str, Field(min_length=1)]
+Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
+Prompts = described(prompts, str | list[str] | Ids | list[Ids])
+Stops = described(stop_texts, Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None)
+Biases = described(
+    biases,
+    dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-BIAS, le=BIAS)]] | None,
+)
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -97,6 +111,16 @@ class Fields(BaseModel):
     """Unknown fields are ignored, and a number is a number, not a text that looks like one."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class TextPart(Fields):
+    """A part of a message."""
+
+    type: Literal[TEXT_PARTS]
+    text: str
+
+
+Text = described(plain_text, str | list[TextPart] | None)
 
 
 class StreamOptions(Fields):
@@ -112,7 +136,7 @@ class Wanted(Fields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
-    stop: Annotated[Any, BeforeValidator(stop_texts)] = ()
+    stop: Stops = ()
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
@@ -121,7 +145,7 @@ class Wanted(Fields):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     penalty_decay: Share | None = None
-    logit_bias: Annotated[Any, BeforeValidator(biases)] = ()
+    logit_bias: Biases = ()
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     state: str | dict[str, Any] | None = None
     session_id: Annotated[str, Field(min_length=1, max_length=64)] | None = None
@@ -137,7 +161,7 @@ class Message(Fields):
     """What one has said."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Annotated[Any, BeforeValidator(plain_text)] = ""
+    content: Text = ""
 
 
 class ChatWanted(Wanted):
@@ -145,7 +169,7 @@ class ChatWanted(Wanted):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Count | None = None
-    logprobs: Annotated[Any, BeforeValidator(chat_logprobs)] = False
+    logprobs: described(chat_logprobs, bool | None) = False
     top_logprobs: Annotated[int, Field(ge=0, le=LOGPROBS)] | None = None
     mode: str | None = None
     continue_final_message: bool | None = None
@@ -159,7 +183,7 @@ class ChatWanted(Wanted):
 class CompletionWanted(Wanted):
     """Of /v1/completions."""
 
-    prompt: Annotated[Any, BeforeValidator(prompts)]
+    prompt: Prompts
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=LOGPROBS)] | None = None
 
@@ -179,7 +203,7 @@ class TextWanted(Fields):
 class IdsWanted(Fields):
     """Of /detokenize."""
 
-    tokens: list[int]
+    tokens: Ids
 
 
 def parsed(kind, body):
@@ -197,11 +221,16 @@ def parsed(kind, body):
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = field_name(first["loc"])
-        why = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
-        received = "" if first["type"] == "missing" else f" Received: {shown(first['input'])}."
-        raise ApiError(400, f"`{name}`: {why}.{received}", name) from error
+        raise refused(error.errors()) from error
+
+
+def refused(errors, within=0):
+    """The ApiError of the first of pydantic's errors. within: how many places lead to the fields, `query` for one."""
+    first = errors[0]
+    name = field_name(first["loc"][within:])
+    why = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    received = "" if first["type"] == "missing" else f" Received: {shown(first['input'])}."
+    return ApiError(400, f"`{name}`: {why}.{received}", name)
 
 
 def field_name(place):

@@ -1,7 +1,7 @@
 """Continuous batching: texts of many who ask are rows of one batch, which they join and leave between two tokens.
 
-One thread computes. Between two steps it drops rows whose reader has gone, reads one piece of one prompt, and takes
-rows whose prompt is read into the batch. So nobody who writes waits longer than for one piece. While a step is looked
+One thread computes. Between two steps it drops rows whose reader has gone, reads a piece of some prompts, and takes
+rows whose prompt is read into the batch. So nobody who writes waits longer than two steps take. While a step is looked
 at, the next is computed, where the backend does so by itself and what may come next does not depend on what came.
 """
 
@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bert4keras_rwkv.generation.rows import NUMBERS, words
+from bert4keras_rwkv.generation.rows import NUMBERS, unpacked
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.models.request import end_ids
-from bert4keras_rwkv.models.rows import PIECES, Batch, Drawn, RowWriter, compile_all, sizes_up_to
+from bert4keras_rwkv.models.rows import GROUP, READS, SHORT, Batch, Drawn, RowWriter, compile_all, sizes_up_to
 from bert4keras_rwkv.server.asked import Done, Failed, Ticket
 from bert4keras_rwkv.server.places import Place
 from bert4keras_rwkv.server.row import Row
@@ -56,7 +56,7 @@ class Figures:
     failed: int = 0
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Reading:
     """A prompt that is being read. batch: of one row, None until it is begun. at: how many ids are read. cached: how
     many of them were not computed.
@@ -68,9 +68,19 @@ class Reading:
     cached: int = 0
 
     @property
+    def ids(self):
+        """Those that are read; the last one is for the first step."""
+        return self.ticket.asked.ids[:-1]
+
+    @property
     def left(self):
-        """How many ids are not read yet; the last one is for the first step."""
+        """How many ids are not read yet."""
         return len(self.ticket.asked.ids) - 1 - self.at
+
+    @property
+    def stretch(self):
+        """How many there are up to where the state is kept next."""
+        return min(self.left, MARK - self.at % MARK)
 
 
 class Step(NamedTuple):
@@ -101,16 +111,19 @@ class Scheduler:
         self._lock = threading.Condition()
         self._waiting = Waiting()
         self._ready = collections.deque()  # rows whose prompt is read
-        self._readings = []  # that have begun, in the order in which they came
+        self._readings = []  # in the order in which they came
+        self._later = collections.deque()  # (origin, ids, batch, place) of states that the cache is to keep
         self._pending = None  # a `Step` that has not been looked at
         self._rows, self._turn, self._closed, self._thread, self._answer_seconds = [None], False, False, None, 0.0
-        self._everything = np.full((1, words(self.vocab_size)), -1, "int32")
+        self._everything = {}  # rows -> that each of them may draw any id
         self.figures = Figures()
 
     def start(self, report=lambda done, total: None):
         """Compile all programs, telling `report(done, total)`, and begin to serve."""
         self._start, self._seconds = compile_all(self._writer, self._sizes, self._first, report)
-        self._batch = self._start
+        shapes = {size: (size, self.vocab_size) for size in self._sizes}
+        self._everything = {size: ops.ones(shape, "bool") for size, shape in shapes.items()}
+        self._batch, self._rows = self._start, [None]
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -177,16 +190,19 @@ class Scheduler:
     def _run(self):
         while self._wait():
             self._drop_gone()
-            self._read_piece()
+            self._read_pieces()
             self._place()
             self._step()
         for ticket, answers in self._left():
             self._fail(((ticket, answer) for answer in answers), "The server has stopped.")
+        self._keep_now()
         if self._cache is not None:
             self._cache.close()
 
     def _wait(self):
         """Wait for something to do. Returns whether to go on."""
+        if not self.running:
+            self._keep_now()
         with self._lock:
             while not (busy := self.running or self.waiting) and not self._closed:
                 self._lock.wait()
@@ -218,27 +234,37 @@ class Scheduler:
                 message = f"The answer was not done within {ticket.asked.seconds:g} seconds."
                 self._tell(ticket, Failed(answer, message, late=True))
 
-    def _read_piece(self):
-        """Read a piece of a prompt for which there will be a row."""
+    def _read_pieces(self):
+        """Read a piece of each of some prompts for which there will be rows."""
         self._take_up()
+        for reading in self._readings:
+            if reading.batch is None:
+                self._guarded([reading], lambda reading=reading: self._begin_reading(reading))
         if not self._readings:
             return
-        self._turn = not self._turn  # the oldest one, and then the one that is done first
-        reading = self._readings[0] if self._turn else min(self._readings, key=lambda one: one.left)
-        answers = range(reading.ticket.asked.answers)
+        self._turn = not self._turn  # the oldest one first, and then the one that is done first
+        order = sorted(self._readings, key=lambda one: 0 if self._turn else one.left)
+        form, chosen = self._form([reading for reading in order if reading.left] or [])
+        if chosen:
+            self._guarded(chosen, lambda: self._read_some(chosen, form))
+        for reading in [one for one in self._readings if not one.left]:
+            self._guarded([reading], lambda reading=reading: self._read_through(reading))
+
+    def _guarded(self, readings, do):
+        """Do something for prompts, which fail with it, whatever a backend raises; the others go on."""
         try:
-            if reading.batch is None:
-                self._begin_reading(reading)
-            if reading.left:
-                self._read_some(reading)
-            if reading.left:
-                return
-            facts = reading.cached, self.tokenizer, self.ends, self.vocab_size
-            rows = [Row(reading.ticket, answer, reading.batch, *facts) for answer in answers]
-        except Exception as error:  # whatever a backend raises, the others go on
-            self._readings.remove(reading)
-            self._failed(((reading.ticket, answer) for answer in answers), error)
-            return
+            do()
+        except Exception as error:
+            with self._lock:
+                self._readings = [one for one in self._readings if one not in readings]
+            tickets = [one.ticket for one in readings]
+            self._failed([(ticket, answer) for ticket in tickets for answer in range(ticket.asked.answers)], error)
+
+    def _read_through(self, reading):
+        """The rows of a prompt that is read."""
+        facts = reading.cached, self.tokenizer, self.ends, self.vocab_size
+        answers = range(reading.ticket.asked.answers)
+        rows = [Row(reading.ticket, answer, reading.batch, *facts) for answer in answers]
         with self._lock:
             self._readings.remove(reading)
             self._ready.extend(rows)
@@ -259,36 +285,57 @@ class Scheduler:
         asked = reading.ticket.asked
         self.figures.read += reading.left
         reading.batch = self._start if asked.start is None else self._writer.begin(asked.start)
-        found = None if self._cache is None or asked.origin is None else self._cache.find(asked.ids[:-1], asked.origin)
+        self._keep_now()
+        found = None if self._cache is None or asked.origin is None else self._cache.find(reading.ids, asked.origin)
         if found is not None:
             reading.at, state = found
             reading.batch, reading.cached = self._writer.begin(state), reading.at
             self.figures.cached += reading.at
 
-    def _read_some(self, reading):
-        """The next piece, and keep the state behind it where the prompt ends, or is long."""
-        ids = reading.ticket.asked.ids
-        end = min(len(ids) - 1, (reading.at // MARK + 1) * MARK)
-        size = self._piece_size(end - reading.at)
-        piece = ids[reading.at : min(reading.at + size, end)]
-        reading.batch = self._writer.read(reading.batch, piece, size)
-        reading.at += len(piece)
-        if reading.at == end:
-            self._keep(reading.ticket.asked, ids[: reading.at], reading.batch)
+    def _form(self, readings):
+        """How many tokens of which prompts are read at once: (one of `READS`, some of `readings`).
 
-    def _piece_size(self, left):
-        """How many tokens are read at once: in little time for each, and for all, where others write, in no more than a
-        step of theirs takes.
+        In little time for each token. Where others write, nobody waits for his next token longer than two steps of a
+        full batch take.
         """
-        sizes = PIECES
+        if not readings:
+            return None, []
+        forms = READS
         if self.running:
-            patience = self._seconds["step", len(self._rows)]
-            sizes = [size for size in PIECES if self._seconds["read", size] <= patience] or [min(PIECES)]
-        return min(sizes, key=lambda size: self._seconds["read", size] / min(size, left))
+            patience = 2 * self._seconds[self._sizes[-1]] - self._seconds[len(self._rows)]
+            forms = [form for form in READS if self._seconds[form] <= patience] or [(1, SHORT), (GROUP, SHORT)]
 
-    def _keep(self, asked, ids, batch):
+        def cost(form):
+            rows, size = form
+            return self._seconds[form] / sum(min(size, reading.stretch) for reading in readings[:rows])
+
+        form = min(forms, key=cost)
+        return form, readings[: form[0]]
+
+    def _read_some(self, readings, form):
+        """The next pieces, and keep the state behind where a prompt ends, or is long."""
+        pieces = [one.ids[one.at : one.at + min(form[1], one.stretch)] for one in readings]
+        batches = self._writer.read([one.batch for one in readings], pieces, form)
+        for reading, piece, batch in zip(readings, pieces, batches, strict=True):
+            marked = len(piece) == reading.stretch
+            reading.batch, reading.at = batch, reading.at + len(piece)
+            if marked:
+                self._keep(reading.ticket.asked, reading.ids[: reading.at], batch, 0)
+
+    def _keep(self, asked, ids, batch, place):
+        """Have the cache keep the state of a row that has read `ids`, when there is time."""
         if self._cache is not None and asked.origin is not None:
-            self._cache.keep(ids, self._writer.state(batch), asked.origin)
+            self._later.append((asked.origin, ids, batch, place))
+
+    def _keep_now(self):
+        """What was to be kept."""
+        while self._later:
+            origin, ids, batch, place = self._later.popleft()
+            self._cache.keep(ids, self._writer.state(self._alone(batch, place)), origin)
+
+    def _alone(self, batch, place):
+        """A row as a batch of its own."""
+        return self._writer.taken(batch, self._start, [place]) if batch.size > 1 else batch
 
     def _place(self):
         """Take rows that are ready into the batch, which grows for them, and shrinks when they are few."""
@@ -316,8 +363,10 @@ class Scheduler:
             self._finish(self._pending)
             self._pending = None
             self._finish(self._begin())
+            self._keep_now()
             return
         before, self._pending = self._pending, self._begin()
+        self._keep_now()
         self._finish(before)
 
     def _begin(self):
@@ -340,18 +389,21 @@ class Scheduler:
         return Step(rows, drawn)
 
     def _allowed(self):
-        """What each row may draw, (B, words) int32."""
-        masks = []
+        """What each row may draw, (B, V) bool."""
+        masks = [None] * len(self._rows)
         for place, row in enumerate(self._rows):
-            mask = None
             if row is not None and row.wants_step:
                 try:
-                    mask = row.allowed()
+                    masks[place] = row.allowed()
                 except ValueError as error:
                     self._end(row, [Failed(row.answer, str(error))])
-                    self._rows[place] = None
-            masks.append(self._everything[0] if mask is None else mask)
-        return np.stack(masks)
+        if all(mask is None for mask in masks):
+            return self._everything[len(masks)]
+        allowed = np.ones((len(masks), self.vocab_size), bool)
+        for place, mask in enumerate(masks):
+            if mask is not None:
+                allowed[place] = unpacked(mask, self.vocab_size)
+        return allowed
 
     def _finish(self, step):
         """Hand out what a step, if there is one, has drawn."""
@@ -404,20 +456,13 @@ class Scheduler:
 
     def _kept_place(self, row):
         """The `Place` behind an answer, if it is wanted. The cache has its state, too."""
-        asked = row.ticket.asked
-        cached = self._cache is not None and asked.origin is not None
-        if not cached and not asked.keep:
+        asked, (batch, place, count) = row.ticket.asked, row.last
+        self._keep(asked, (*asked.ids, *row.drawn[:count])[:-1], batch, place)
+        if not asked.keep:
             return None
-        batch, place, count = row.last
-        if batch.size > 1:
-            batch = self._writer.taken(batch, self._start, [place])
-        state = self._writer.state(batch)
-        read = (*asked.ids, *row.drawn[:count])[:-1]
-        if cached:
-            self._cache.keep(read, state, asked.origin)
-        shown = row.drawn[: row.text.shown]
-        waiting = (asked.ids[-1], *shown)[count:]
-        return Place(state, waiting, len(asked.ids) + len(shown)) if asked.keep else None
+        state = self._writer.state(self._alone(batch, place))
+        waiting = (asked.ids[-1], *row.shown)[count:]
+        return Place(state, waiting, len(asked.ids) + len(row.shown))
 
     def _give_up(self, error):
         """A step has failed: all its rows have."""

@@ -40,7 +40,7 @@ class Start:
 class Service:
     """What is served. name: of the model. template: of its conversations. longest: tokens of an answer at most, and of
     a chat's where nothing is said. longest_prompt: tokens. seconds: that an answer may take, None for no limit.
-    states, seal: a `States` and a `Seal`, or None.
+    states, seal: a `States` and a `Seal`, or None. embeddings: `Embeddings`, or None.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Service:
     states: Any = None
     seal: Any = None
     bell: Bell = dataclasses.field(default_factory=Bell)
+    embeddings: Any = None
 
     @functools.cached_property
     def grammars(self):
@@ -100,7 +101,11 @@ class Service:
             place = await run_in_threadpool(self.states.get, wanted.state, owner, "state")
         else:
             place = await run_in_threadpool(self.seal.opened, wanted.state)
-        return Start(place, await run_in_threadpool(_digest, place.state), wanted.session_id)
+        return await self.start_in(place, wanted.session_id)
+
+    async def start_in(self, place, session=None):
+        """The `Start` in a place."""
+        return Start(place, await run_in_threadpool(_digest, place.state), session)
 
     def chat_ids(self, messages, start, mode=None, tools=None, going_on=False):
         """The ids of a conversation, up to where the answer comes. Behind a place, of what is said there.
@@ -182,19 +187,21 @@ class Service:
         """
         if done.place is None:
             return {}
-        known = start.place.count - len(start.place.waiting) if start.place is not None else 0
-        place = done.place._replace(count=known + done.place.count)
-        if chat:
-            place = place.then(end_of_reply(self.tokenizer, self.template, done.ids, done.text))
-        else:
-            place = place.then(self.tokenizer.encode(done.text[len(self.tokenizer.decode(done.ids)) :]))
-        more = {}
+        place, more = self.place_behind(start, done, chat), {}
         if start.session is not None:
             self.states.put(start.session, owner, place, field="session_id")
             more["session_id"] = start.session
         if wanted.return_state:
             more["state"] = self.seal.sealed(place)
         return more
+
+    def place_behind(self, start, done, chat):
+        """The `Place` behind an answer that was asked for with `keep`. Arguments as for `kept`."""
+        known = start.place.count - len(start.place.waiting) if start.place is not None else 0
+        place = done.place._replace(count=known + done.place.count)
+        if chat:
+            return place.then(end_of_reply(self.tokenizer, self.template, done.ids, done.text))
+        return place.then(self.tokenizer.encode(done.text[len(self.tokenizer.decode(done.ids)) :]))
 
     def _turn(self, turn):
         try:

@@ -1,6 +1,6 @@
 """The routes of states: list, upload, describe, download, seal, fork, delete."""
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -8,11 +8,14 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from bert4keras_rwkv.server.access import JSON, read_body
+from bert4keras_rwkv.server.openapi import asks, gives
 from bert4keras_rwkv.server.protocol import ApiError, Fields, parsed
 from bert4keras_rwkv.server.state_files import packed, read_file, told_of
 from bert4keras_rwkv.server.states import NO_ROOM, UPLOADED, new_id
+from bert4keras_rwkv.weights.states import LAYOUTS
 
 OCTETS = "application/octet-stream"
+Layout = Literal[LAYOUTS]
 LARGEST_FORK = 1 << 16  # bytes of a body without a state
 
 
@@ -38,8 +41,8 @@ def state_routes(states, seal, owner_of):
     async def listed(request: Request):
         return {"object": "list", "data": await run_in_threadpool(states.list, owner_of(request))}
 
-    @routes.post("/states")
-    async def kept(request: Request, id: str | None = None, layout: str = "auto"):
+    @routes.post("/states", openapi_extra=asks(StateWanted, OCTETS))
+    async def kept(request: Request, id: str | None = None, layout: Layout = "auto"):
         type_, body = await read_body(request, max(seal.longest, kind.largest) + LARGEST_FORK, JSON, OCTETS)
         keep = _keep_file if type_ == OCTETS else _keep_wanted
         return await run_in_threadpool(keep, states, seal, owner_of(request), body, id, layout)
@@ -48,7 +51,7 @@ def state_routes(states, seal, owner_of):
     async def described(request: Request, id: str):
         return await run_in_threadpool(states.about, id, owner_of(request))
 
-    @routes.get("/states/{id}/download")
+    @routes.get("/states/{id}/download", responses=gives(OCTETS), response_class=Response)
     async def downloaded(request: Request, id: str):
         place = await run_in_threadpool(states.get, id, owner_of(request))
         headers = {"Content-Disposition": f'attachment; filename="{id}.safetensors"'}
@@ -59,7 +62,7 @@ def state_routes(states, seal, owner_of):
         place = await run_in_threadpool(states.get, id, owner_of(request))
         return await run_in_threadpool(seal.sealed, place)
 
-    @routes.post("/states/{id}/fork")
+    @routes.post("/states/{id}/fork", openapi_extra=asks(ForkWanted))
     async def forked(request: Request, id: str):
         _, body = await read_body(request, LARGEST_FORK, JSON)
         return await run_in_threadpool(states.fork, id, owner_of(request), parsed(ForkWanted, body).id)

@@ -21,9 +21,9 @@ from bert4keras_rwkv.state import read_metadata
 from bert4keras_rwkv.untrusted import shown
 
 ID = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-SESSION, UPLOADED = "sess_", "state_"  # what ids begin with that the server gives
-SUFFIX = ".safetensors"
-KEY = re.compile(f"[0-9a-f]{{32}}-[0-9a-f]{{32}}{re.escape(SUFFIX)}")
+SESSION, UPLOADED, RESPONSE = "sess_", "state_", "resp_"  # what ids begin with that the server gives
+SUFFIX, RESPONSE_SUFFIX = ".safetensors", ".response.safetensors"
+KEY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}(\.response)?\.safetensors")
 MODEL = re.compile("[0-9a-f]{16}")
 MOST, LARGEST = 1024, 1 << 30
 LINE = 16  # requests that may wait for one session
@@ -43,7 +43,8 @@ class States:
     kind: a `StateKind`. folder: where they outlast the server, None: in memory only. It belongs to one server at a
     time, and keeps states of other models apart. named: id -> RWKVState of one row; everybody may begin in them, and
     nobody changes them. most, largest: how many states there are, and bytes of all of them, at most.
-    Nothing is thrown out for another: what finds no room is refused.
+    What finds no room is refused; nothing is thrown out for it but responses (ids that begin with "resp_"), the oldest
+    first, whoever they are of.
 
     owner: a text for who asks, such as the digest of a key; states of others are as if they were not there. Errors are
     ApiErrors. All methods but `turn` may be called from any thread, and wait for the disk.
@@ -89,12 +90,18 @@ class States:
                     logger.error("A state cannot be used: %s", error)
         return [self.about(id) for id in self._named] + sorted(own, key=lambda one: (one["created"], one["id"]))
 
-    def put(self, id, owner, place, parent=None, field="id"):
+    def note(self, id, owner=""):
+        """The text that was put beside a state, "" if there was none."""
+        with self._opened(id, owner, "id") as file, _whole(id, "id"):
+            return read_metadata(file, "a state").get("note", "")
+
+    def put(self, id, owner, place, parent=None, field="id", note=""):
         """Keep a place under an id, in place of an earlier one. On disk when this returns. Returns `about` it.
 
-        A 507 if there is no room, and then what was there stays. parent: the id of what it comes from.
+        A 507 if there is no room, and then what was there stays. parent: the id of what it comes from. note: a text
+        that is kept beside it.
         """
-        return self._put(id, owner, place, parent, field, new=False)
+        return self._put(id, owner, place, parent, field, new=False, note=note)
 
     def add(self, id, owner, place, parent=None, field="id"):
         """`put`, but a 409 if the id is there already."""
@@ -135,7 +142,7 @@ class States:
                 return self._files.open(_key(id, owner))
         raise ApiError(404, f"There is no state {shown(id)}.", field, "state_not_found")
 
-    def _put(self, id, owner, place, parent, field, new):
+    def _put(self, id, owner, place, parent, field, new, note=""):
         if not _is_id(id):
             said = f"`{field}`: 1 to 64 letters, digits, `_` and `-` are expected, the first a letter or digit."
             raise ApiError(400, f"{said} Received: {shown(id)}.", field)
@@ -144,7 +151,7 @@ class States:
         key = _key(id, owner)
         before = self._before(key) or {"created": int(time.time()), "parent": None}
         created, parent = before["created"], before["parent"] if parent is None else parent
-        texts = {"id": id, "created": str(created), "parent": parent or ""}
+        texts = {"id": id, "created": str(created), "parent": parent or ""} | ({"note": note} if note else {})
         data = told_of(field, lambda: packed(place, self.kind, **texts))
         with self._reserved(key, len(data), id, owner, field, new):
             try:
@@ -165,11 +172,13 @@ class States:
         """Room for a state, which is given back if the block fails."""
         with self._lock:
             old = self._sizes.get(key)
-            exists = new and old is not None
-            full = len(self._sizes) + (old is None) > self.most
-            full = full or sum(self._sizes.values()) - (old or 0) + size > self.largest
+            exists, leaving = new and old is not None, self._leaving(key, size)
+            full = leaving is None
             if not exists and not full:
                 self._sizes[key] = size
+                for other in leaving:
+                    self._files.remove(other)
+                    del self._sizes[other]
         if exists:
             said = f"There is a state '{id}' already. Choose another id, or delete it."
             raise ApiError(409, said, field, "state_exists")
@@ -184,6 +193,20 @@ class States:
             raise
         with self._lock:  # it may have been deleted meanwhile
             self._sizes[key] = size
+
+    def _leaving(self, key, size):
+        """The keys of the responses that make room for a state of `size` bytes; None if there are too few."""
+        count = len(self._sizes) + (key not in self._sizes)
+        total = sum(self._sizes.values()) - self._sizes.get(key, 0) + size
+        responses = iter([other for other in self._sizes if other.endswith(RESPONSE_SUFFIX) and other != key])
+        leaving = []
+        while count > self.most or total > self.largest:
+            other = next(responses, None)
+            if other is None:
+                return None
+            leaving.append(other)
+            count, total = count - 1, total - self._sizes[other]
+        return leaving
 
     def _no_room(self, owner):
         own = [one["id"] for one in self.list(owner) if one["kind"] != "named"]
@@ -231,7 +254,9 @@ class _Folder:
             logger.warning("'%s' also holds states of %d other models, which are left alone.", folder, others)
 
     def sizes(self):
-        return {path.name: path.stat().st_size for path in self._folder.iterdir() if KEY.fullmatch(path.name)}
+        """{key: bytes}, the oldest first."""
+        found = [(path.name, path.stat()) for path in self._folder.iterdir() if KEY.fullmatch(path.name)]
+        return {name: stat.st_size for name, stat in sorted(found, key=lambda one: one[1].st_mtime_ns)}
 
     def open(self, key):
         return open(self._folder / key, "rb")
@@ -283,7 +308,7 @@ def _about(id, kind, tokens, size, created, parent):
 
 
 def _kind(id):
-    return "session" if id.startswith(SESSION) else "uploaded"
+    return {SESSION: "session", RESPONSE: "response"}.get(id[: len(SESSION)], "uploaded")
 
 
 def _is_id(id):
@@ -297,8 +322,8 @@ def _named_id(id):
 
 
 def _key(id, owner):
-    """The name of a file: whose it is, and which."""
-    return f"{_digest(owner)}-{_digest(id)}{SUFFIX}"
+    """The name of a file: whose it is, which, and whether it makes room."""
+    return f"{_digest(owner)}-{_digest(id)}{RESPONSE_SUFFIX if id.startswith(RESPONSE) else SUFFIX}"
 
 
 def _digest(text):

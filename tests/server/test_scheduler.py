@@ -187,10 +187,13 @@ def test_a_row_without_numbers_ends_with_an_error_and_touches_nobody(rwkv):
     scheduler.start()
     read = scheduler._writer.read
 
-    def broken(batch, ids, size):
-        batch = read(batch, ids, size)
-        bad = ids[0] == rwkv.tokenizer.encode("Z")[0]
-        return batch._replace(state=jax.tree.map(lambda x: x * np.nan, batch.state)) if bad else batch
+    def broken(batches, several, form):
+        first = rwkv.tokenizer.encode("Z")[0]
+        made = zip(several, read(batches, several, form), strict=True)
+        return [
+            batch._replace(state=jax.tree.map(lambda x: x * np.nan, batch.state)) if ids[0] == first else batch
+            for ids, batch in made
+        ]
 
     scheduler._writer.read = broken
     good = [submitted(scheduler, "once", 20, way, 2)[0] for way in WAYS[:3]]

@@ -413,6 +413,25 @@ def test_what_finds_no_room_is_refused_and_nothing_is_lost(tmp_path, folder, lim
     assert same(states.get("sess_1", "me"), place(3)) and same(states.get("sess_2", "you"), place(2))
 
 
+@pytest.mark.parametrize("limits", [{"most": 3}, {"largest": 3 * len(GOOD) + 900}])
+def test_the_oldest_responses_make_room(tmp_path, limits):
+    """For each other, for sessions, and after a restart; a session never does."""
+    states = States(KIND, tmp_path, **limits)
+    for id in ("sess_0", "resp_2", "resp_1", "resp_0"):
+        states.put(id, "me", place(), note=id)
+    assert [one["id"] for one in states.list("me")] == ["resp_0", "resp_1", "sess_0"]
+    assert {one["kind"] for one in states.list("me")} == {"response", "session"}
+    states = States(KIND, tmp_path, **limits)
+    assert states.note("resp_0", "me") == "resp_0"
+    states.put("sess_1", "you", place())
+    with refused(404, "id", "state_not_found"):
+        states.get("resp_1", "me")
+    states.put("sess_2", "you", place())
+    with refused(507, "id", "states_full"):
+        states.put("resp_3", "you", place())
+    assert [one["id"] for one in states.list("me")] == ["sess_0"]
+
+
 def test_many_threads_at_once(states):
     """An id is added once; limits count right afterwards."""
 

@@ -54,7 +54,7 @@ export async function theModel() {
 export async function stateNames() {
   try {
     const { data } = await (await ask("v1/states")).json();
-    return data.filter((one) => one.kind !== "session").map((one) => String(one.id));
+    return data.filter((one) => !["session", "response"].includes(one.kind)).map((one) => String(one.id));
   } catch (trouble) {
     if (trouble.kind === "absent") return [];
     throw trouble;
