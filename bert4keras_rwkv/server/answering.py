@@ -87,12 +87,14 @@ async def _whole(listening, answer, question):
             deltas[event.answer] += replies[event.answer].feed(event.text)
             tokens.setdefault(event.answer, []).extend(event.tokens)
         else:
-            deltas[event.answer] += replies[event.answer].end()
+            deltas[event.answer] += replies[event.answer].end(event.reason)
             ends[event.answer] = event
-    more = await run_in_threadpool(question.kept, ends[0])
+    more = await _kept(question, ends[0])
     choices = []
     for index in range(count):
-        logprobs = form.logprobs(tokens.get(index, ()), 0) if question.wanted.logprobs_wanted is not None else None
+        logprobs = None
+        if question.wanted.logprobs_wanted is not None:
+            logprobs = form.logprobs(tokens.get(index, ()), form.length_before(index))
         reason = replies[index].reason(ends[index].reason)
         choices.append({"index": index, **form.choice(deltas[index]), "logprobs": logprobs, "finish_reason": reason})
     return answer.all(choices, _usage(listening, ends.values()), more)
@@ -101,7 +103,7 @@ async def _whole(listening, answer, question):
 async def _streamed(listening, answer, question):
     """The events of a streamed response, as text."""
     form, count, ends = answer.form, listening.answers, []
-    replies, lengths = [form.reply(index) for index in range(count)], [0] * count
+    replies, lengths = [form.reply(index) for index in range(count)], [*map(form.length_before, range(count))]
     for index in range(count if form.begun() else 0):
         yield event_text(answer.chunk(index, form.begun()))
     async for event in listening.events():
@@ -118,10 +120,10 @@ async def _streamed(listening, answer, question):
                 yield event_text(answer.chunk(event.answer, form.piece(delta), logprobs=logprobs))
                 logprobs = None
             continue
-        for delta in reply.end():
+        for delta in reply.end(event.reason):
             yield event_text(answer.chunk(event.answer, form.piece(delta)))
         try:
-            more = await run_in_threadpool(question.kept, event)
+            more = await _kept(question, event)
         except ApiError as error:
             yield event_text(error.body)
             return
@@ -130,6 +132,11 @@ async def _streamed(listening, answer, question):
     if question.wanted.usage_wanted:
         yield event_text(answer.last(_usage(listening, ends)))
     yield "data: [DONE]\n\n"
+
+
+async def _kept(question, done):
+    """What a response has besides, of an answer of which something is kept."""
+    return {} if done.place is None else await run_in_threadpool(question.kept, done)
 
 
 def failure(event):

@@ -25,7 +25,8 @@ class Asked:
     of the likeliest tokens are told beside each, None for nothing.
     constraint: a function that returns, for an answer, an object with `mask()`, int32 (words,), a bit for each id that
     may come; `take(id)`; and `ended`, whether nothing may follow. Its ValueErrors end the answer.
-    keep: whether `Done` has the `Place` behind the answer.
+    keep: whether `Done` has the `Place` behind the answer. shared: how many of the first ids others are likely to have,
+    too, such as those of what the system says: the cache keeps the state behind them.
     """
 
     ids: tuple[int, ...]
@@ -42,6 +43,7 @@ class Asked:
     logprobs: int | None = None
     constraint: Callable[[], Any] | None = None
     keep: bool = False
+    shared: int = 0
 
     @property
     def answers(self):

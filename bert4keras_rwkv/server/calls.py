@@ -43,8 +43,8 @@ class CallReply:
         self._opening = ""
         return self._given()
 
-    def end(self):
-        """The deltas that are left when the text has ended."""
+    def end(self, reason):
+        """The deltas that are left when the text has ended, for whatever reason."""
         if (self._state == self._look and (self._held.strip() or not self._calls)) or self._undecided:
             self._say(self._held)
         self._state = self._skip

@@ -13,7 +13,7 @@ from bert4keras_rwkv.models.embedder import SIZES
 from bert4keras_rwkv.server.answering import unless_gone
 from bert4keras_rwkv.server.openapi import asks
 from bert4keras_rwkv.server.protocol import ApiError, Fields, Prompts, parsed
-from bert4keras_rwkv.server.service import elsewhere
+from bert4keras_rwkv.server.service import encoded
 
 INPUTS = 2048  # texts of a request at most
 TOKENS = 300_000  # of all of them
@@ -70,10 +70,11 @@ def embedding_routes(service):
 
     @router.post("/embeddings", openapi_extra=asks(EmbeddingWanted))
     async def embeddings(request: Request):
-        wanted = parsed(EmbeddingWanted, await service.access.body(request))
+        body = await service.access.body(request)
+        wanted = parsed(EmbeddingWanted, body)
         service.check_model(wanted.model)
         _check_width(wanted.dimensions, service.embeddings.width)
-        rows = await elsewhere("input", _rows, service, wanted.input)
+        rows = await encoded("input", len(body), _rows, service, wanted.input)
         return await unless_gone(request, _told(service, wanted, rows), JSONResponse)
 
     return router

@@ -8,22 +8,25 @@ class Reply:
     """What becomes of the text of one answer of a chat: deltas of a stream, and in the end a message.
 
     opening: what the text begins with, that the model was given. A reply begins without space, unless it has begun
-    before.
+    before, and ends without space, unless it was cut.
     """
 
     def __init__(self, opening="", begun=False):
-        self._opening, self._begun = opening, begun
+        self._opening, self._begun, self._space = opening, begun, ""
 
     def feed(self, text):
         """The deltas that more text gives, a list of dicts."""
         if not self._begun:
             text = self._opening + text if self._opening else text.lstrip()
             self._begun = bool(text)
-        return [{"content": text}] if text else []
+        text = self._space + text
+        shown = text.rstrip()
+        self._space = text[len(shown) :]
+        return [{"content": shown}] if shown else []
 
-    def end(self):
-        """The deltas that are left when the text has ended."""
-        return []
+    def end(self, reason):
+        """The deltas that are left when the text has ended. reason: of a `Done`."""
+        return [{"content": self._space}] if self._space and reason == "length" else []
 
     def reason(self, reason):
         """Why it has ended, as the protocol calls it."""
@@ -37,6 +40,11 @@ class ChatForm:
 
     def __init__(self, tokenizer, reply=Reply):
         self._tokenizer, self.reply = tokenizer, reply
+
+    @staticmethod
+    def length_before(index):
+        """Characters before the text that is written."""
+        return 0
 
     @staticmethod
     def begun():
@@ -76,7 +84,14 @@ class CompletionForm:
 
     def reply(self, index):
         """Of the answer `index`."""
-        return _Text(self._echo[index % len(self._echo)])
+        return _Text(self._before(index))
+
+    def length_before(self, index):
+        """Characters before the text that is written."""
+        return len(self._before(index))
+
+    def _before(self, index):
+        return self._echo[index % len(self._echo)]
 
     @staticmethod
     def begun():
@@ -91,7 +106,7 @@ class CompletionForm:
         return {"text": "".join(delta["content"] for delta in deltas)}
 
     def logprobs(self, tokens, offset):
-        """offset: characters of the answer that were before."""
+        """offset: characters that were before."""
         texts = [self._text(one.id) for one in tokens]
         return {
             "tokens": texts,
@@ -115,6 +130,9 @@ class _Text(Reply):
         if not self._begun:
             text, self._begun = self._opening + text, True
         return [{"content": text}] if text else []
+
+    def end(self, reason):
+        return []
 
 
 class Answer:

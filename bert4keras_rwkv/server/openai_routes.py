@@ -11,7 +11,7 @@ from bert4keras_rwkv.server.constraints import ChatWanted, CompletionWanted
 from bert4keras_rwkv.server.forms import ChatForm, CompletionForm, Reply
 from bert4keras_rwkv.server.openapi import asks
 from bert4keras_rwkv.server.protocol import ApiError, parsed
-from bert4keras_rwkv.server.service import about, elsewhere
+from bert4keras_rwkv.server.service import about, encoded
 from bert4keras_rwkv.server.tools import tools_of
 
 COMPLETION_TOKENS = 16  # of an answer, where nothing is said, as OpenAI has it
@@ -23,17 +23,21 @@ def openai_routes(service):
 
     @router.post("/chat/completions", openapi_extra=asks(ChatWanted, stream=True))
     async def chat(request: Request):
-        wanted = parsed(ChatWanted, await access.body(request, service.state_room))
+        body = await access.body(request, service.state_room)
+        wanted = parsed(ChatWanted, body)
         service.check_model(wanted.model)
         async with contextlib.AsyncExitStack() as stack:
-            return await answered(request, service, await _chat(request, service, wanted, stack), stack)
+            question = await _chat(request, service, wanted, len(body), stack)
+            return await answered(request, service, question, stack)
 
     @router.post("/completions", openapi_extra=asks(CompletionWanted, stream=True))
     async def completions(request: Request):
-        wanted = parsed(CompletionWanted, await access.body(request, service.state_room))
+        body = await access.body(request, service.state_room)
+        wanted = parsed(CompletionWanted, body)
         service.check_model(wanted.model)
         async with contextlib.AsyncExitStack() as stack:
-            return await answered(request, service, await _completion(request, service, wanted, stack), stack)
+            question = await _completion(request, service, wanted, len(body), stack)
+            return await answered(request, service, question, stack)
 
     @router.get("/models")
     async def models():
@@ -50,20 +54,20 @@ def openai_routes(service):
         text = wanted.content if wanted.prompt is None else wanted.prompt
         if text is None:
             raise ApiError(400, "`prompt`: the text to encode is missing.", "prompt")
-        ids = await elsewhere("prompt", service.tokenizer.encode, text)
+        ids = await encoded("prompt", len(text), service.tokenizer.encode, text)
         return {"tokens": ids, "count": len(ids)}
 
     @router.post("/detokenize", openapi_extra=asks(protocol.IdsWanted))
     async def detokenize(request: Request):
         wanted = parsed(protocol.IdsWanted, await access.body(request))
-        text = await elsewhere("tokens", service.tokenizer.decode, wanted.tokens)
+        text = await encoded("tokens", len(wanted.tokens), service.tokenizer.decode, wanted.tokens)
         return {"prompt": text, "content": text}
 
     return router
 
 
-async def _chat(request, service, wanted, stack):
-    """The `Question` of a chat."""
+async def _chat(request, service, wanted, size, stack):
+    """The `Question` of a chat. size: bytes of the body."""
     field = "max_tokens" if wanted.max_completion_tokens is None else "max_completion_tokens"
     limit = service.limit(getattr(wanted, field), field, service.longest)
     template, owner, key = service.template, service.access.owner(request), service.access.asker(request)
@@ -76,12 +80,12 @@ async def _chat(request, service, wanted, stack):
         raise ApiError(400, message, "continue_final_message")
     if wish and opening:
         raise ApiError(400, f"`{wish.field}` is of the whole answer, which the mode '{mode}' begins already.", "mode")
-    constraint = await elsewhere("tools", service.constraint, wish, template.before_reply, tools)
+    constraint = await service.constraint(wish, template.before_reply, tools)
     start = await service.start(wanted, owner, stack)
     going_on = bool(wanted.continue_final_message)
-    ids = await elsewhere("messages", service.chat_ids, wanted.messages, start, mode, tools, going_on)
+    ids, shared = await encoded("messages", size, service.chat_ids, wanted.messages, start, mode, tools, going_on)
     stops = (*wanted.stop, *template.stop_texts)
-    more = {"stops": stops, "seed": wanted.seed, "key": key, "constraint": constraint}
+    more = {"stops": stops, "seed": wanted.seed, "key": key, "constraint": constraint, "shared": shared}
     asked = service.asked(wanted, start, ids, "messages", limit, **more)
 
     def reply(index):
@@ -93,17 +97,17 @@ async def _chat(request, service, wanted, stack):
     return Question(wanted, [asked], form, lambda done: service.kept(wanted, start, owner, done, chat=True))
 
 
-async def _completion(request, service, wanted, stack):
+async def _completion(request, service, wanted, size, stack):
     """The `Question` of a completion, or of several."""
     limit = service.limit(wanted.max_tokens, "max_tokens", COMPLETION_TOKENS)
     owner, key = service.access.owner(request), service.access.asker(request)
     start = await service.start(wanted, owner, stack)
     if len(wanted.prompt) > 1 and (start.session or wanted.return_state):
         raise ApiError(400, "One answer is kept: with `session_id` or `return_state` there is one prompt.", "prompt")
-    constraint = await elsewhere("prompt", service.constraint, wanted.wish)
+    constraint = await service.constraint(wanted.wish)
     several, each = [], wanted.n or 1
     for number, prompt in enumerate(wanted.prompt):
-        ids = await elsewhere("prompt", service.prompt_ids, prompt)
+        ids = await encoded("prompt", size, service.prompt_ids, prompt)
         seed = None if wanted.seed is None else wanted.seed + number * each
         more = {"stops": wanted.stop, "seed": seed, "key": key, "constraint": constraint}
         several.append(service.asked(wanted, start, ids, "prompt", limit, **more))

@@ -16,7 +16,7 @@ from bert4keras_rwkv.server.forms import Reply
 from bert4keras_rwkv.server.openapi import asks
 from bert4keras_rwkv.server.protocol import ApiError, parsed
 from bert4keras_rwkv.server.responses import Response, ResponseWanted, as_note
-from bert4keras_rwkv.server.service import about, elsewhere
+from bert4keras_rwkv.server.service import about, encoded
 from bert4keras_rwkv.server.states import RESPONSE, new_id
 from bert4keras_rwkv.untrusted import shown
 
@@ -29,10 +29,11 @@ def responses_routes(service):
 
     @router.post("/responses", openapi_extra=asks(ResponseWanted, stream=True))
     async def created(request: Request):
-        wanted = parsed(ResponseWanted, await access.body(request, service.state_room))
+        body = await access.body(request, service.state_room)
+        wanted = parsed(ResponseWanted, body)
         service.check_model(wanted.model)
         async with contextlib.AsyncExitStack() as stack:
-            writing = await _begun(request, service, wanted, stack)
+            writing = await _begun(request, service, wanted, len(body), stack)
             if wanted.stream:
                 return Stream(writing.events(), stack.pop_all())
             return await unless_gone(request, writing.whole(), JSONResponse)
@@ -89,7 +90,7 @@ class Writing:
             if isinstance(event, Piece):
                 deltas = self._reply.feed(event.text)
             else:
-                deltas, self._done = self._reply.end(), event
+                deltas, self._done = self._reply.end(event.reason), event
             for text in filter(None, (delta.get("content") for delta in deltas)):
                 self._text += text
                 yield text
@@ -99,8 +100,8 @@ class Writing:
         return await run_in_threadpool(self._keep, self._done, ended)
 
 
-async def _begun(request, service, wanted, stack):
-    """The `Writing` of a request."""
+async def _begun(request, service, wanted, size, stack):
+    """The `Writing` of a request. size: bytes of its body."""
     limit = service.limit(wanted.max_output_tokens, "max_output_tokens", service.longest)
     template, wish = service.template, wanted.wish
     with about("mode"):
@@ -109,11 +110,12 @@ async def _begun(request, service, wanted, stack):
         raise ApiError(
             400, f"`{wish.field}` is of the whole answer, which the mode '{wanted.mode}' begins already.", "mode"
         )
-    constraint = await elsewhere(wish.field if wish else "text", service.constraint, wish, template.before_reply)
+    constraint = await service.constraint(wish, template.before_reply)
     owner, key = service.access.owner(request), service.access.asker(request)
     start = await _start(service, wanted, owner, stack)
-    ids = await elsewhere("input", service.chat_ids, wanted.messages, start, wanted.mode)
+    ids, shared = await encoded("input", size, service.chat_ids, wanted.messages, start, wanted.mode)
     more = {"stops": (*wanted.stop, *template.stop_texts), "seed": wanted.seed, "key": key, "constraint": constraint}
+    more["shared"] = shared
     asked = service.asked(wanted, start, ids, "input", limit, **more)
     listening = listening_to(service, [asked])
     stack.callback(listening.leave)

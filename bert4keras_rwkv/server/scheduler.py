@@ -80,7 +80,9 @@ class Reading:
     @property
     def stretch(self):
         """How many there are up to where the state is kept next."""
-        return min(self.left, MARK - self.at % MARK)
+        shared = self.ticket.asked.shared
+        mark = shared - self.at if self.at < shared else self.left
+        return min(self.left, mark, MARK - self.at % MARK)
 
 
 class Step(NamedTuple):

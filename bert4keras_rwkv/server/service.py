@@ -6,6 +6,7 @@ import functools
 import hashlib
 from typing import Any
 
+import anyio
 from fastapi.concurrency import run_in_threadpool
 
 from bert4keras_rwkv.generation.sampling import Sampling
@@ -17,13 +18,15 @@ from bert4keras_rwkv.server.listening import Bell
 from bert4keras_rwkv.server.metrics import Metrics
 from bert4keras_rwkv.server.places import Place
 from bert4keras_rwkv.server.protocol import ApiError
-from bert4keras_rwkv.server.states import new_id
+from bert4keras_rwkv.server.states import SESSION, new_id
 from bert4keras_rwkv.server.tools import turns_of
 from bert4keras_rwkv.templates import conversation, end_of_reply, ids_of
 from bert4keras_rwkv.tokenizers.prompts import token_ids, unix_lines
 from bert4keras_rwkv.untrusted import shown
 
 NEW = "new"  # as `session_id`: one that begins
+SHORT = 8192  # characters that are encoded without another thread
+ENCODERS = anyio.CapacityLimiter(2)
 SAMPLED = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "penalty_decay")
 
 
@@ -95,6 +98,7 @@ class Service:
         if wanted.session_id == NEW:
             return Start(session=new_id())
         if wanted.session_id is not None:
+            self._check_session(wanted.session_id)
             await stack.enter_async_context(self.states.turn(wanted.session_id, owner))
             place = await run_in_threadpool(self.states.get, wanted.session_id, owner, "session_id")
         elif isinstance(wanted.state, str):
@@ -107,19 +111,29 @@ class Service:
         """The `Start` in a place."""
         return Start(place, await run_in_threadpool(_digest, place.state), session)
 
+    @staticmethod
+    def _check_session(id):
+        """A 404 unless it may be the id of a session: what is kept under other ids is not overwritten by an answer."""
+        if not id.startswith(SESSION):
+            message = f"There is no session {shown(id)}: one begins with `session_id` 'new', or as a fork of a state."
+            raise ApiError(404, message, "session_id", "state_not_found")
+
     def chat_ids(self, messages, start, mode=None, tools=None, going_on=False):
-        """The ids of a conversation, up to where the answer comes. Behind a place, of what is said there.
+        """The ids of a conversation, up to where the answer comes, and how many of them are what the system says first.
+        Behind a place, of what is said there.
 
         going_on: whether the answer goes on with the last message.
         """
-        turns = turns_of(messages, self.template, tools)
+        turns = turns_of(messages, self.template, tools, begun=start.place is not None)
         template = self.template
         end = template.unfinished(_begun(turns.pop())) if going_on else template.turn("assistant", mode=mode)
-        if start.place is None:
-            parts = conversation(turns, "the conversation", self.template)
-        else:
+        if start.place is not None:
             parts = [part for turn in turns for part in self._turn(turn)]
-        return ids_of(self.tokenizer, parts + end)
+            return ids_of(self.tokenizer, parts + end), 0
+        parts = conversation(turns, "the conversation", self.template)
+        first = conversation(turns[:1], "the conversation", self.template) if _is_system(turns) else []
+        shared = ids_of(self.tokenizer, first)
+        return shared + ids_of(self.tokenizer, parts[len(first) :] + end), len(shared)
 
     def prompt_ids(self, prompt):
         """The ids of a prompt, which is a str or ids."""
@@ -127,21 +141,21 @@ class Service:
             return self.tokenizer.encode(unix_lines(prompt))
         return token_ids(prompt, self.vocab_size).tolist()
 
-    def constraint(self, wish, before="", tools=None):
-        """What an answer has to follow, as `Asked` takes it; None for nothing. It takes a while.
+    async def constraint(self, wish, before="", tools=None):
+        """What an answer has to follow, as `Asked` takes it; None for nothing.
 
         wish: a `Wish`, or None. before: text that comes before it. tools: `Tools`, which may be called instead, or
         None.
         """
         calls = tools and tools.grammar(self.template)
         if tools and tools.forced:
-            return self.grammars.compiled("lark", calls, "tools")
+            return await run_in_threadpool(self.grammars.compiled, "lark", calls, "tools")
         if wish is None:
             return None
         more = {"before": before, "lenient": wish.lenient, "instead": calls}
-        return self.grammars.compiled(wish.kind, wish.source, wish.field, **more)
+        return await run_in_threadpool(self.grammars.compiled, wish.kind, wish.source, wish.field, **more)
 
-    def asked(self, wanted, start, ids, field, limit, *, stops, seed, key, constraint=None):
+    def asked(self, wanted, start, ids, field, limit, *, stops, seed, key, constraint=None, shared=0):
         """What the scheduler is asked. field: what the ids came from. limit: tokens of an answer. key: who asks."""
         ids = (*(() if start.place is None else start.place.waiting), *ids)
         if not ids:
@@ -172,6 +186,7 @@ class Service:
             wanted.logprobs_wanted,
             constraint,
             keep=bool(start.session or wanted.return_state),
+            shared=shared,
         )
 
     def limit(self, tokens, field, usual):
@@ -219,10 +234,16 @@ def about(field):
         raise ApiError(400, f"`{field}`: {error}", field) from error
 
 
-async def elsewhere(field, function, *given):
-    """`function(*given)` in another thread, for a long text takes a while. A ValueError is about the field."""
+async def encoded(field, size, function, *given):
+    """`function(*given)`, which encodes or decodes. A ValueError is about the field.
+
+    size: of what is given, in characters or ids. What is long takes a while, and much memory: it is done in another
+    thread, and only as much at once as there are processors for.
+    """
     with about(field):
-        return await run_in_threadpool(function, *given)
+        if size <= SHORT:
+            return function(*given)
+        return await anyio.to_thread.run_sync(functools.partial(function, *given), limiter=ENCODERS)
 
 
 def _begun(turn):
@@ -231,6 +252,11 @@ def _begun(turn):
         said = "`messages` ends with what the assistant has said so far, where `continue_final_message` is true."
         raise ApiError(400, said, "messages")
     return turn["content"]
+
+
+def _is_system(turns):
+    """Whether the system speaks first."""
+    return bool(turns) and turns[0]["role"] == "system"
 
 
 def _digest(state):

@@ -76,13 +76,14 @@ def tools_of(wanted, template):
     return Tools(functions, tuple(names), forced, wanted.parallel_tool_calls is not False)
 
 
-def turns_of(messages, template, tools=None):
+def turns_of(messages, template, tools=None, begun=False):
     """The turns of checked messages, dicts of `role` and `content`, as `templates.conversation` takes them.
 
-    Calls stand as the model wrote them, and their results in their order. tools: of which the system tells. ApiError
-    for the result of a call that was not made.
+    Calls stand as the model wrote them, and their results in their order. tools: of which the system tells. begun:
+    whether something was said before, in which the calls may be whose results come first. ApiError for the result of a
+    call that was not made.
     """
-    turns, asked, results = [], [], []
+    turns, asked, results = [], None if begun else [], []
     for place, message in enumerate(messages):
         if message.role in ("tool", "function"):
             results.append((_order(message, asked, place), message.content))
@@ -132,8 +133,8 @@ def _call(name, arguments):
 
 def _order(message, asked, place):
     """Which of the calls a result belongs to."""
-    if message.tool_call_id is None:
-        return len(asked)
+    if message.tool_call_id is None or asked is None:
+        return len(asked or ())
     if message.tool_call_id not in asked:
         field = f"messages[{place}].tool_call_id"
         calls = ", ".join(map(shown, asked)) or "none"

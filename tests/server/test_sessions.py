@@ -145,6 +145,13 @@ def test_a_second_turn_reads_only_what_is_new(servers):
         assert usage["prompt_tokens_details"]["cached_tokens"] >= prompt - 1
 
 
+def test_what_the_system_says_is_read_once_for_all(servers):
+    system = {"role": "system", "content": "Answer in one word. " * 20}
+    ask(servers[1], messages=[system, *user("One?")], **GREEDY)
+    usage = ask(servers[1], messages=[system, *user("Two?")], **GREEDY)["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] > 300
+
+
 @pytest.mark.parametrize(
     "changed, status, param",
     [
@@ -154,7 +161,7 @@ def test_a_second_turn_reads_only_what_is_new(servers):
         ({"state": {"data": 1}}, 400, "state"),
         ({"session_id": "new", "n": 2}, 400, "n"),
         ({"return_state": True, "n": 2}, 400, "n"),
-        ({"session_id": "tuned"}, 409, "session_id"),
+        ({"session_id": "tuned"}, 404, "session_id"),
     ],
 )
 def test_what_is_no_state_is_told_so(servers, changed, status, param):

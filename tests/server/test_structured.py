@@ -72,6 +72,17 @@ def test_a_call_that_is_wanted_is_made_and_its_result_is_read(client):
     assert told.usage.prompt_tokens > 60
 
 
+def test_a_result_goes_into_the_session_of_its_call(client):
+    asked = {"messages": USER, "tools": [TOOL], "tool_choice": "required", "seed": 4, **WARM}
+    told = client.chat.completions.create(**asked, extra_body={"session_id": "new"})
+    call = told.choices[0].message.tool_calls[0]
+    result = [{"role": "tool", "tool_call_id": call.id, "content": "A clumsy thing that works."}]
+    again = client.chat.completions.create(messages=result, **WARM, extra_body={"session_id": told.session_id})
+    assert again.session_id == told.session_id and again.usage.prompt_tokens < told.usage.prompt_tokens
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(messages=result, **WARM)
+
+
 @pytest.mark.parametrize(
     "changed, param",
     [

@@ -62,7 +62,7 @@ TEXTS = [
 def read(pieces, **options):
     """(content, calls) of a text in pieces, and the deltas."""
     reply = CallReply(NAMES, thought=G1.thought, **options)
-    deltas = [delta for piece in pieces for delta in reply.feed(piece)] + reply.end()
+    deltas = [delta for piece in pieces for delta in reply.feed(piece)] + reply.end("stop")
     content = "".join(delta.get("content", "") for delta in deltas)
     calls = {}
     for delta in deltas:
