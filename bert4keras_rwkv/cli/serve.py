@@ -46,7 +46,7 @@ def run(arguments):
         listener.listen()
         host, port = listener.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
-        say(f"Serving {service.name} at http://{host}:{port}/v1. Ctrl-C stops it.")
+        say(f"Serving {service.name} at http://{host}:{port}/v1. Chat at http://{host}:{port}/. Ctrl-C stops it.")
         if not local and keys is None:
             say("Whoever reaches this address may use it: --api-key-file asks for a key.")
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has stopped, which is the end

@@ -141,7 +141,9 @@ async def _kept(question, done):
 
 def failure(event):
     """The ApiError of a `Failed`."""
-    return ApiError(504 if event.late else 500, event.message, code="timeout" if event.late else None)
+    if event.late:  # another try would take as long; OpenAI's client looks at the header
+        return ApiError(504, event.message, code="timeout", headers={"X-Should-Retry": "false"})
+    return ApiError(500, event.message)
 
 
 def event_text(values):

@@ -1,9 +1,11 @@
 """uvicorn, stopped with nobody cut off: what runs is finished, or told that it is not."""
 
 import asyncio
+import logging
 
 import uvicorn
 
+logger = logging.getLogger("bert4keras_rwkv")
 TELLING = 5  # seconds that slow readers have for the end of their answers
 
 
@@ -18,6 +20,9 @@ class GracefulServer(uvicorn.Server):
 
     async def shutdown(self, sockets=None):
         """Called by uvicorn in its event loop."""
+        waiting = self._scheduler.running + self._scheduler.waiting
+        if waiting:
+            logger.warning("Stopping: %d answers are finished first, for %d seconds at most.", waiting, self._limit)
         stopped = asyncio.create_task(asyncio.to_thread(self._scheduler.stop, self._limit))
         await super().shutdown(sockets)
         if self.force_exit:  # a second Ctrl-C

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from bert4keras_rwkv.untrusted import parse_json, printable, shown
 
@@ -163,6 +163,14 @@ class Message(Fields):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text = ""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _said(cls, given):
+        """Only who calls functions may say nothing."""
+        if isinstance(given, dict) and given.get("role") != "assistant" and given.get("content") is None:
+            raise ValueError("`content`, what is said, is missing")
+        return given
+
 
 class ChatWanted(Wanted):
     """Of /v1/chat/completions."""
@@ -177,6 +185,8 @@ class ChatWanted(Wanted):
     @property
     def logprobs_wanted(self):
         """How many of the likeliest tokens are told beside each, None for nothing."""
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "`top_logprobs` is told beside `logprobs`: set that to true.", "top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
 

@@ -40,14 +40,16 @@ def responses_routes(service):
 
     @router.get("/responses/{id}")
     async def described(request: Request, id: str):
-        note = await run_in_threadpool(_states(service, id).note, id, access.owner(request))
+        with _of_responses(id):
+            note = await run_in_threadpool(_states(service, id).note, id, access.owner(request))
         if not note:
             raise _unknown(id)
         return HttpResponse(note, media_type=JSON)
 
     @router.delete("/responses/{id}")
     async def deleted(request: Request, id: str):
-        await run_in_threadpool(_states(service, id).delete, id, access.owner(request))
+        with _of_responses(id):
+            await run_in_threadpool(_states(service, id).delete, id, access.owner(request))
         return {"id": id, "object": "response", "deleted": True}
 
     return router
@@ -135,7 +137,8 @@ async def _start(service, wanted, owner, stack):
         raise ApiError(400, "`previous_response_id` and `state` both say where to begin. Leave one out.", "state")
     else:
         states = _states(service, previous, "previous_response_id")
-        place = await run_in_threadpool(states.get, previous, owner, "previous_response_id")
+        with _of_responses(previous, "previous_response_id"):
+            place = await run_in_threadpool(states.get, previous, owner, "previous_response_id")
         start = await service.start_in(place)
     stored = wanted.store is not False and service.states is not None
     return dataclasses.replace(start, session=new_id(RESPONSE) if stored else None)
@@ -163,6 +166,17 @@ def _states(service, id, field="id"):
     if service.states is None or not id.startswith(RESPONSE):
         raise _unknown(id, field)
     return service.states
+
+
+@contextlib.contextmanager
+def _of_responses(id, field="id"):
+    """A state that is not there is a response that is not."""
+    try:
+        yield
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        raise _unknown(id, field) from error
 
 
 def _unknown(id, field="id"):

@@ -18,13 +18,12 @@ from bert4keras_rwkv.server.listening import Bell
 from bert4keras_rwkv.server.metrics import Metrics
 from bert4keras_rwkv.server.places import Place
 from bert4keras_rwkv.server.protocol import ApiError
-from bert4keras_rwkv.server.states import SESSION, new_id
+from bert4keras_rwkv.server.states import NEW, SESSION, new_id
 from bert4keras_rwkv.server.tools import turns_of
 from bert4keras_rwkv.templates import conversation, end_of_reply, ids_of
 from bert4keras_rwkv.tokenizers.prompts import token_ids, unix_lines
 from bert4keras_rwkv.untrusted import shown
 
-NEW = "new"  # as `session_id`: one that begins
 SHORT = 8192  # characters that are encoded without another thread
 ENCODERS = anyio.CapacityLimiter(2)
 SAMPLED = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "penalty_decay")

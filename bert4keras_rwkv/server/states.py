@@ -21,6 +21,7 @@ from bert4keras_rwkv.state import read_metadata
 from bert4keras_rwkv.untrusted import shown
 
 ID = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+NEW = "new"  # as `session_id`: one that begins
 SESSION, UPLOADED, RESPONSE = "sess_", "state_", "resp_"  # what ids begin with that the server gives
 SUFFIX, RESPONSE_SUFFIX = ".safetensors", ".response.safetensors"
 KEY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}(\.response)?\.safetensors")
@@ -143,8 +144,10 @@ class States:
         raise ApiError(404, f"There is no state {shown(id)}.", field, "state_not_found")
 
     def _put(self, id, owner, place, parent, field, new, note=""):
-        if not _is_id(id):
-            said = f"`{field}`: 1 to 64 letters, digits, `_` and `-` are expected, the first a letter or digit."
+        if not _is_id(id) or id == NEW:
+            said = (
+                f"`{field}`: 1 to 64 letters, digits, `_` and `-` are expected, the first a letter or digit; not 'new'."
+            )
             raise ApiError(400, f"{said} Received: {shown(id)}.", field)
         if id in self._named:
             raise ApiError(409, f"The server's own state has the id '{id}'. Choose another.", field, "state_exists")
