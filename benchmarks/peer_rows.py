@@ -11,12 +11,12 @@ import time
 
 import numpy as np
 
-from bert4keras_rwkv.generation.rows import NUMBERS, Rows, words
+from bert4keras_rwkv.generation.rows import NUMBERS, Rows
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.models import RWKV
 from bert4keras_rwkv.models.request import seeds
-from bert4keras_rwkv.models.rows import PIECES, RowWriter, compile_all, sizes_up_to
+from bert4keras_rwkv.models.rows import GROUP, PIECES, RowWriter, compile_all, sizes_up_to
 from bert4keras_rwkv.server.asked import Asked, Failed, Piece
 from bert4keras_rwkv.server.scheduler import Scheduler
 
@@ -40,11 +40,11 @@ class Bare:
         """n tokens in all, of so many rows: seconds."""
         began = time.perf_counter()
         batch = self._writer.taken(self._start, self._start, [0] * count)
-        for place in range(count):
-            row, at = self._read(), [*range(place), count, *range(place + 1, count)]
-            batch = self._writer.taken(batch, row, at)
+        for first in range(0, count, GROUP):
+            for place, row in enumerate(self._read(min(GROUP, count - first)), first):
+                batch = self._writer.taken(batch, row, [*range(place), count, *range(place + 1, count)])
         values = {name: np.repeat(value, count) for name, value in GREEDY.values(1).items() if name in NUMBERS}
-        live, allowed = np.ones(count, bool), np.full((count, words(self._size)), -1, "int32")
+        live, allowed = np.ones(count, bool), ops.ones((count, self._size), "bool")
         before = None
         for number in range(n // count):
             drawn = self._writer.step(batch, live, np.full((count, 2), number, "int32"), values, allowed)
@@ -54,12 +54,13 @@ class Bare:
         _look(before)
         return time.perf_counter() - began
 
-    def _read(self):
-        """The batch of one row that has read a new prompt but for its last token."""
-        *ids, last = self._tokenizer.encode(PROMPT.format(next(self._numbers)))
-        size = min(size for size in PIECES if size >= len(ids))
-        read = self._writer.read(self._start, ids, size)
-        return read._replace(rows=Rows.one(self._size, last))
+    def _read(self, count):
+        """Batches of one row that have each read a new prompt but for its last token."""
+        prompts = [self._tokenizer.encode(PROMPT.format(next(self._numbers))) for _ in range(count)]
+        size = min(size for size in PIECES if size >= max(map(len, prompts)) - 1)
+        several = [ids[:-1] for ids in prompts]
+        read = self._writer.read([self._start] * count, several, (1 if count == 1 else GROUP, size))
+        return [one._replace(rows=Rows.one(self._size, ids[-1])) for one, ids in zip(read, prompts, strict=True)]
 
 
 def _look(drawn):

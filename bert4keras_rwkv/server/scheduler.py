@@ -368,8 +368,9 @@ class Scheduler:
             self._keep_now()
             return
         before, self._pending = self._pending, self._begin()
-        self._keep_now()
         self._finish(before)
+        if before is not None:  # nobody's first token waits for it
+            self._keep_now()
 
     def _begin(self):
         """A step for each row that wants a token, None if none does."""

@@ -145,9 +145,7 @@ class States:
 
     def _put(self, id, owner, place, parent, field, new, note=""):
         if not _is_id(id) or id == NEW:
-            said = (
-                f"`{field}`: 1 to 64 letters, digits, `_` and `-` are expected, the first a letter or digit; not 'new'."
-            )
+            said = f"`{field}`: 1 to 64 letters, digits, `_` and `-`, the first a letter or digit, and not '{NEW}'."
             raise ApiError(400, f"{said} Received: {shown(id)}.", field)
         if id in self._named:
             raise ApiError(409, f"The server's own state has the id '{id}'. Choose another.", field, "state_exists")
