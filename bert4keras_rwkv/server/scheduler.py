@@ -18,15 +18,15 @@ from bert4keras_rwkv.generation.rows import NUMBERS, unpacked
 from bert4keras_rwkv.generation.sampling import Sampling
 from bert4keras_rwkv.keras_loader import ops
 from bert4keras_rwkv.models.request import end_ids
-from bert4keras_rwkv.models.rows import GROUP, READS, SHORT, Batch, Drawn, RowWriter, compile_all, sizes_up_to
+from bert4keras_rwkv.models.rows import Drawn, RowWriter, compile_all, sizes_up_to
 from bert4keras_rwkv.server.asked import Done, Failed, Ticket
-from bert4keras_rwkv.server.places import Place
+from bert4keras_rwkv.server.keeping import Keeper
+from bert4keras_rwkv.server.reading import Reader, Reading
 from bert4keras_rwkv.server.row import Row
 from bert4keras_rwkv.server.waiting import Waiting
 from bert4keras_rwkv.tokenizers.prompts import need_tokenizer
 
 IDLE = Sampling(temperature=0).values(1)
-MARK = 1024  # tokens of a long prompt between states that are kept
 LONGEST_WAIT = 60  # seconds that anybody is told to wait
 
 logger = logging.getLogger("bert4keras_rwkv")
@@ -54,35 +54,6 @@ class Figures:
     written: int = 0
     answers: int = 0
     failed: int = 0
-
-
-@dataclasses.dataclass(eq=False)
-class Reading:
-    """A prompt that is being read. batch: of one row, None until it is begun. at: how many ids are read. cached: how
-    many of them were not computed.
-    """
-
-    ticket: Ticket
-    batch: Batch | None = None
-    at: int = 0
-    cached: int = 0
-
-    @property
-    def ids(self):
-        """Those that are read; the last one is for the first step."""
-        return self.ticket.asked.ids[:-1]
-
-    @property
-    def left(self):
-        """How many ids are not read yet."""
-        return len(self.ticket.asked.ids) - 1 - self.at
-
-    @property
-    def stretch(self):
-        """How many there are up to where the state is kept next."""
-        shared = self.ticket.asked.shared
-        mark = shared - self.at if self.at < shared else self.left
-        return min(self.left, mark, MARK - self.at % MARK)
 
 
 class Step(NamedTuple):
@@ -114,9 +85,8 @@ class Scheduler:
         self._waiting = Waiting()
         self._ready = collections.deque()  # rows whose prompt is read
         self._readings = []  # in the order in which they came
-        self._later = collections.deque()  # (origin, ids, batch, place) of states that the cache is to keep
         self._pending = None  # a `Step` that has not been looked at
-        self._rows, self._turn, self._closed, self._thread, self._answer_seconds = [None], False, False, None, 0.0
+        self._rows, self._closed, self._thread, self._answer_seconds = [None], False, None, 0.0
         self._everything = {}  # rows -> that each of them may draw any id
         self.figures = Figures()
 
@@ -125,7 +95,9 @@ class Scheduler:
         self._start, self._seconds = compile_all(self._writer, self._sizes, self._first, report)
         shapes = {size: (size, self.vocab_size) for size in self._sizes}
         self._everything = {size: ops.ones(shape, "bool") for size, shape in shapes.items()}
-        self._batch, self._rows = self._start, [None]
+        self._batch = self._start
+        self._keeper = Keeper(self._writer, self._start, self._cache)
+        self._reader = Reader(self._writer, self._start, self._seconds, self._keeper, self.figures)
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -178,7 +150,7 @@ class Scheduler:
     def waiting(self):
         """How many answers have not begun."""
         with self._lock:
-            reading = sum(one.ticket.asked.answers for one in self._readings)
+            reading = sum(one.answers for one in self._readings)
             return len(self._ready) + reading + self._waiting.answers
 
     def _seconds_until_room(self):
@@ -191,20 +163,21 @@ class Scheduler:
 
     def _run(self):
         while self._wait():
-            self._drop_gone()
-            self._read_pieces()
-            self._place()
-            self._step()
+            try:
+                self._drop_gone()
+                self._read_pieces()
+                self._place()
+                self._step()
+            except Exception as error:  # whatever a backend raises, those who come later are served
+                self._give_up(error)
         for ticket, answers in self._left():
             self._fail(((ticket, answer) for answer in answers), "The server has stopped.")
-        self._keep_now()
-        if self._cache is not None:
-            self._cache.close()
+        self._keeper.close()
 
     def _wait(self):
         """Wait for something to do. Returns whether to go on."""
         if not self.running:
-            self._keep_now()
+            self._keeper.keep_now()
         with self._lock:
             while not (busy := self.running or self.waiting) and not self._closed:
                 self._lock.wait()
@@ -239,16 +212,12 @@ class Scheduler:
     def _read_pieces(self):
         """Read a piece of each of some prompts for which there will be rows."""
         self._take_up()
-        for reading in self._readings:
-            if reading.batch is None:
-                self._guarded([reading], lambda reading=reading: self._begin_reading(reading))
-        if not self._readings:
-            return
-        self._turn = not self._turn  # the oldest one first, and then the one that is done first
-        order = sorted(self._readings, key=lambda one: 0 if self._turn else one.left)
-        form, chosen = self._form([reading for reading in order if reading.left] or [])
+        for reading in [one for one in self._readings if one.batch is None]:
+            self._guarded([reading], lambda reading=reading: self._reader.begin(reading))
+        patience = 2 * self._seconds[self._sizes[-1]] - self._seconds[len(self._rows)]
+        chosen, form = self._reader.next(self._readings, patience if self.running else None)
         if chosen:
-            self._guarded(chosen, lambda: self._read_some(chosen, form))
+            self._guarded(chosen, lambda: self._reader.read(chosen, form))
         for reading in [one for one in self._readings if not one.left]:
             self._guarded([reading], lambda reading=reading: self._read_through(reading))
 
@@ -259,14 +228,12 @@ class Scheduler:
         except Exception as error:
             with self._lock:
                 self._readings = [one for one in self._readings if one not in readings]
-            tickets = [one.ticket for one in readings]
-            self._failed([(ticket, answer) for ticket in tickets for answer in range(ticket.asked.answers)], error)
+            self._failed([(one.ticket, answer) for one in readings for answer in range(one.answers)], error)
 
     def _read_through(self, reading):
         """The rows of a prompt that is read."""
         facts = reading.cached, self.tokenizer, self.ends, self.vocab_size
-        answers = range(reading.ticket.asked.answers)
-        rows = [Row(reading.ticket, answer, reading.batch, *facts) for answer in answers]
+        rows = [Row(reading.ticket, answer, reading.batch, *facts) for answer in range(reading.answers)]
         with self._lock:
             self._readings.remove(reading)
             self._ready.extend(rows)
@@ -274,70 +241,13 @@ class Scheduler:
     def _take_up(self):
         """Begin to read prompts, as many as there are rows for."""
         with self._lock:
-            taken = self.running + len(self._ready) + sum(one.ticket.asked.answers for one in self._readings)
+            taken = self.running + len(self._ready) + sum(one.answers for one in self._readings)
             while taken < self._sizes[-1]:
                 ticket = self._waiting.take()
                 if ticket is None:
                     return
                 self._readings.append(Reading(ticket))
                 taken += ticket.asked.answers
-
-    def _begin_reading(self, reading):
-        """From the start, or from what the cache has of the prompt."""
-        asked = reading.ticket.asked
-        self.figures.read += reading.left
-        reading.batch = self._start if asked.start is None else self._writer.begin(asked.start)
-        self._keep_now()
-        found = None if self._cache is None or asked.origin is None else self._cache.find(reading.ids, asked.origin)
-        if found is not None:
-            reading.at, state = found
-            reading.batch, reading.cached = self._writer.begin(state), reading.at
-            self.figures.cached += reading.at
-
-    def _form(self, readings):
-        """How many tokens of which prompts are read at once: (one of `READS`, some of `readings`).
-
-        In little time for each token. Where others write, nobody waits for his next token longer than two steps of a
-        full batch take.
-        """
-        if not readings:
-            return None, []
-        forms = READS
-        if self.running:
-            patience = 2 * self._seconds[self._sizes[-1]] - self._seconds[len(self._rows)]
-            forms = [form for form in READS if self._seconds[form] <= patience] or [(1, SHORT), (GROUP, SHORT)]
-
-        def cost(form):
-            rows, size = form
-            return self._seconds[form] / sum(min(size, reading.stretch) for reading in readings[:rows])
-
-        form = min(forms, key=cost)
-        return form, readings[: form[0]]
-
-    def _read_some(self, readings, form):
-        """The next pieces, and keep the state behind where a prompt ends, or is long."""
-        pieces = [one.ids[one.at : one.at + min(form[1], one.stretch)] for one in readings]
-        batches = self._writer.read([one.batch for one in readings], pieces, form)
-        for reading, piece, batch in zip(readings, pieces, batches, strict=True):
-            marked = len(piece) == reading.stretch
-            reading.batch, reading.at = batch, reading.at + len(piece)
-            if marked:
-                self._keep(reading.ticket.asked, reading.ids[: reading.at], batch, 0)
-
-    def _keep(self, asked, ids, batch, place):
-        """Have the cache keep the state of a row that has read `ids`, when there is time."""
-        if self._cache is not None and asked.origin is not None:
-            self._later.append((asked.origin, ids, batch, place))
-
-    def _keep_now(self):
-        """What was to be kept."""
-        while self._later:
-            origin, ids, batch, place = self._later.popleft()
-            self._cache.keep(ids, self._writer.state(self._alone(batch, place)), origin)
-
-    def _alone(self, batch, place):
-        """A row as a batch of its own."""
-        return self._writer.taken(batch, self._start, [place]) if batch.size > 1 else batch
 
     def _place(self):
         """Take rows that are ready into the batch, which grows for them, and shrinks when they are few."""
@@ -365,12 +275,12 @@ class Scheduler:
             self._finish(self._pending)
             self._pending = None
             self._finish(self._begin())
-            self._keep_now()
+            self._keeper.keep_now()
             return
         before, self._pending = self._pending, self._begin()
         self._finish(before)
         if before is not None:  # nobody's first token waits for it
-            self._keep_now()
+            self._keeper.keep_now()
 
     def _begin(self):
         """A step for each row that wants a token, None if none does."""
@@ -382,11 +292,7 @@ class Scheduler:
         seeds = np.array([(0, 0) if row is None else row.next_seeds() for row in rows], "int32")
         each = [IDLE if row is None else row.values for row in rows]
         values = {name: np.concatenate([one[name] for one in each]) for name in NUMBERS}
-        try:
-            drawn = self._writer.step(self._batch, live, seeds, values, allowed)
-        except Exception as error:  # whatever a backend raises, those who come later are served
-            self._give_up(error)
-            return None
+        drawn = self._writer.step(self._batch, live, seeds, values, allowed)
         self._batch = drawn.batch
         self.figures.steps += 1
         return Step(rows, drawn)
@@ -412,11 +318,7 @@ class Scheduler:
         """Hand out what a step, if there is one, has drawn."""
         if step is None:
             return
-        try:
-            token, finite = map(ops.convert_to_numpy, (step.drawn.batch.rows.token, step.drawn.finite))
-        except Exception as error:  # on some backends a step fails when it is looked at
-            self._give_up(error)
-            return
+        token, finite = map(ops.convert_to_numpy, (step.drawn.batch.rows.token, step.drawn.finite))
         for place, row in enumerate(step.rows):
             if row is not None and not row.ended:
                 self._take(row, int(token[place]), bool(finite[place]), step, place)
@@ -450,27 +352,18 @@ class Scheduler:
             self._rows[self._rows.index(row)] = None
         *before, last = events
         if isinstance(last, Done):
-            last = dataclasses.replace(last, place=self._kept_place(row))
+            last = dataclasses.replace(last, place=self._keeper.behind(row))
             self.figures.answers += 1
             spent = time.monotonic() - row.ticket.begun
             self._answer_seconds += (spent - self._answer_seconds) / min(self.figures.answers, 20)
         for event in (*before, last):
             self._tell(row.ticket, event)
 
-    def _kept_place(self, row):
-        """The `Place` behind an answer, if it is wanted. The cache has its state, too."""
-        asked, (batch, place, count) = row.ticket.asked, row.last
-        self._keep(asked, (*asked.ids, *row.drawn[:count])[:-1], batch, place)
-        if not asked.keep:
-            return None
-        state = self._writer.state(self._alone(batch, place))
-        waiting = (asked.ids[-1], *row.shown)[count:]
-        return Place(state, waiting, len(asked.ids) + len(row.shown))
-
     def _give_up(self, error):
-        """A step has failed: all its rows have."""
-        rows = [row for row in self._rows if row is not None]
+        """Something has failed that concerns all rows: they have."""
+        rows = [row for row in [*self._rows, *self._ready] if row is not None]
         self._rows, self._batch, self._pending = [None], self._start, None
+        self._ready = collections.deque()
         for row in rows:
             row.ended = True
         self._failed([(row.ticket, row.answer) for row in rows], error)

@@ -341,6 +341,29 @@ def test_what_a_cache_has_is_not_read_again(rwkv):
 
 
 @jax_only
+@pytest.mark.parametrize("name", ["read", "taken", "step", "state"])
+def test_what_a_backend_raises_ends_what_it_concerns(rwkv, name):
+    """Those who come later are served. A state that cannot be kept concerns nobody."""
+    scheduler = Scheduler(rwkv, max_batch=2, cache=Shelf())
+    scheduler.start()
+    whole, raised = getattr(scheduler._writer, name), []
+
+    def broken(*arguments):
+        if not raised:
+            raised.append(name)
+            raise RuntimeError("No memory is left.")
+        return whole(*arguments)
+
+    setattr(scheduler._writer, name, broken)
+    first, _ = submitted(scheduler, "once", 20)
+    first.wait()
+    assert raised and isinstance(first.events[-1], Done if name == "state" else Failed)
+    alone = rwkv.generate("once more", max_new_tokens=20, sampling="greedy", strip_prompt=True)
+    assert submitted(scheduler, "once more", 20)[0].wait() == [alone]
+    scheduler.stop()
+
+
+@jax_only
 def test_stopping_finishes_what_was_asked_for(rwkv):
     scheduler = Scheduler(rwkv, max_batch=2)
     scheduler.start()
