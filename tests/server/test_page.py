@@ -231,9 +231,7 @@ def test_stop_keeps_what_came_and_continue_goes_on(person, scripted):
     person.page.fill("#message", "endless")
     for _ in ("send", "stop"):
         person.page.click("#send")
-        person.page.evaluate(
-            "() => new Promise(requestAnimationFrame)"
-        )  # what is disabled loses the focus with a frame
+        person.page.evaluate("() => new Promise(requestAnimationFrame)")  # a frame takes it from what is disabled
         assert person.focused() == "message"
     person.hears(2)
 
@@ -447,7 +445,7 @@ def test_what_the_server_has_no_more_is_not_sent_and_said(person, scripted):
     hint = person.page.locator("#hint-state")
     assert hint.inner_text() == "The server has no “lawyer”. Replies come without it."
     assert person.page.inner_text("#hint-mode") == "The server has no “on”. Replies come without it."
-    assert person.page.inner_text("#lacking") == "lawyer (not there) · on (not there)"
+    assert person.page.inner_text("#lacking") == "State: lawyer (not there) · Thoughts: on (not there)"
     assert person.page.inner_text("#set-state option:checked") == "lawyer (not there)"
     person.does("again")
     assert person.hears(1) == ["Reply 2 to a."] and not {"state", "mode"} & set(scripted.asked[-1])
@@ -456,7 +454,7 @@ def test_what_the_server_has_no_more_is_not_sent_and_said(person, scripted):
     person.says("b")
     assert person.hears(2)[1] == "Reply 3 to b." and not {"state", "mode"} & set(scripted.asked[-1])
     person.page.select_option("#set-state", "诗人")
-    assert not hint.is_visible() and person.page.inner_text("#lacking") == "on (not there)"
+    assert not hint.is_visible() and person.page.inner_text("#lacking") == "Thoughts: on (not there)"
     person.context.route("**/v1/models", lambda route: route.abort())
     person.page.reload()
     person.ready()
@@ -577,6 +575,7 @@ def test_by_keyboard_alone_and_every_control_has_a_name(person):
     keys.press("Enter")
     person.until("document.querySelector('article.user .text').innerText === 'better'")
     person.hears(1)
+    assert person.focused() == "message"
     keys.press("Alt+n")
     keys.type("new")
     keys.press("Enter")

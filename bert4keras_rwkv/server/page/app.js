@@ -56,8 +56,10 @@ function showState() {
   const last = path(chat).findLast((node) => node.about?.written);
   const tokens = last ? (last.about.read ?? 0) + last.about.written : 0;
   byId("context").textContent = last?.about.read ? say("context", { count: number(tokens) }) : "";
-  const lacking = ["state", "mode"].filter((name) => offers.lack(chat.settings, name));
-  byId("lacking").textContent = lacking.map((name) => say("gone", { name: chat.settings[name] })).join(" · ");
+  byId("lacking").textContent = Object.entries({ state: "state", mode: "thought" })
+    .filter(([name]) => offers.lack(chat.settings, name))
+    .map(([name, label]) => `${say(label)}: ${say("gone", { name: chat.settings[name] })}`)
+    .join(" · ");
 }
 
 function showWords() {
