@@ -54,6 +54,10 @@ class Scripted:
             return refusal(401, "This server wants an API key.")
         if text.startswith("busy") and len(self.asked) < 2:
             return refusal(429, "The queue is full.", {"Retry-After": "1"})
+        if "state" in body and body["state"] not in (self.states or ()):
+            return refusal(404, f"There is no state '{body['state']}'.")
+        if "mode" in body and body["mode"] not in self.modes:
+            return refusal(400, f"There is no mode '{body['mode']}'.")
         if text.startswith("stopping"):
             return refusal(503, "The server stops.")
         if text.startswith("refused"):

@@ -104,8 +104,15 @@ class Person:
         """Press a button of a message."""
         self.page.locator(f'#messages [data-do="{what}"]').nth(which).click()
 
+    def focused(self):
+        return self.page.evaluate("document.activeElement.id")
+
     def messages(self):
         return [text.strip() for text in self.page.locator("article > .text, article > .prose").all_inner_texts()]
+
+    def settings(self):
+        """System prompt, state, mode, temperature, stop texts, as the panel shows them."""
+        return [self.page.input_value(f"#set-{name}") for name in ("system", "state", "mode", "temperature", "stop")]
 
     def titles(self):
         return self.page.locator("#chats .title").all_inner_texts()
@@ -214,12 +221,46 @@ def test_stop_keeps_what_came_and_continue_goes_on(person, scripted):
     person.page.keyboard.press("Escape")
     (text,) = person.hears(1)
     assert "Stopped." in person.page.inner_text("article.assistant .note")
+    assert person.focused() == "message"
     person.does("goOn")
     (longer,) = person.hears(1)
     assert longer.startswith(text) and longer.endswith("and on.")
     told = scripted.asked[-1]
     assert told["messages"][-1] == {"role": "assistant", "content": longer.removesuffix("and on.")}
     assert told["continue_final_message"] is True and scripted.gone == 1
+    person.page.fill("#message", "endless")
+    for _ in ("send", "stop"):
+        person.page.click("#send")
+        person.page.evaluate("() => new Promise(requestAnimationFrame)")  # a frame takes it from what is disabled
+        assert person.focused() == "message"
+    person.hears(2)
+
+
+@pytest.mark.parametrize("viewport", [{"width": 1200, "height": 800}, {"width": 740, "height": 390}])
+def test_the_buttons_of_an_edited_message_stay_in_sight(browser, scripted, address, viewport):
+    """However long it is, while it grows, and when the window becomes lower."""
+    person = Person(browser, address, viewport=viewport)
+    person.says("a line\n" * 300 + "the end")
+    person.hears(1)
+    sees = """() => {
+        const save = document.querySelector('[data-do="saveEdit"]').getBoundingClientRect();
+        const field = document.querySelector('.editor textarea');
+        const [top, part] = [field.getBoundingClientRect().top, document.getElementById('scroll')];
+        const {top: from, bottom: to} = part.getBoundingClientRect();
+        return top >= from && save.bottom <= to && field.scrollHeight > field.clientHeight;
+    }"""
+    for role in ("user", "assistant"):
+        person.page.locator(f'article.{role} [data-do="edit"]').click()
+        assert person.page.evaluate(sees), role
+        person.page.keyboard.press("Shift+Enter")
+        person.page.keyboard.type("more")
+        assert person.page.evaluate(sees), role
+        person.page.set_viewport_size({**viewport, "height": viewport["height"] - 60})
+        person.page.wait_for_function(sees)
+        person.page.set_viewport_size(viewport)
+        person.page.keyboard.press("Escape")
+    assert person.complaints == []
+    person.context.close()
 
 
 def test_versions_edits_and_forks_are_a_tree_that_a_reload_keeps(person):
@@ -363,7 +404,65 @@ def test_settings_are_sent_and_kept(person, scripted):
     person.ready()
     assert person.page.input_value("#set-system") == "Be brief." and person.page.input_value("#set-state") == "诗人"
     person.page.click("#fields button")
-    assert person.page.input_value("#set-temperature") == "1" and person.page.input_value("#set-system") == "Be brief."
+    assert person.settings() == ["", "", "", "1", ""]
+    person.page.click("#toasts button")  # undo
+    assert person.settings() == ["Be brief.", "诗人", "on", "0.4", "END\n\\n\\n"]
+
+
+def test_a_new_conversation_inherits_only_how_words_are_chosen(person, scripted):
+    """A fork is the same conversation, and has all of it."""
+    person.page.click("#settings-button")
+    chosen = ["Be brief.", "lawyer", "on", "0.4", "END"]
+    person.page.fill("#set-system", chosen[0])
+    person.page.select_option("#set-state", chosen[1])
+    person.page.select_option("#set-mode", chosen[2])
+    person.page.fill("#set-temperature", chosen[3])
+    person.page.fill("#set-stop", chosen[4])
+    person.says("a")
+    person.hears(1)
+    person.does("fork")
+    assert person.settings() == chosen
+    person.page.click("#new-chat")
+    assert person.settings() == ["", "", "", "0.4", "END"]
+    person.says("b")
+    person.hears(1)
+    told = scripted.asked[-1]
+    assert told["messages"] == [{"role": "user", "content": "b"}] and told["temperature"] == 0.4
+    assert not {"state", "mode"} & set(told)
+
+
+def test_what_the_server_has_no_more_is_not_sent_and_said(person, scripted):
+    """While the page is open, the first refusal tells. As long as the server has told nothing, all is sent."""
+    person.page.click("#settings-button")
+    person.page.select_option("#set-state", "lawyer")
+    person.page.select_option("#set-mode", "on")
+    assert not person.page.locator(".warns:visible").count()
+    scripted.states, scripted.modes = ("诗人",), []
+    person.says("a")
+    person.hears(1)
+    assert scripted.asked[-1]["state"] == "lawyer"
+    person.page.wait_for_selector("#hint-state:visible")
+    hint = person.page.locator("#hint-state")
+    assert hint.inner_text() == "The server has no “lawyer”. Replies come without it."
+    assert person.page.inner_text("#hint-mode") == "The server has no “on”. Replies come without it."
+    assert person.page.inner_text("#lacking") == "State: lawyer (not there) · Thoughts: on (not there)"
+    assert person.page.inner_text("#set-state option:checked") == "lawyer (not there)"
+    person.does("again")
+    assert person.hears(1) == ["Reply 2 to a."] and not {"state", "mode"} & set(scripted.asked[-1])
+    person.page.reload()
+    person.ready()
+    person.says("b")
+    assert person.hears(2)[1] == "Reply 3 to b." and not {"state", "mode"} & set(scripted.asked[-1])
+    person.page.select_option("#set-state", "诗人")
+    assert not hint.is_visible() and person.page.inner_text("#lacking") == "Thoughts: on (not there)"
+    person.context.route("**/v1/models", lambda route: route.abort())
+    person.page.reload()
+    person.ready()
+    assert not person.page.locator(".warns:visible").count()
+    person.says("c")
+    person.hears(3)
+    assert (scripted.asked[-1]["state"], scripted.asked[-1]["mode"]) == ("诗人", "on")
+    excused(person)
 
 
 EXPECTED = "Failed to load resource"  # what Chromium's console says of an answer that is an error
@@ -412,16 +511,25 @@ def test_a_busy_server_is_asked_again(person, scripted):
 def test_a_key_is_asked_for_and_kept_as_told(browser, scripted, address):
     scripted.wants_key, scripted.states, scripted.modes = True, None, []
     person = Person(browser, address)
-    person.page.fill("#key-field", "wrong")
-    person.page.keyboard.press("Enter")
+    wrong = person.page.locator("#key-wrong")
+    assert not wrong.is_visible()  # none was given yet
+    for typed, told in (("wrong", "does not know this API key"), ("密钥", "is of ASCII letters")):
+        person.page.fill("#key-field", typed)
+        person.page.keyboard.press("Enter")
+        person.page.wait_for_selector(f"#key[open] #key-wrong:has-text('{told}')")
+        assert person.page.get_attribute("#key-field", "aria-invalid") == "true"
+    person.page.keyboard.press("Escape")
+    person.says("hello")
     person.page.wait_for_selector("#key[open]")
+    assert "is of ASCII letters" in person.page.inner_text("article.assistant .note")
     person.page.fill("#key-field", KEY)
     person.page.click("#key-save")
     person.until("document.getElementById('model').innerText === 'scripted'")
     assert KEY not in person.page.evaluate("JSON.stringify(localStorage)")
     assert person.page.locator("#fields select").count() == 0  # the server has none to choose from
-    person.says("hello")
-    assert person.hears(1) == ["Reply 1 to hello."]
+    assert person.hears(1) == ["Reply 1 to hello."]  # it is asked again
+    person.page.click("#api-key")
+    assert not wrong.is_visible() and person.page.get_attribute("#key-field", "aria-invalid") == "false"
     excused(person)
     assert person.complaints == []
     person.context.close()
@@ -467,6 +575,7 @@ def test_by_keyboard_alone_and_every_control_has_a_name(person):
     keys.press("Enter")
     person.until("document.querySelector('article.user .text').innerText === 'better'")
     person.hears(1)
+    assert person.focused() == "message"
     keys.press("Alt+n")
     keys.type("new")
     keys.press("Enter")

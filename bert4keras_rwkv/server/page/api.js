@@ -4,8 +4,9 @@ import { events } from "./sse.js";
 import { preferences } from "./keep.js";
 
 /**
- * What went wrong. kind: "network" (nobody answers), "cut" (an answer broke off), "key", "busy", "stopping", "absent",
- * "refused" (the request is wrong), "server". message: what the server says, "" for nothing. wait: seconds, for "busy".
+ * What went wrong. kind: "network" (nobody answers), "cut" (an answer broke off), "key" (none was shown), "keyWrong",
+ * "keyLetters" (it has letters that cannot be sent), "busy", "stopping", "absent", "refused" (the request is wrong),
+ * "server". message: what the server says, "" for nothing. wait: seconds, for "busy".
  */
 export class Trouble extends Error {
   constructor(kind, message = "", wait = 1) {
@@ -15,6 +16,7 @@ export class Trouble extends Error {
   }
 }
 
+const UNSENDABLE = /[^\u0020-\u00ff]/; // in a header
 const KINDS = { 401: "key", 404: "absent", 429: "busy", 503: "stopping" };
 
 /** The API key, "" for none. It stays with this tab, or with the browser if the user says so. */
@@ -27,9 +29,24 @@ export const key = {
   remembered: () => Boolean(preferences.get("key")),
 };
 
+/** Whether another API key is the way out of what went wrong. */
+export function wantsKey(trouble) {
+  return ["key", "keyWrong", "keyLetters"].includes(trouble?.kind);
+}
+
+/** The names that the server offers for a setting, null as long as nobody has told. */
+export const offers = {
+  state: null,
+  mode: null,
+  /** Whether a setting names something that the server does not have. */
+  lack: (settings, name) => Boolean(settings[name] && offers[name] && !offers[name].includes(settings[name])),
+};
+
 async function ask(place, options = {}) {
   const headers = { ...(options.body && { "Content-Type": "application/json" }) };
-  if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
+  const shown = key.get();
+  if (UNSENDABLE.test(shown)) throw new Trouble("keyLetters");
+  if (shown) headers.Authorization = `Bearer ${shown}`;
   let answer;
   try {
     answer = await fetch(new URL(place, document.baseURI), { ...options, headers, cache: "no-store" });
@@ -39,7 +56,8 @@ async function ask(place, options = {}) {
   }
   if (answer.ok) return answer;
   const said = await answer.json().catch(() => null); // a proxy may answer with a page of its own
-  const kind = KINDS[answer.status] ?? (answer.status < 500 ? "refused" : "server");
+  const usual = KINDS[answer.status] ?? (answer.status < 500 ? "refused" : "server");
+  const kind = usual === "key" && shown ? "keyWrong" : usual;
   const message = typeof said?.error?.message === "string" ? said.error.message : `HTTP ${answer.status}`;
   throw new Trouble(kind, message, Number(answer.headers.get("Retry-After")) || 1);
 }

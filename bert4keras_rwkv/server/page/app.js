@@ -1,6 +1,6 @@
 /** The page as a whole: which part hears of what, and the keys. */
 
-import { stateNames, theModel, Trouble } from "./api.js";
+import { offers, stateNames, theModel, Trouble, wantsKey } from "./api.js";
 import { Chats } from "./chats.js";
 import { Composer } from "./composer.js";
 import { announce, askForKey, download, tell, wireKey } from "./dialogs.js";
@@ -16,7 +16,6 @@ import { add, choose, fork, nodeOf, path, versions } from "./tree.js";
 
 const THEMES = ["system", "light", "dark"];
 const narrow = window.matchMedia("(max-width: 56rem)");
-const touched = window.matchMedia("(pointer: coarse)"); // where a focus brings up a keyboard
 const waiting = new Set(); // nodes to show with the next frame
 let model = "";
 
@@ -31,8 +30,13 @@ const chats = await Chats.open({
 });
 const thread = new Thread({ act, modelName: () => model });
 const list = new List({ chats, writing: (chat) => replies.has(chat), act: listAct });
-const panel = new Panel({ changed: () => chats.saveSettings(chats.current) });
-const composer = new Composer({ send, stop: () => replies.stop(chats.current), editLast });
+const panel = new Panel({
+  changed: (chat) => {
+    chats.saveSettings(chat);
+    showState();
+  },
+});
+const composer = new Composer({ send, stop, editLast });
 
 function showAll(afresh = false) {
   const chat = chats.current;
@@ -52,6 +56,10 @@ function showState() {
   const last = path(chat).findLast((node) => node.about?.written);
   const tokens = last ? (last.about.read ?? 0) + last.about.written : 0;
   byId("context").textContent = last?.about.read ? say("context", { count: number(tokens) }) : "";
+  byId("lacking").textContent = Object.entries({ state: "state", mode: "thought" })
+    .filter(([name]) => offers.lack(chat.settings, name))
+    .map(([name, label]) => `${say(label)}: ${say("gone", { name: chat.settings[name] })}`)
+    .join(" · ");
 }
 
 function showWords() {
@@ -82,7 +90,10 @@ function replyChanged(chat, node) {
     list.show();
     announce(node.about.reason === "stop" ? `${say("ended")} ${split(node.content).text}` : "");
     if (node.about.model) model = node.about.model;
-    if (node.about.trouble?.kind === "key") enterKey();
+    const { kind } = node.about.trouble ?? {};
+    if (wantsKey(node.about.trouble)) enterKey(kind);
+    const { state, mode } = chat.settings;
+    if (["absent", "refused"].includes(kind) && (state || mode)) connect(); // the server may be another one by now
   }
   if (chat !== chats.current) return;
   if (!node.about.writing) {
@@ -102,6 +113,13 @@ function send(text) {
   const said = add(chat, path(chat).at(-1) ?? null, "user", text);
   chats.save(chat);
   reply(chat, said);
+  composer.focus();
+}
+
+function stop() {
+  if (!replies.has(chats.current)) return;
+  replies.stop(chats.current);
+  composer.focus();
 }
 
 /** Have a reply written behind a message. */
@@ -123,12 +141,17 @@ const ACTIONS = {
   regenerate: (chat, node) => reply(chat, nodeOf(chat, node.parent)),
   again: (chat, node) => write(chat, node),
   goOn: (chat, node) => write(chat, node, true),
-  key: () => enterKey(),
+  key: (chat, node) => enterKey(node.about.trouble.kind),
   edited(chat, node, text) {
     const said = add(chat, nodeOf(chat, node.parent) ?? null, node.role, text, node.role === "assistant" ? {} : null);
     chats.save(chat);
-    if (node.role === "user") reply(chat, said);
-    else showAll();
+    if (node.role === "user") {
+      reply(chat, said);
+      composer.focus();
+    } else {
+      showAll();
+      thread.focus(said, "edit");
+    }
   },
   fork(chat, node) {
     const copy = fork(chat, node, say("forked", { title: chat.title || say("untitled") }));
@@ -197,25 +220,26 @@ function open(chat) {
   chats.show(chat?.id);
   if (narrow.matches) showSide("list", false);
   showAll();
-  if (!touched.matches) composer.focus();
+  composer.focus();
 }
 
-async function enterKey() {
-  if (!(await askForKey())) return;
+/** kind: of the trouble with the key that is there, if there is any. */
+async function enterKey(kind = "key") {
+  if (!(await askForKey(kind === "key" ? "" : say(kind)))) return;
   await connect();
   const chat = chats.current;
   const last = path(chat).at(-1);
-  if (last?.about?.trouble?.kind === "key") write(chat, last, Boolean(last.content));
+  if (wantsKey(last?.about?.trouble)) write(chat, last, Boolean(last.content));
 }
 
 /** Learn which model answers, and which states there are. */
 async function connect() {
   try {
-    ({ name: model, modes: panel.choices.mode } = await theModel());
-    panel.choices.state = await stateNames();
+    ({ name: model, modes: offers.mode } = await theModel());
+    offers.state = await stateNames();
   } catch (error) {
     if (!(error instanceof Trouble)) throw error;
-    if (error.kind === "key") enterKey();
+    if (wantsKey(error)) enterKey(error.kind);
   }
   showAll();
 }
@@ -270,7 +294,7 @@ function pressed(event) {
     event.preventDefault();
     open(null);
   } else if (key === "Escape" && !event.isComposing && !byId("key").open) {
-    if (!closeOverlays()) replies.stop(chats.current);
+    if (!closeOverlays()) stop();
   }
 }
 
@@ -289,7 +313,7 @@ const CLICKS = {
   },
   export: () => download(`conversations-${new Date().toISOString().slice(0, 10)}.json`, chats.exported()),
   import: () => byId("file").click(),
-  "api-key": enterKey,
+  "api-key": () => enterKey(),
 };
 
 for (const place of document.querySelectorAll("[data-icon]")) place.prepend(icon(place.dataset.icon));
@@ -302,7 +326,7 @@ wireKey();
 showWords();
 layOut();
 showAll();
-if (!touched.matches) composer.focus();
+composer.focus();
 if (!chats.keep.lasting) tell(say("notKept"));
 await connect();
 document.body.dataset.ready = "yes";

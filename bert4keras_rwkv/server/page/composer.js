@@ -5,6 +5,8 @@ import { preferences } from "./keep.js";
 import { say } from "./strings.js";
 import { grow } from "./thread.js";
 
+const touched = window.matchMedia("(pointer: coarse)"); // where a focus brings up a keyboard
+
 /** send(text), stop(), editLast(): what the keys and the button do. */
 export class Composer {
   #name = "new"; // of the draft
@@ -45,8 +47,9 @@ export class Composer {
     this.#fit();
   }
 
+  /** Let the next keys write here. Under a finger that is left to the user. */
   focus() {
-    this.field.focus();
+    if (!touched.matches) this.field.focus();
   }
 
   #typed() {

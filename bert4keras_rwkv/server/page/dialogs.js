@@ -6,8 +6,8 @@ import { say } from "./strings.js";
 
 const SHOWN = 8000; // milliseconds
 
-/** Ask for the API key. Returns whether one was given. */
-export function askForKey() {
+/** Ask for the API key. wrong: what is said of the one that is there, "" for nothing. Returns whether one was given. */
+export function askForKey(wrong) {
   const dialog = byId("key");
   const field = byId("key-field");
   const remember = byId("key-remember");
@@ -16,6 +16,9 @@ export function askForKey() {
   remember.checked = key.remembered();
   dialog.returnValue = "";
   dialog.showModal();
+  byId("key-wrong").textContent = wrong;
+  byId("key-wrong").hidden = !wrong;
+  field.setAttribute("aria-invalid", String(Boolean(wrong)));
   field.select();
   return new Promise((resolve) => {
     dialog.addEventListener(

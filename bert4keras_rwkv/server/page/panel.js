@@ -1,5 +1,7 @@
 /** The settings of a conversation: system prompt, state, and how words are chosen. */
 
+import { offers } from "./api.js";
+import { tell } from "./dialogs.js";
 import { byId, h } from "./dom.js";
 import { say } from "./strings.js";
 import { DEFAULTS } from "./tree.js";
@@ -18,16 +20,16 @@ const NUMBERS = [
   ["seed", 0, "chance"],
 ]; // [name, least, what an empty one says]
 
-/** changed(): a setting of the conversation is new. `choices`: what the server has, by the name of a setting. */
+/** changed(chat): a setting of a conversation is new. */
 export class Panel {
   constructor({ changed }) {
     this.changed = changed;
     this.root = byId("fields");
-    this.choices = { state: [], mode: [] };
   }
 
   /** Show the settings of a conversation. */
   show(chat) {
+    this.chat = chat;
     this.settings = chat.settings;
     this.root.replaceChildren(
       this.#text("system", "systemPrompt", "systemHint", 4),
@@ -43,15 +45,20 @@ export class Panel {
 
   #set(name, value) {
     this.settings[name] = value;
-    this.changed();
+    this.changed(this.chat);
   }
 
   #reset(chat) {
-    const { system, state, mode } = chat.settings;
-    Object.assign(chat.settings, DEFAULTS, { system, state, mode });
-    this.changed();
-    this.show(chat);
+    const before = { ...chat.settings };
+    this.#replace(chat, DEFAULTS);
     this.root.querySelector("button:last-of-type").focus();
+    tell(say("wasReset"), () => this.#replace(chat, before));
+  }
+
+  #replace(chat, settings) {
+    Object.assign(chat.settings, settings);
+    this.changed(chat);
+    if (chat === this.chat) this.show(chat);
   }
 
   #text(name, label, hint, rows) {
@@ -65,22 +72,27 @@ export class Panel {
     return labelled(name, label, hint, field);
   }
 
-  /** A setting that is one of several names, where the server has any. */
+  /** A setting that is one of several names, where the server has any. One that it does not have is not sent. */
   #choice(name, label, usual) {
     const wanted = this.settings[name];
-    const names = this.choices[name];
+    const names = offers[name] ?? [];
     if (!names.length && !wanted) return [];
-    const gone =
-      wanted && !names.includes(wanted) ? [h("option", { value: wanted }, say("gone", { name: wanted }))] : [];
+    const gone = offers.lack(this.settings, name);
+    const other = wanted && !names.includes(wanted) ? [wanted] : [];
+    const hint = h("small", { id: `hint-${name}`, class: "warns", hidden: !gone }, say("notSent", { name: wanted }));
+    const chosen = () => {
+      this.#set(name, field.value);
+      hint.hidden = !offers.lack(this.settings, name);
+    };
     const field = h(
       "select",
-      { id: `set-${name}`, onchange: () => this.#set(name, field.value) },
+      { id: `set-${name}`, "aria-describedby": `hint-${name}`, onchange: chosen },
       h("option", { value: "" }, say(usual)),
-      ...gone,
+      ...other.map((one) => h("option", { value: one }, gone ? say("gone", { name: one }) : one)),
       ...names.map((one) => h("option", { value: one }, one)),
     );
     field.value = wanted;
-    return [h("div", { class: "field" }, h("label", { for: `set-${name}` }, say(label)), field)];
+    return [h("div", { class: "field" }, h("label", { for: `set-${name}` }, say(label)), field, hint)];
   }
 
   #slider(name, least, most, step) {

@@ -1,6 +1,6 @@
 /** Replies while they are written: one a conversation, which goes on while another conversation is shown. */
 
-import { chunks } from "./api.js";
+import { chunks, offers } from "./api.js";
 import { messages } from "./tree.js";
 
 const TRIES = 6; // of a server that is busy, before the user is asked
@@ -125,8 +125,8 @@ function requestOf(chat, node, seed, goOn) {
     ...(settings.penalty_decay !== 1 && { penalty_decay: settings.penalty_decay }),
     ...(settings.max_tokens && { max_tokens: settings.max_tokens }),
     ...(stop.length && { stop }),
-    ...(settings.state && { state: settings.state }),
-    ...(settings.mode && { mode: settings.mode }),
+    ...(settings.state && !offers.lack(settings, "state") && { state: settings.state }),
+    ...(settings.mode && !offers.lack(settings, "mode") && { mode: settings.mode }),
     ...(goOn && { continue_final_message: true, add_generation_prompt: false }),
   };
 }

@@ -1,5 +1,6 @@
 /** The messages of one conversation on the page. What has not changed is not made again. */
 
+import { wantsKey } from "./api.js";
 import { byId, h, icon, iconButton } from "./dom.js";
 import { preferences } from "./keep.js";
 import { showMarkdown, split } from "./markdown.js";
@@ -22,7 +23,7 @@ export class Thread {
     this.root.addEventListener("click", (event) => this.#clicked(event));
     this.scroll.addEventListener("scroll", () => this.#followed(), { passive: true });
     byId("newest").addEventListener("click", () => this.toEnd());
-    new ResizeObserver(() => this.follows && this.toEnd()).observe(this.scroll);
+    new ResizeObserver(() => this.#resized()).observe(this.scroll);
     this.follows = true;
   }
 
@@ -73,9 +74,13 @@ export class Thread {
         h("button", { type: "button", class: "strong", "data-do": "saveEdit" }, save),
       ),
     );
+    const fit = () => {
+      grow(field);
+      editor.scrollIntoView({ block: "nearest" });
+    };
     field.addEventListener("input", () => {
       preferences.set(`edit.${node.id}`, field.value);
-      grow(field);
+      fit();
     });
     field.addEventListener("keydown", (event) => {
       const sends =
@@ -90,9 +95,9 @@ export class Thread {
     });
     article.classList.add("edited");
     article.append(editor);
-    grow(field);
     field.focus();
     field.setSelectionRange(field.value.length, field.value.length);
+    fit();
   }
 
   /** Put the focus on a button of a message, which may be a new one in its place. */
@@ -107,6 +112,13 @@ export class Thread {
     this.follows = true;
     this.scroll.scrollTop = this.scroll.scrollHeight;
     byId("newest").hidden = true;
+  }
+
+  /** A keyboard that comes up hides neither the end nor what is edited. */
+  #resized() {
+    const edited = this.root.querySelector(".editor:focus-within");
+    if (edited) edited.scrollIntoView({ block: "nearest" });
+    else if (this.follows) this.toEnd();
   }
 
   #followed() {
@@ -243,7 +255,7 @@ function noteOf(node, { writing, trouble, reason }) {
   if (writing) return { text: node.content ? "" : say("waiting"), buttons: [], trouble: false };
   if (trouble) {
     const text = say(trouble.kind === "busy" ? "busyLong" : trouble.kind, { message: trouble.message });
-    return { text, buttons: [trouble.kind === "key" ? ["key", "enterKey"] : on], trouble: true };
+    return { text, buttons: [wantsKey(trouble) ? ["key", "enterKey"] : on], trouble: true };
   }
   if (["stopped", "length"].includes(reason)) return { text: say(reason), buttons: [on], trouble: false };
   return { text: node.content ? "" : say("empty"), buttons: node.content ? [] : [on], trouble: false };

@@ -29,15 +29,16 @@ export function newId() {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** An empty conversation with these settings. */
-export function newConversation(settings = DEFAULTS) {
+/** An empty conversation that samples as these settings say. It has no system prompt, state, or mode yet. */
+export function newConversation(sampling = DEFAULTS) {
   const now = Date.now();
+  const { system, state, mode } = DEFAULTS;
   return {
     id: newId(),
     title: "",
     created: now,
     updated: now,
-    settings: { ...settings },
+    settings: { ...sampling, system, state, mode },
     child: null,
     nodes: [],
   };
@@ -86,7 +87,7 @@ export function add(chat, parent, role, content, about = null) {
 
 /** A new conversation that begins with the messages up to `node`. */
 export function fork(chat, node, title) {
-  const copy = { ...newConversation(chat.settings), title };
+  const copy = { ...newConversation(), settings: { ...chat.settings }, title };
   let parent = null;
   for (const { role, content, about } of pathTo(chat, node)) {
     parent = add(copy, parent, role, content, structuredClone(about));
