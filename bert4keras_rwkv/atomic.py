@@ -148,6 +148,16 @@ def locked(path):
         yield
 
 
+@contextlib.contextmanager
+def locked_if_free(path):
+    """Whether this has the lock of `locked`, without waiting for it; true where there can be none."""
+    with contextlib.ExitStack() as stack:
+        free = True
+        with contextlib.suppress(OSError):
+            free = _locks(stack.enter_context(_opened(path)))
+        yield free
+
+
 def _file(path, followed=True):
     """Where a file is written: `path`, or what the link there leads to. Raises if something else stands there."""
     path = Path(path)

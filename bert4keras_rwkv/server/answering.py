@@ -29,15 +29,12 @@ class Question(NamedTuple):
 
 async def answered(request, service, question, stack):
     """The response to a question. stack: an AsyncExitStack, which ends with it."""
-    count, most = sum(asked.answers for asked in question.several), service.scheduler.most
-    if count > most:
-        raise ApiError(400, f"`n` times the prompts are {count} answers, and {most} is the most.", "n")
     listening = listening_to(service, question.several)
     stack.callback(listening.leave)
     answer = Answer(question.form, service.name, question.wanted.usage_wanted)
     if question.wanted.stream:
         return Stream(_streamed(listening, answer, question), stack.pop_all())
-    return await unless_gone(request, _whole(listening, answer, question), JSONResponse)
+    return await unless_gone(request, _whole(listening, answer, question), _as_it_is)
 
 
 def listening_to(service, several):
@@ -90,14 +87,29 @@ async def _whole(listening, answer, question):
             deltas[event.answer] += replies[event.answer].end(event.reason)
             ends[event.answer] = event
     more = await _kept(question, ends[0])
+
+    def body():
+        usage = _usage(listening, ends.values())
+        return JSONResponse(answer.all(_choices(form, question, replies, deltas, tokens, ends), usage, more))
+
+    return await run_in_threadpool(body) if tokens_told(question) else body()
+
+
+def tokens_told(question):
+    """Whether more is told than the text: that may be much."""
+    return question.wanted.logprobs_wanted is not None
+
+
+def _choices(form, question, replies, deltas, tokens, ends):
+    """The choices of a whole response."""
     choices = []
-    for index in range(count):
+    for index in range(len(replies)):
         logprobs = None
-        if question.wanted.logprobs_wanted is not None:
+        if tokens_told(question):
             logprobs = form.logprobs(tokens.get(index, ()), form.length_before(index))
         reason = replies[index].reason(ends[index].reason)
         choices.append({"index": index, **form.choice(deltas[index]), "logprobs": logprobs, "finish_reason": reason})
-    return answer.all(choices, _usage(listening, ends.values()), more)
+    return choices
 
 
 async def _streamed(listening, answer, question):
@@ -141,9 +153,13 @@ async def _kept(question, done):
 
 def failure(event):
     """The ApiError of a `Failed`."""
-    if event.late:  # another try would take as long; OpenAI's client looks at the header
+    if event.status == 504:  # another try would take as long; OpenAI's client looks at the header
         return ApiError(504, event.message, code="timeout", headers={"X-Should-Retry": "false"})
-    return ApiError(500, event.message)
+    return ApiError(event.status, event.message)
+
+
+def _as_it_is(response):
+    return response
 
 
 def event_text(values):

@@ -34,7 +34,9 @@ def make_app(service):
         memory.cancel()
         await run_in_threadpool(service.scheduler.stop, 0.0)  # what was to be finished is, by now
 
-    app = FastAPI(title="bert4keras_rwkv", version=__version__, lifespan=lifespan, openapi_url=None)
+    app = FastAPI(
+        title="bert4keras_rwkv", version=__version__, lifespan=lifespan, openapi_url=None, redirect_slashes=False
+    )
     app.add_middleware(Measured, metrics=service.metrics)
     app.add_exception_handler(ApiError, _told)
     app.add_exception_handler(HTTPException, _told_by_starlette)

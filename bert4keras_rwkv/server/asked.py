@@ -86,11 +86,11 @@ class Done:
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """An answer cannot go on. late: because its time is over."""
+    """An answer cannot go on. status: as HTTP has it, 504 if its time is over, 400 if it cannot be as asked."""
 
     answer: int
     message: str
-    late: bool = False
+    status: int = 500
 
 
 class Ticket:

@@ -12,8 +12,8 @@ from pydantic import Field
 from bert4keras_rwkv.models.embedder import SIZES
 from bert4keras_rwkv.server.answering import unless_gone
 from bert4keras_rwkv.server.openapi import asks
-from bert4keras_rwkv.server.protocol import ApiError, Fields, Prompts, parsed
-from bert4keras_rwkv.server.service import encoded
+from bert4keras_rwkv.server.protocol import ApiError, Fields, Prompts
+from bert4keras_rwkv.server.service import encoded, parsed_body
 
 INPUTS = 2048  # texts of a request at most
 TOKENS = 300_000  # of all of them
@@ -71,7 +71,7 @@ def embedding_routes(service):
     @router.post("/embeddings", openapi_extra=asks(EmbeddingWanted))
     async def embeddings(request: Request):
         body = await service.access.body(request)
-        wanted = parsed(EmbeddingWanted, body)
+        wanted = await parsed_body(EmbeddingWanted, body)
         service.check_model(wanted.model)
         _check_width(wanted.dimensions, service.embeddings.width)
         rows = await encoded("input", len(body), _rows, service, wanted.input)

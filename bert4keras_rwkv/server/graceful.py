@@ -5,6 +5,8 @@ import logging
 
 import uvicorn
 
+from bert4keras_rwkv.server.heads import BoundedHeads
+
 logger = logging.getLogger("bert4keras_rwkv")
 TELLING = 5  # seconds that slow readers have for the end of their answers
 
@@ -15,7 +17,7 @@ class GracefulServer(uvicorn.Server):
     """
 
     def __init__(self, app, scheduler, limit, **options):
-        super().__init__(uvicorn.Config(app, timeout_graceful_shutdown=limit + TELLING, **options))
+        super().__init__(uvicorn.Config(app, http=BoundedHeads, timeout_graceful_shutdown=limit + TELLING, **options))
         self._scheduler, self._limit = scheduler, limit
 
     async def shutdown(self, sockets=None):

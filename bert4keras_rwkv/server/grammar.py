@@ -19,7 +19,7 @@ from bert4keras_rwkv.untrusted import shown
 # Between the parts of JSON: no blank line, at which a turn ends in many templates, and nothing that has no end.
 SPACES = r" |\n[ \t]{0,16}"
 # What one token may cost: some ten milliseconds, in which the others wait.
-STEP = {"max_items_in_row": 500, "step_max_items": 20_000, "step_lexer_fuel": 100_000, "max_lexer_states": 20_000}
+STEP = {"max_items_in_row": 2000, "step_max_items": 50_000, "step_lexer_fuel": 100_000, "max_lexer_states": 20_000}
 LIBRARY = {**STEP, "verbose_errors": False}
 
 

@@ -91,7 +91,10 @@ class Metrics:
 
     def shown(self, accept):
         """(bytes, media type) of everything, in the form that an Accept header asks for."""
-        encode, media_type = choose_encoder(accept)
+        try:
+            encode, media_type = choose_encoder(accept)
+        except ValueError:  # of a version that is no number
+            encode, media_type = choose_encoder("")
         return encode(self.registry), media_type
 
 

@@ -3,6 +3,7 @@
 import contextlib
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
 
 from bert4keras_rwkv.server import protocol
 from bert4keras_rwkv.server.answering import Question, answered
@@ -10,8 +11,8 @@ from bert4keras_rwkv.server.calls import CallReply
 from bert4keras_rwkv.server.constraints import ChatWanted, CompletionWanted
 from bert4keras_rwkv.server.forms import ChatForm, CompletionForm, Reply
 from bert4keras_rwkv.server.openapi import asks
-from bert4keras_rwkv.server.protocol import ApiError, parsed
-from bert4keras_rwkv.server.service import about, encoded
+from bert4keras_rwkv.server.protocol import ApiError
+from bert4keras_rwkv.server.service import about, encoded, parsed_body
 from bert4keras_rwkv.server.tools import tools_of
 
 COMPLETION_TOKENS = 16  # of an answer, where nothing is said, as OpenAI has it
@@ -24,7 +25,7 @@ def openai_routes(service):
     @router.post("/chat/completions", openapi_extra=asks(ChatWanted, stream=True))
     async def chat(request: Request):
         body = await access.body(request, service.state_room)
-        wanted = parsed(ChatWanted, body)
+        wanted = await parsed_body(ChatWanted, body)
         service.check_model(wanted.model)
         async with contextlib.AsyncExitStack() as stack:
             question = await _chat(request, service, wanted, len(body), stack)
@@ -33,7 +34,7 @@ def openai_routes(service):
     @router.post("/completions", openapi_extra=asks(CompletionWanted, stream=True))
     async def completions(request: Request):
         body = await access.body(request, service.state_room)
-        wanted = parsed(CompletionWanted, body)
+        wanted = await parsed_body(CompletionWanted, body)
         service.check_model(wanted.model)
         async with contextlib.AsyncExitStack() as stack:
             question = await _completion(request, service, wanted, len(body), stack)
@@ -50,24 +51,25 @@ def openai_routes(service):
 
     @router.post("/tokenize", openapi_extra=asks(protocol.TextWanted))
     async def tokenize(request: Request):
-        wanted = parsed(protocol.TextWanted, await access.body(request))
+        wanted = await parsed_body(protocol.TextWanted, await access.body(request))
         text = wanted.content if wanted.prompt is None else wanted.prompt
         if text is None:
             raise ApiError(400, "`prompt`: the text to encode is missing.", "prompt")
         ids = await encoded("prompt", len(text), service.tokenizer.encode, text)
-        return {"tokens": ids, "count": len(ids)}
+        return await encoded("prompt", len(ids), JSONResponse, {"tokens": ids, "count": len(ids)})
 
     @router.post("/detokenize", openapi_extra=asks(protocol.IdsWanted))
     async def detokenize(request: Request):
-        wanted = parsed(protocol.IdsWanted, await access.body(request))
+        wanted = await parsed_body(protocol.IdsWanted, await access.body(request))
         text = await encoded("tokens", len(wanted.tokens), service.tokenizer.decode, wanted.tokens)
-        return {"prompt": text, "content": text}
+        return await encoded("tokens", len(text), JSONResponse, {"prompt": text, "content": text})
 
     return router
 
 
 async def _chat(request, service, wanted, size, stack):
     """The `Question` of a chat. size: bytes of the body."""
+    service.check_count(wanted.n or 1)
     field = "max_tokens" if wanted.max_completion_tokens is None else "max_completion_tokens"
     limit = service.limit(getattr(wanted, field), field, service.longest)
     template, owner, key = service.template, service.access.owner(request), service.access.asker(request)
@@ -98,7 +100,8 @@ async def _chat(request, service, wanted, size, stack):
 
 
 async def _completion(request, service, wanted, size, stack):
-    """The `Question` of a completion, or of several."""
+    """The `Question` of a completion, or of several. size: bytes of the body."""
+    service.check_count(len(wanted.prompt) * (wanted.n or 1))
     limit = service.limit(wanted.max_tokens, "max_tokens", COMPLETION_TOKENS)
     owner, key = service.access.owner(request), service.access.asker(request)
     start = await service.start(wanted, owner, stack)

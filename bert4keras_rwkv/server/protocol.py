@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bert4keras_rwkv.untrusted import parse_json, printable, shown
 
@@ -162,14 +162,6 @@ class Message(Fields):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _said(cls, given):
-        """Only who calls functions may say nothing."""
-        if isinstance(given, dict) and given.get("role") != "assistant" and given.get("content") is None:
-            raise ValueError("`content`, what is said, is missing")
-        return given
 
 
 class ChatWanted(Wanted):

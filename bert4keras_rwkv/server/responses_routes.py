@@ -14,9 +14,9 @@ from bert4keras_rwkv.server.answering import Stream, failure, listening_to, unle
 from bert4keras_rwkv.server.asked import Failed, Piece
 from bert4keras_rwkv.server.forms import Reply
 from bert4keras_rwkv.server.openapi import asks
-from bert4keras_rwkv.server.protocol import ApiError, parsed
+from bert4keras_rwkv.server.protocol import ApiError
 from bert4keras_rwkv.server.responses import Response, ResponseWanted, as_note
-from bert4keras_rwkv.server.service import about, encoded
+from bert4keras_rwkv.server.service import about, encoded, parsed_body
 from bert4keras_rwkv.server.states import RESPONSE, new_id
 from bert4keras_rwkv.untrusted import shown
 
@@ -30,7 +30,7 @@ def responses_routes(service):
     @router.post("/responses", openapi_extra=asks(ResponseWanted, stream=True))
     async def created(request: Request):
         body = await access.body(request, service.state_room)
-        wanted = parsed(ResponseWanted, body)
+        wanted = await parsed_body(ResponseWanted, body)
         service.check_model(wanted.model)
         async with contextlib.AsyncExitStack() as stack:
             writing = await _begun(request, service, wanted, len(body), stack)

@@ -5,7 +5,6 @@ rows whose prompt is read into the batch. So nobody who writes waits longer than
 at, the next is computed, where the backend does so by itself and what may come next does not depend on what came.
 """
 
-import collections
 import dataclasses
 import logging
 import threading
@@ -23,7 +22,7 @@ from bert4keras_rwkv.server.asked import Done, Failed, Ticket
 from bert4keras_rwkv.server.keeping import Keeper
 from bert4keras_rwkv.server.reading import Reader, Reading
 from bert4keras_rwkv.server.row import Row
-from bert4keras_rwkv.server.waiting import Waiting
+from bert4keras_rwkv.server.turns import Turns
 from bert4keras_rwkv.tokenizers.prompts import need_tokenizer
 
 IDLE = Sampling(temperature=0).values(1)
@@ -82,8 +81,8 @@ class Scheduler:
         self._sizes, self.queue = sizes_up_to(max_batch), queue
         self._first, self._cache = rwkv.state_for(state, 1), cache
         self._lock = threading.Condition()
-        self._waiting = Waiting()
-        self._ready = collections.deque()  # rows whose prompt is read
+        self._waiting = Turns()  # tickets
+        self._ready = Turns()  # rows whose prompt is read
         self._readings = []  # in the order in which they came
         self._pending = None  # a `Step` that has not been looked at
         self._rows, self._closed, self._thread, self._answer_seconds = [None], False, None, 0.0
@@ -114,7 +113,7 @@ class Scheduler:
             if self.waiting + asked.answers > self.queue + max(free, 0):
                 message = f"{self.waiting} answers wait already, and at most {self.queue} may."
                 raise FullError(message, self._seconds_until_room())
-            self._waiting.add(ticket)
+            self._waiting.add(asked.key, ticket)
             self._lock.notify()
         return ticket
 
@@ -151,7 +150,8 @@ class Scheduler:
         """How many answers have not begun."""
         with self._lock:
             reading = sum(one.answers for one in self._readings)
-            return len(self._ready) + reading + self._waiting.answers
+            waiting = sum(ticket.asked.answers for ticket in self._waiting)
+            return len(self._ready) + reading + waiting
 
     def _seconds_until_room(self):
         """How long it takes until the first of those who wait begins, as answers went so far: whole seconds."""
@@ -188,7 +188,7 @@ class Scheduler:
         with self._lock:
             self._closed = True
             rows = [row for row in [*self._rows, *self._ready] if row is not None]
-            tickets = [*self._waiting.remove(lambda ticket: True), *(one.ticket for one in self._readings)]
+            tickets = [*self._waiting.remove(), *(one.ticket for one in self._readings)]
         return [(row.ticket, [row.answer]) for row in rows] + [(one, range(one.asked.answers)) for one in tickets]
 
     def _drop_gone(self):
@@ -197,17 +197,17 @@ class Scheduler:
             tickets = self._waiting.remove(_unwanted)
             tickets += [one.ticket for one in self._readings if _unwanted(one.ticket)]
             self._readings = [one for one in self._readings if not _unwanted(one.ticket)]
+            gone = self._ready.remove(lambda row: _unwanted(row.ticket))
         answers = [(ticket, answer) for ticket in tickets for answer in range(ticket.asked.answers)]
-        for row in [*self._ready, *self._rows]:
-            if row is not None and _unwanted(row.ticket):
-                row.ended = True
-                answers.append((row.ticket, row.answer))
-        self._ready = collections.deque(row for row in self._ready if not row.ended)
+        gone += [row for row in self._rows if row is not None and _unwanted(row.ticket)]
+        answers += [(row.ticket, row.answer) for row in gone]
+        for row in gone:
+            row.ended = True
         self._rows = [None if row is None or row.ended else row for row in self._rows]
         for ticket, answer in answers:
             if not ticket.gone:
                 message = f"The answer was not done within {ticket.asked.seconds:g} seconds."
-                self._tell(ticket, Failed(answer, message, late=True))
+                self._tell(ticket, Failed(answer, message, 504))
 
     def _read_pieces(self):
         """Read a piece of each of some prompts for which there will be rows."""
@@ -236,18 +236,18 @@ class Scheduler:
         rows = [Row(reading.ticket, answer, reading.batch, *facts) for answer in range(reading.answers)]
         with self._lock:
             self._readings.remove(reading)
-            self._ready.extend(rows)
+            for row in rows:
+                self._ready.add(row.ticket.asked.key, row)
 
     def _take_up(self):
-        """Begin to read prompts, as many as there are rows for."""
+        """Begin to read prompts, as many as there are rows for: many answers to one do not keep another's waiting."""
         with self._lock:
-            taken = self.running + len(self._ready) + sum(one.answers for one in self._readings)
-            while taken < self._sizes[-1]:
+            prompts = len({row.ticket for row in self._ready}) + len(self._readings)
+            for _ in range(self._sizes[-1] - self.running - prompts):
                 ticket = self._waiting.take()
                 if ticket is None:
                     return
                 self._readings.append(Reading(ticket))
-                taken += ticket.asked.answers
 
     def _place(self):
         """Take rows that are ready into the batch, which grows for them, and shrinks when they are few."""
@@ -256,7 +256,7 @@ class Scheduler:
                 self._resize(self._sizes[self._sizes.index(len(self._rows)) + 1])
             free, size = self._rows.index(None), len(self._rows)
             with self._lock:  # it is counted once, by whoever counts
-                row = self._rows[free] = self._ready.popleft()
+                row = self._rows[free] = self._ready.take()
             self._batch = self._writer.taken(self._batch, row.read, [*range(free), size, *range(free + 1, size)])
         smaller = self._sizes.index(len(self._rows)) - 1
         if smaller >= 0 and self.running <= self._sizes[smaller] and not self.waiting:
@@ -305,7 +305,7 @@ class Scheduler:
                 try:
                     masks[place] = row.allowed()
                 except ValueError as error:
-                    self._end(row, [Failed(row.answer, str(error))])
+                    self._end(row, [Failed(row.answer, str(error), 400)])
         if all(mask is None for mask in masks):
             return self._everything[len(masks)]
         allowed = np.ones((len(masks), self.vocab_size), bool)
@@ -337,7 +337,7 @@ class Scheduler:
         try:
             events = row.take(token, logits, step.drawn.batch, place)
         except ValueError as error:
-            self._end(row, [Failed(row.answer, str(error))])
+            self._end(row, [Failed(row.answer, str(error), 400)])
             return
         if row.ended:
             self._end(row, events)
@@ -361,9 +361,9 @@ class Scheduler:
 
     def _give_up(self, error):
         """Something has failed that concerns all rows: they have."""
-        rows = [row for row in [*self._rows, *self._ready] if row is not None]
+        with self._lock:
+            rows = [row for row in [*self._rows, *self._ready.remove()] if row is not None]
         self._rows, self._batch, self._pending = [None], self._start, None
-        self._ready = collections.deque()
         for row in rows:
             row.ended = True
         self._failed([(row.ticket, row.answer) for row in rows], error)

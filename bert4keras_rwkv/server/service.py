@@ -17,7 +17,7 @@ from bert4keras_rwkv.server.grammar import Grammars
 from bert4keras_rwkv.server.listening import Bell
 from bert4keras_rwkv.server.metrics import Metrics
 from bert4keras_rwkv.server.places import Place
-from bert4keras_rwkv.server.protocol import ApiError
+from bert4keras_rwkv.server.protocol import ApiError, parsed
 from bert4keras_rwkv.server.states import NEW, SESSION, new_id
 from bert4keras_rwkv.server.tools import turns_of
 from bert4keras_rwkv.templates import conversation, end_of_reply, ids_of
@@ -25,7 +25,7 @@ from bert4keras_rwkv.tokenizers.prompts import token_ids, unix_lines
 from bert4keras_rwkv.untrusted import shown
 
 SHORT = 8192  # characters that are encoded without another thread
-ENCODERS = anyio.CapacityLimiter(2)
+ENCODERS, GRAMMARS = anyio.CapacityLimiter(2), anyio.CapacityLimiter(4)  # at once, and apart from all else
 SAMPLED = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "penalty_decay")
 
 
@@ -148,11 +148,11 @@ class Service:
         """
         calls = tools and tools.grammar(self.template)
         if tools and tools.forced:
-            return await run_in_threadpool(self.grammars.compiled, "lark", calls, "tools")
+            return await in_thread(GRAMMARS, self.grammars.compiled, "lark", calls, "tools")
         if wish is None:
             return None
         more = {"before": before, "lenient": wish.lenient, "instead": calls}
-        return await run_in_threadpool(self.grammars.compiled, wish.kind, wish.source, wish.field, **more)
+        return await in_thread(GRAMMARS, self.grammars.compiled, wish.kind, wish.source, wish.field, **more)
 
     def asked(self, wanted, start, ids, field, limit, *, stops, seed, key, constraint=None, shared=0):
         """What the scheduler is asked. field: what the ids came from. limit: tokens of an answer. key: who asks."""
@@ -187,6 +187,12 @@ class Service:
             keep=bool(start.session or wanted.return_state),
             shared=shared,
         )
+
+    def check_count(self, count):
+        """A 400 for more answers than there can be at once."""
+        if count > self.scheduler.most:
+            message = f"`n` times the prompts are {count} answers, and {self.scheduler.most} is the most."
+            raise ApiError(400, message, "n")
 
     def limit(self, tokens, field, usual):
         """Tokens of an answer."""
@@ -242,7 +248,17 @@ async def encoded(field, size, function, *given):
     with about(field):
         if size <= SHORT:
             return function(*given)
-        return await anyio.to_thread.run_sync(functools.partial(function, *given), limiter=ENCODERS)
+        return await in_thread(ENCODERS, function, *given)
+
+
+async def parsed_body(kind, body):
+    """`protocol.parsed`, in another thread if it is long."""
+    return parsed(kind, body) if len(body) <= SHORT else await in_thread(ENCODERS, parsed, kind, body)
+
+
+async def in_thread(limiter, function, *given, **options):
+    """`function(*given, **options)` in another thread, when the limiter lets it."""
+    return await anyio.to_thread.run_sync(functools.partial(function, *given, **options), limiter=limiter)
 
 
 def _begun(turn):

@@ -13,7 +13,7 @@ import uuid
 import weakref
 from pathlib import Path
 
-from bert4keras_rwkv.atomic import atomic_file
+from bert4keras_rwkv.atomic import atomic_file, locked_if_free
 from bert4keras_rwkv.server.places import Place
 from bert4keras_rwkv.server.protocol import ApiError
 from bert4keras_rwkv.server.state_files import packed, told_of, unpacked
@@ -28,6 +28,7 @@ KEY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}(\.response)?\.safetensors")
 MODEL = re.compile("[0-9a-f]{16}")
 MOST, LARGEST = 1024, 1 << 30
 LINE = 16  # requests that may wait for one session
+AGAIN = 0.05  # seconds until a turn that another server has is asked for again
 NO_ROOM = 507
 
 logger = logging.getLogger("bert4keras_rwkv")
@@ -41,8 +42,8 @@ def new_id(beginning=SESSION):
 class States:
     """Places under ids, each of somebody.
 
-    kind: a `StateKind`. folder: where they outlast the server, None: in memory only. It belongs to one server at a
-    time, and keeps states of other models apart. named: id -> RWKVState of one row; everybody may begin in them, and
+    kind: a `StateKind`. folder: where they outlast the server, None: in memory only. Servers of one machine may share
+    it; states of other models are kept apart. named: id -> RWKVState of one row; everybody may begin in them, and
     nobody changes them. most, largest: how many states there are, and bytes of all of them, at most.
     What finds no room is refused; nothing is thrown out for it but responses (ids that begin with "resp_"), the oldest
     first, whoever they are of.
@@ -56,7 +57,8 @@ class States:
         self._named = {_named_id(id): Place(kind.fitting(state.numpy()), (), 0) for id, state in (named or {}).items()}
         self._begun = int(time.time())
         self._files = _Memory() if folder is None else _Folder(folder, kind.fingerprint)
-        self._lock, self._sizes = threading.Lock(), self._files.sizes()
+        self._lock, self._sizes = threading.Lock(), self._files.sizes({})
+        self._writing = {}  # key -> bytes of what is being written
         self._turns = weakref.WeakValueDictionary()
 
     @property
@@ -82,6 +84,7 @@ class States:
         """The same of all that `owner` may use: the named ones, then the others, the oldest first."""
         mine, own = _digest(owner), []
         with self._lock:
+            self._look()
             keys = [key for key in self._sizes if key.startswith(mine)]
         for key in keys:
             with contextlib.suppress(FileNotFoundError), self._files.open(key) as file:  # it may be gone by now
@@ -131,7 +134,7 @@ class States:
             raise ApiError(429, said, code="rate_limit_exceeded", headers={"Retry-After": "1"})
         turn.length += 1
         try:
-            async with turn.lock:
+            async with turn.lock, self._files.turn(_key(str(id), owner)):
                 yield
         finally:
             turn.length -= 1
@@ -172,11 +175,12 @@ class States:
     def _reserved(self, key, size, id, owner, field, new):
         """Room for a state, which is given back if the block fails."""
         with self._lock:
+            self._look()
             old = self._sizes.get(key)
             exists, leaving = new and old is not None, self._leaving(key, size)
             full = leaving is None
             if not exists and not full:
-                self._sizes[key] = size
+                self._sizes[key] = self._writing[key] = size
                 for other in leaving:
                     self._files.remove(other)
                     del self._sizes[other]
@@ -189,11 +193,17 @@ class States:
             yield
         except BaseException:
             with self._lock:
+                self._writing.pop(key, None)
                 self._sizes.pop(key, None)
                 self._sizes |= {} if old is None else {key: old}
             raise
         with self._lock:  # it may have been deleted meanwhile
+            self._writing.pop(key, None)
             self._sizes[key] = size
+
+    def _look(self):
+        """See what there is: other servers keep states in the folder, too."""
+        self._sizes = self._files.sizes(self._sizes) | self._writing
 
     def _leaving(self, key, size):
         """The keys of the responses that make room for a state of `size` bytes; None if there are too few."""
@@ -229,8 +239,13 @@ class _Memory:
     def __init__(self):
         self._data = {}
 
-    def sizes(self):
-        return {}
+    def sizes(self, known):
+        """{key: bytes} of all. known: what this server has kept."""
+        return known
+
+    @contextlib.asynccontextmanager
+    async def turn(self, key):
+        yield
 
     def open(self, key):
         if (data := self._data.get(key)) is None:
@@ -254,13 +269,33 @@ class _Folder:
         if others:
             logger.warning("'%s' also holds states of %d other models, which are left alone.", folder, others)
 
-    def sizes(self):
-        """{key: bytes}, the oldest first."""
-        found = [(path.name, path.stat()) for path in self._folder.iterdir() if KEY.fullmatch(path.name)]
-        return {name: stat.st_size for name, stat in sorted(found, key=lambda one: one[1].st_mtime_ns)}
+    def sizes(self, known):
+        """{key: bytes} of all, the oldest first: other servers keep states here, too."""
+        found = {}
+        for path in self._folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another server has removed it
+                if KEY.fullmatch(path.name) and path.is_file():
+                    found[path.name] = path.stat()
+        return {name: found[name].st_size for name in sorted(found, key=lambda name: found[name].st_mtime_ns)}
+
+    @contextlib.asynccontextmanager
+    async def turn(self, key):
+        """Alone among the servers that share the folder, if the state is there."""
+        with contextlib.ExitStack() as stack:
+            while (self._folder / key).is_file() and not stack.enter_context(locked_if_free(self._turn_of(key))):
+                stack.pop_all().close()
+                await asyncio.sleep(AGAIN)
+            yield
+
+    def _turn_of(self, key):
+        """The file that is locked."""
+        return self._folder / f"{key}.turn"
 
     def open(self, key):
-        return open(self._folder / key, "rb")
+        path = self._folder / key
+        if not path.is_file():  # nor waits a server for what stands there instead
+            raise FileNotFoundError(key)
+        return open(path, "rb")
 
     def write(self, key, data):
         with atomic_file(self._folder / key) as unfinished, open(unfinished, "xb", opener=_own) as file:
@@ -269,6 +304,7 @@ class _Folder:
 
     def remove(self, key):
         (self._folder / key).unlink(missing_ok=True)
+        self._turn_of(key).unlink(missing_ok=True)
         self._on_disk()
 
     def _on_disk(self):

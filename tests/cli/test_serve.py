@@ -1,5 +1,6 @@
 """`serve` as a process: it says where it is, answers, and finishes what runs when it is told to stop."""
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -63,6 +64,26 @@ def test_what_cannot_be_finished_in_time_is_told_so(start, model):
             list(pieces)
         assert process.wait(60) == 0
         assert 1 <= time.monotonic() - since < 20
+
+
+@pytest.mark.on("jax")
+def test_a_head_without_end_is_refused(start, model):
+    """And a long one that ends is not."""
+    process = start("-m", "bert4keras_rwkv", "serve", "--model", model, "--port", "0", "--max-batch", "1")
+    host, port = address_of(process).removeprefix("http://").removesuffix("/v1").split(":")
+    with socket.create_connection((host, int(port))) as line:
+        line.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * 30_000 + b"\r\n\r\n")
+        assert line.recv(100).startswith(b"HTTP/1.1 200")
+    with socket.create_connection((host, int(port))) as line:
+        line.sendall(b"GET /health HTTP/1.1\r\nX-Long: ")
+        with contextlib.suppress(OSError):  # it hangs up
+            for _ in range(200):
+                line.sendall(b"a" * 10_000)
+                time.sleep(0.001)
+        with contextlib.suppress(ConnectionResetError):
+            assert b" 400 " in line.recv(100)
+    process.terminate()
+    assert process.wait(60) == 0
 
 
 @pytest.mark.backend_free

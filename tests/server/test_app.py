@@ -201,7 +201,6 @@ CHAT = {"model": "talker", "messages": MESSAGES, **GREEDY}
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
         ({"messages": [{"role": "user", "content": "a " * 3000}]}, "messages"),
-        ({"messages": [{"role": "user"}]}, "messages[0]"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"temperature": "1"}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),

@@ -237,6 +237,44 @@ def test_a_file_that_is_no_state_is_a_400(name, states):
     assert [one["id"] for one in states.list("me")] == ["tuned"]
 
 
+def test_two_servers_that_share_a_folder_take_turns(tmp_path):
+    """Of a session, and of the room that there is; each sees what the other keeps."""
+    one, two = (States(KIND, tmp_path, most=2) for _ in range(2))
+    id = new_id()
+    one.put(id, "me", place(0))
+    order = []
+
+    async def turn(states, name):
+        async with states.turn(id, "me"):
+            order.append(name)
+            kept = states.get(id, "me")
+            await asyncio.sleep(0.1)
+            states.put(id, "me", kept.then((5,)))
+            order.append(name)
+
+    async def both():
+        await asyncio.gather(*(turn(*pair) for pair in ((one, 1), (two, 2), (one, 1), (two, 2))))
+
+    asyncio.run(both())
+    assert order[::2] == order[1::2]
+    assert two.get(id, "me").count == place(0).count + 4
+    two.put("mine", "me", place(1))
+    assert {state["id"] for state in one.list("me")} == {id, "mine"}
+    with refused(507, "id", "states_full"):
+        one.put("third", "me", place(2))
+
+
+def test_what_is_no_file_is_no_state(tmp_path):
+    states = States(KIND, tmp_path)
+    states.put("mine", "me", place(0))
+    (file,) = tmp_path.glob("*/*.safetensors")
+    file.unlink()
+    file.mkdir()
+    assert States(KIND, tmp_path).list("me") == []
+    with refused(404, "id", "state_not_found"):
+        states.get("mine", "me")
+
+
 def test_states_over_http(states, tmp_path):
     """The way of a conversation: returned by one server, kept under a name by another, forked, fetched, deleted."""
     ask, given = client(states), place(1)
