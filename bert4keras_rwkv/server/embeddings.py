@@ -92,7 +92,7 @@ def _rows(service, inputs):
         raise ValueError(f"at most {INPUTS} texts are expected. Received: {len(inputs)}")
     rows, total = [], 0
     for text in inputs:
-        ids = service.prompt_ids(text)
+        ids = service.prompt_ids(text, "input")
         if not ids:
             raise ValueError("a text has at least one token")
         if len(ids) > service.longest_prompt:

@@ -123,6 +123,7 @@ class Service:
 
         going_on: whether the answer goes on with the last message.
         """
+        self._check_length(sum(len(message.content) for message in messages), "messages")
         turns = turns_of(messages, self.template, tools, begun=start.place is not None)
         template = self.template
         end = template.unfinished(_begun(turns.pop())) if going_on else template.turn("assistant", mode=mode)
@@ -134,9 +135,10 @@ class Service:
         shared = ids_of(self.tokenizer, first)
         return shared + ids_of(self.tokenizer, parts[len(first) :] + end), len(shared)
 
-    def prompt_ids(self, prompt):
-        """The ids of a prompt, which is a str or ids."""
+    def prompt_ids(self, prompt, field="prompt"):
+        """The ids of a prompt, which is a str or ids. field: that it stands in."""
         if isinstance(prompt, str):
+            self._check_length(len(prompt), field)
             return self.tokenizer.encode(unix_lines(prompt))
         return token_ids(prompt, self.vocab_size).tolist()
 
@@ -187,6 +189,20 @@ class Service:
             keep=bool(start.session or wanted.return_state),
             shared=shared,
         )
+
+    @functools.cached_property
+    def _longest_token(self):
+        """In bytes."""
+        size = self.tokenizer.vocab_size
+        written = set(range(size)).difference(self.tokenizer.without_text(size))
+        return max((len(self.tokenizer.decode_bytes(token)) for token in written), default=0) or 1
+
+    def _check_length(self, characters, field):
+        """Refuse what has too many tokens however it is encoded, for encoding it takes seconds and much memory."""
+        least = characters // self._longest_token
+        if least > self.longest_prompt:
+            message = f"`{field}` has more than {least} tokens, and may have {self.longest_prompt}."
+            raise ApiError(400, message, field, "context_length_exceeded")
 
     def check_count(self, count):
         """A 400 for more answers than there can be at once."""

@@ -192,6 +192,15 @@ def test_models_and_tokens(rwkv, client, http):
 CHAT = {"model": "talker", "messages": MESSAGES, **GREEDY}
 
 
+def test_what_is_too_long_however_it_is_encoded_is_not_encoded(http, service, monkeypatch):
+    """`ab` 128 times is the longest token there is."""
+    monkeypatch.setattr(type(service.tokenizer), "encode", lambda *_: pytest.fail("It was encoded."))
+    asked = {"prompt": "a" * 256 * 2001}
+    monkeypatch.setattr(service.access, "_largest", 1 << 20)
+    answer = http.post("/v1/completions", json=asked)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+
+
 @pytest.mark.parametrize(
     "changed, param",
     [
