@@ -34,7 +34,7 @@ async def answered(request, service, question, stack):
     answer = Answer(question.form, service.name, question.wanted.usage_wanted)
     if question.wanted.stream:
         return Stream(_streamed(listening, answer, question), stack.pop_all())
-    return await unless_gone(request, _whole(listening, answer, question), _as_it_is)
+    return await unless_gone(request, _whole(listening, answer, question))
 
 
 def listening_to(service, several):
@@ -62,19 +62,19 @@ class Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def unless_gone(request, body, response):
-    """`response` of what the coroutine `body` gives, unless whoever asked stops listening before."""
-    whole, gone = asyncio.create_task(body), asyncio.create_task(_until_gone(request))
+async def unless_gone(request, response):
+    """The Response that the coroutine `response` gives, unless whoever asked stops listening before."""
+    whole, gone = asyncio.create_task(response), asyncio.create_task(_until_gone(request))
     try:
         await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return response(whole.result()) if whole.done() else Response(status_code=GONE)
+        return whole.result() if whole.done() else Response(status_code=GONE)
     finally:
         whole.cancel()
         gone.cancel()
 
 
 async def _whole(listening, answer, question):
-    """The body of a whole response."""
+    """A whole response."""
     form, count = answer.form, listening.answers
     replies, deltas, tokens, ends = [form.reply(i) for i in range(count)], [[] for _ in range(count)], {}, {}
     async for event in listening.events():
@@ -156,10 +156,6 @@ def failure(event):
     if event.status == 504:  # another try would take as long; OpenAI's client looks at the header
         return ApiError(504, event.message, code="timeout", headers={"X-Should-Retry": "false"})
     return ApiError(event.status, event.message)
-
-
-def _as_it_is(response):
-    return response
 
 
 def event_text(values):

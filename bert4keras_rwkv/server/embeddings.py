@@ -75,7 +75,7 @@ def embedding_routes(service):
         service.check_model(wanted.model)
         _check_width(wanted.dimensions, service.embeddings.width)
         rows = await encoded("input", len(body), _rows, service, wanted.input)
-        return await unless_gone(request, _told(service, wanted, rows), JSONResponse)
+        return await unless_gone(request, _told(service, wanted, rows))
 
     return router
 
@@ -106,7 +106,7 @@ def _rows(service, inputs):
 
 
 async def _told(service, wanted, rows):
-    """The body of the response."""
+    """The response."""
     try:
         async with asyncio.timeout(service.seconds):
             vectors = await service.embeddings.vectors(rows)
@@ -116,7 +116,7 @@ async def _told(service, wanted, rows):
     data = [{"object": "embedding", "index": i, "embedding": shown(one)} for i, one in enumerate(vectors)]
     read = sum(map(len, rows))
     usage = {"prompt_tokens": read, "total_tokens": read}
-    return {"object": "list", "data": data, "model": service.name, "usage": usage}
+    return JSONResponse({"object": "list", "data": data, "model": service.name, "usage": usage})
 
 
 def _as_numbers(vector):

@@ -36,7 +36,7 @@ def responses_routes(service):
             writing = await _begun(request, service, wanted, len(body), stack)
             if wanted.stream:
                 return Stream(writing.events(), stack.pop_all())
-            return await unless_gone(request, writing.whole(), JSONResponse)
+            return await unless_gone(request, writing.whole())
 
     @router.get("/responses/{id}")
     async def described(request: Request, id: str):
@@ -68,7 +68,7 @@ class Writing:
         """The response when it has ended."""
         async for _ in self._pieces():
             pass
-        return await self._ended()
+        return JSONResponse(await self._ended())
 
     async def events(self):
         """The events of a stream, as text."""
