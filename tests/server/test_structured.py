@@ -51,6 +51,17 @@ def test_a_completion_follows_an_expression(client):
     assert len(text) == 7 and text[-1] == "!" and set(text[:6:2]) <= {"a", "c"}
 
 
+def test_forms_may_be_large(client):
+    """Hundreds of texts, or of properties."""
+    texts = [f"option {number}" for number in range(800)]
+    told = client.chat.completions.create(messages=USER, extra_body={"guided_choice": texts}, **WARM)
+    assert told.choices[0].message.content in texts
+    schema = {"type": "object", "properties": {f"k{i}": {"type": "null"} for i in range(200)}}
+    form = {"type": "json_schema", "json_schema": {"name": "one", "schema": schema | {"additionalProperties": False}}}
+    told = client.chat.completions.create(messages=USER, response_format=form, **WARM | {"max_tokens": 4000})
+    assert set(json.loads(told.choices[0].message.content)) <= set(schema["properties"])
+
+
 def test_a_call_that_is_wanted_is_made_and_its_result_is_read(client):
     """Streamed and whole it is the same, and the history may hold it."""
     asked = {"messages": USER, "tools": [TOOL], "tool_choice": "required", "seed": 4, **WARM}
