@@ -40,7 +40,7 @@ async def answered(request, service, question, stack):
 def listening_to(service, several):
     """The `Listening` to some `Asked`s. Raises ApiError where they are not taken."""
     try:
-        return Listening(service.scheduler, several, service.bell, service.metrics.timed)
+        return Listening(service.scheduler, several, service.bells, service.metrics.timed)
     except FullError as error:
         headers = {"Retry-After": str(error.seconds)}
         message = f"{error} Ask again a little later."

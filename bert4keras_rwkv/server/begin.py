@@ -74,7 +74,7 @@ def begin_service(rwkv, template=None, access=None, limits=None, remembering=Non
         seal,
         embeddings=Embeddings(embedder, lambda: scheduler.running or scheduler.waiting),
     )
-    service.grammars  # noqa: B018 made now, not when the first one is asked for
+    service.prepare()
     service.metrics.level("rwkv_states", "States that are kept under an id.", lambda: states.count)
     if cache is not None:
         service.metrics.watch_cache(cache)

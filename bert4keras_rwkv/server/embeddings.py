@@ -13,7 +13,7 @@ from bert4keras_rwkv.models.embedder import SIZES
 from bert4keras_rwkv.server.answering import unless_gone
 from bert4keras_rwkv.server.openapi import asks
 from bert4keras_rwkv.server.protocol import ApiError, Fields, Prompts
-from bert4keras_rwkv.server.service import encoded, parsed_body
+from bert4keras_rwkv.server.service import encoded, wanted_of
 
 INPUTS = 2048  # texts of a request at most
 TOKENS = 300_000  # of all of them
@@ -70,11 +70,9 @@ def embedding_routes(service):
 
     @router.post("/embeddings", openapi_extra=asks(EmbeddingWanted))
     async def embeddings(request: Request):
-        body = await service.access.body(request)
-        wanted = await parsed_body(EmbeddingWanted, body)
-        service.check_model(wanted.model)
+        wanted, size = await wanted_of(request, service, EmbeddingWanted)
         _check_width(wanted.dimensions, service.embeddings.width)
-        rows = await encoded("input", len(body), _rows, service, wanted.input)
+        rows = await encoded("input", size, _rows, service, wanted.input)
         return await unless_gone(request, _told(service, wanted, rows))
 
     return router

@@ -1,5 +1,6 @@
 """What the answers of OpenAI's protocol look like, whole and in chunks."""
 
+import itertools
 import time
 import uuid
 
@@ -112,7 +113,7 @@ class CompletionForm:
             "tokens": texts,
             "token_logprobs": [one.logprob for one in tokens],
             "top_logprobs": [{self._text(id): logprob for id, logprob in one.top} for one in tokens],
-            "text_offset": [offset + sum(map(len, texts[:place])) for place in range(len(texts))],
+            "text_offset": list(itertools.accumulate(map(len, texts[:-1]), initial=offset))[: len(texts)],
         }
 
     def _text(self, token):

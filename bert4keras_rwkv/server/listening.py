@@ -3,8 +3,20 @@
 import asyncio
 import collections
 import dataclasses
+import weakref
 
 from bert4keras_rwkv.server.asked import Piece
+
+
+class Bells:
+    """The `Bell` of each event loop."""
+
+    def __init__(self):
+        self._bells = weakref.WeakKeyDictionary()
+
+    def of(self, loop):
+        """That of one loop."""
+        return self._bells.setdefault(loop, Bell())
 
 
 class Bell:
@@ -14,7 +26,7 @@ class Bell:
         self._rung, self._going = collections.deque(), False
 
     def ring(self, loop, event):
-        """Have `event.set()` called in the loop."""
+        """Have `event.set()` called in the loop, which is always the same."""
         self._rung.append(event)
         if not self._going:
             self._going = True
@@ -29,12 +41,13 @@ class Bell:
 class Listening:
     """The events of several `Asked`, numbered through. Leave it, and nothing more of them is written.
 
-    Made inside a coroutine. bell: shared by all of the loop. timed: makes of a `deliver` one that also measures
+    Made inside a coroutine. bells: shared by all. timed: makes of a `deliver` one that also measures
     (`Metrics.timed`). Raises what `Scheduler.submit` raises, and then nothing of it is written.
     """
 
-    def __init__(self, scheduler, several, bell, timed):
-        self._loop, self._bell, self._some = asyncio.get_running_loop(), bell, asyncio.Event()
+    def __init__(self, scheduler, several, bells, timed):
+        self._loop, self._some = asyncio.get_running_loop(), asyncio.Event()
+        self._bell = bells.of(self._loop)
         self._events, self._tickets = collections.deque(), []
         self.answers = sum(asked.answers for asked in several)
         self.read = sum(len(asked.ids) for asked in several)  # tokens of the prompts

@@ -12,7 +12,7 @@ from bert4keras_rwkv.server.constraints import ChatWanted, CompletionWanted
 from bert4keras_rwkv.server.forms import ChatForm, CompletionForm, Reply
 from bert4keras_rwkv.server.openapi import asks
 from bert4keras_rwkv.server.protocol import ApiError
-from bert4keras_rwkv.server.service import about, encoded, parsed_body
+from bert4keras_rwkv.server.service import encoded, parsed_body, wanted_of
 from bert4keras_rwkv.server.tools import tools_of
 
 COMPLETION_TOKENS = 16  # of an answer, where nothing is said, as OpenAI has it
@@ -24,20 +24,16 @@ def openai_routes(service):
 
     @router.post("/chat/completions", openapi_extra=asks(ChatWanted, stream=True))
     async def chat(request: Request):
-        body = await access.body(request, service.state_room)
-        wanted = await parsed_body(ChatWanted, body)
-        service.check_model(wanted.model)
+        wanted, size = await wanted_of(request, service, ChatWanted)
         async with contextlib.AsyncExitStack() as stack:
-            question = await _chat(request, service, wanted, len(body), stack)
+            question = await _chat(request, service, wanted, size, stack)
             return await answered(request, service, question, stack)
 
     @router.post("/completions", openapi_extra=asks(CompletionWanted, stream=True))
     async def completions(request: Request):
-        body = await access.body(request, service.state_room)
-        wanted = await parsed_body(CompletionWanted, body)
-        service.check_model(wanted.model)
+        wanted, size = await wanted_of(request, service, CompletionWanted)
         async with contextlib.AsyncExitStack() as stack:
-            question = await _completion(request, service, wanted, len(body), stack)
+            question = await _completion(request, service, wanted, size, stack)
             return await answered(request, service, question, stack)
 
     @router.get("/models")
@@ -75,17 +71,16 @@ async def _chat(request, service, wanted, size, stack):
     template, owner, key = service.template, service.access.owner(request), service.access.asker(request)
     tools, wish = tools_of(wanted, template), wanted.wish
     mode = tools.mode(template) if tools and tools.forced else wanted.mode
-    with about("mode"):
-        opening = template.mode(mode).opening
     if (wish or tools) and wanted.continue_final_message:
         message = "An answer of a form, or with tools, is written from its beginning: leave the one or the other out."
         raise ApiError(400, message, "continue_final_message")
-    if wish and opening:
-        raise ApiError(400, f"`{wish.field}` is of the whole answer, which the mode '{mode}' begins already.", "mode")
+    opening = service.opening(mode, wish)
     constraint = await service.constraint(wish, template.before_reply, tools)
     start = await service.start(wanted, owner, stack)
     going_on = bool(wanted.continue_final_message)
-    ids, shared = await encoded("messages", size, service.chat_ids, wanted.messages, start, mode, tools, going_on)
+    ids, shared = await encoded(
+        "messages", size, service.chat_ids, wanted.messages, "messages", start, mode, tools, going_on
+    )
     stops = (*wanted.stop, *template.stop_texts)
     more = {"stops": stops, "seed": wanted.seed, "key": key, "constraint": constraint, "shared": shared}
     asked = service.asked(wanted, start, ids, "messages", limit, **more)

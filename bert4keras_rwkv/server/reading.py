@@ -88,7 +88,7 @@ class Reader:
 
     def read(self, readings, form):
         """Read the next pieces, and keep the state behind where a prompt ends, or is long."""
-        pieces = [one.ids[one.at : one.at + min(form[1], one.stretch)] for one in readings]
+        pieces = [one.ticket.asked.ids[one.at : one.at + min(form[1], one.stretch)] for one in readings]
         batches = self._writer.read([one.batch for one in readings], pieces, form)
         for reading, piece, batch in zip(readings, pieces, batches, strict=True):
             marked = len(piece) == reading.stretch

@@ -16,7 +16,7 @@ from bert4keras_rwkv.server.forms import Reply
 from bert4keras_rwkv.server.openapi import asks
 from bert4keras_rwkv.server.protocol import ApiError
 from bert4keras_rwkv.server.responses import Response, ResponseWanted, as_note
-from bert4keras_rwkv.server.service import about, encoded, parsed_body
+from bert4keras_rwkv.server.service import encoded, wanted_of
 from bert4keras_rwkv.server.states import RESPONSE, new_id
 from bert4keras_rwkv.untrusted import shown
 
@@ -29,11 +29,9 @@ def responses_routes(service):
 
     @router.post("/responses", openapi_extra=asks(ResponseWanted, stream=True))
     async def created(request: Request):
-        body = await access.body(request, service.state_room)
-        wanted = await parsed_body(ResponseWanted, body)
-        service.check_model(wanted.model)
+        wanted, size = await wanted_of(request, service, ResponseWanted)
         async with contextlib.AsyncExitStack() as stack:
-            writing = await _begun(request, service, wanted, len(body), stack)
+            writing = await _begun(request, service, wanted, size, stack)
             if wanted.stream:
                 return Stream(writing.events(), stack.pop_all())
             return await unless_gone(request, writing.whole())
@@ -106,18 +104,13 @@ async def _begun(request, service, wanted, size, stack):
     """The `Writing` of a request. size: bytes of its body."""
     limit = service.limit(wanted.max_output_tokens, "max_output_tokens", service.longest)
     template, wish = service.template, wanted.wish
-    with about("mode"):
-        opening = template.mode(wanted.mode).opening
-    if wish and opening:
-        raise ApiError(
-            400, f"`{wish.field}` is of the whole answer, which the mode '{wanted.mode}' begins already.", "mode"
-        )
+    opening = service.opening(wanted.mode, wish)
     constraint = await service.constraint(wish, template.before_reply)
     owner, key = service.access.owner(request), service.access.asker(request)
     start = await _start(service, wanted, owner, stack)
-    ids, shared = await encoded("input", size, service.chat_ids, wanted.messages, start, wanted.mode)
-    more = {"stops": (*wanted.stop, *template.stop_texts), "seed": wanted.seed, "key": key, "constraint": constraint}
-    more["shared"] = shared
+    ids, shared = await encoded("input", size, service.chat_ids, wanted.messages, "input", start, wanted.mode)
+    stops = (*wanted.stop, *template.stop_texts)
+    more = {"stops": stops, "seed": wanted.seed, "key": key, "constraint": constraint, "shared": shared}
     asked = service.asked(wanted, start, ids, "input", limit, **more)
     listening = listening_to(service, [asked])
     stack.callback(listening.leave)

@@ -328,9 +328,8 @@ class Scheduler:
         asked = row.ticket.asked
         if not finite:
             count = len(asked.ids) + len(row.drawn)
-            self._end(
-                row, [Failed(row.answer, f"No token can be drawn: after {count} tokens the logits are not finite.")]
-            )
+            message = f"No token can be drawn: after {count} tokens the logits are not finite."
+            self._end(row, [Failed(row.answer, message)])
             return
         self.figures.written += 1
         logits = None if asked.logprobs is None else ops.convert_to_numpy(step.drawn.logits)[place]

@@ -14,7 +14,7 @@ from bert4keras_rwkv.models.request import seeds
 from bert4keras_rwkv.server.access import Access
 from bert4keras_rwkv.server.asked import Asked
 from bert4keras_rwkv.server.grammar import Grammars
-from bert4keras_rwkv.server.listening import Bell
+from bert4keras_rwkv.server.listening import Bells
 from bert4keras_rwkv.server.metrics import Metrics
 from bert4keras_rwkv.server.places import Place
 from bert4keras_rwkv.server.protocol import ApiError, parsed
@@ -55,7 +55,7 @@ class Service:
     seconds: float | None = None
     states: Any = None
     seal: Any = None
-    bell: Bell = dataclasses.field(default_factory=Bell)
+    bells: Bells = dataclasses.field(default_factory=Bells)
     embeddings: Any = None
 
     @functools.cached_property
@@ -71,6 +71,10 @@ class Service:
     @property
     def tokenizer(self):
         return self.scheduler.tokenizer
+
+    def prepare(self):
+        """Make now what the first request would wait for."""
+        return self.grammars, self._longest_token
 
     @property
     def state_room(self):
@@ -117,18 +121,18 @@ class Service:
             message = f"There is no session {shown(id)}: one begins with `session_id` 'new', or as a fork of a state."
             raise ApiError(404, message, "session_id", "state_not_found")
 
-    def chat_ids(self, messages, start, mode=None, tools=None, going_on=False):
+    def chat_ids(self, messages, field, start, mode=None, tools=None, going_on=False):
         """The ids of a conversation, up to where the answer comes, and how many of them are what the system says first.
         Behind a place, of what is said there.
 
-        going_on: whether the answer goes on with the last message.
+        field: of the request, that they stand in. going_on: whether the answer goes on with the last message.
         """
-        self._check_length(sum(len(message.content) for message in messages), "messages")
+        self._check_length(sum(len(message.content) for message in messages), field)
         turns = turns_of(messages, self.template, tools, begun=start.place is not None)
         template = self.template
         end = template.unfinished(_begun(turns.pop())) if going_on else template.turn("assistant", mode=mode)
         if start.place is not None:
-            parts = [part for turn in turns for part in self._turn(turn)]
+            parts = [part for turn in turns for part in template.turn(turn["role"], turn["content"])]
             return ids_of(self.tokenizer, parts + end), 0
         parts = conversation(turns, "the conversation", self.template)
         first = conversation(turns[:1], "the conversation", self.template) if _is_system(turns) else []
@@ -148,13 +152,23 @@ class Service:
         wish: a `Wish`, or None. before: text that comes before it. tools: `Tools`, which may be called instead, or
         None.
         """
-        calls = tools and tools.grammar(self.template)
-        if tools and tools.forced:
-            return await in_thread(GRAMMARS, self.grammars.compiled, "lark", calls, "tools")
-        if wish is None:
+        forced = tools is not None and tools.forced
+        if wish is None and not forced:
             return None
+        calls = tools and tools.grammar(self.template)
+        if forced:
+            return await in_thread(GRAMMARS, self.grammars.compiled, "lark", calls, "tools")
         more = {"before": before, "lenient": wish.lenient, "instead": calls}
         return await in_thread(GRAMMARS, self.grammars.compiled, wish.kind, wish.source, wish.field, **more)
+
+    def opening(self, mode, wish=None):
+        """What an answer of a mode begins with. A 400 for a mode that is not there, or does not go with a `Wish`."""
+        with about("mode"):
+            opening = self.template.mode(mode).opening
+        if wish is not None and opening:
+            message = f"`{wish.field}` is of the whole answer, which the mode '{mode}' begins already."
+            raise ApiError(400, message, "mode")
+        return opening
 
     def asked(self, wanted, start, ids, field, limit, *, stops, seed, key, constraint=None, shared=0):
         """What the scheduler is asked. field: what the ids came from. limit: tokens of an answer. key: who asks."""
@@ -201,7 +215,7 @@ class Service:
         """Refuse what has too many tokens however it is encoded, for encoding it takes seconds and much memory."""
         least = characters // self._longest_token
         if least > self.longest_prompt:
-            message = f"`{field}` has more than {least} tokens, and may have {self.longest_prompt}."
+            message = f"`{field}` has at least {least} tokens, and may have {self.longest_prompt}."
             raise ApiError(400, message, field, "context_length_exceeded")
 
     def check_count(self, count):
@@ -239,12 +253,6 @@ class Service:
             return place.then(end_of_reply(self.tokenizer, self.template, done.ids, done.text))
         return place.then(self.tokenizer.encode(done.text[len(self.tokenizer.decode(done.ids)) :]))
 
-    def _turn(self, turn):
-        try:
-            return self.template.turn(turn["role"], turn["content"])
-        except ValueError as error:
-            raise ApiError(400, f"`messages`: {error}", "messages") from error
-
 
 @contextlib.contextmanager
 def about(field):
@@ -259,12 +267,20 @@ async def encoded(field, size, function, *given):
     """`function(*given)`, which encodes or decodes. A ValueError is about the field.
 
     size: of what is given, in characters or ids. What is long takes a while, and much memory: it is done in another
-    thread, and only as much at once as there are processors for.
+    thread, and not for many at once.
     """
     with about(field):
         if size <= SHORT:
             return function(*given)
         return await in_thread(ENCODERS, function, *given)
+
+
+async def wanted_of(request, service, kind):
+    """(the checked request, bytes of its body). kind: of `Fields`, with the name of a model."""
+    body = await service.access.body(request, service.state_room)
+    wanted = await parsed_body(kind, body)
+    service.check_model(wanted.model)
+    return wanted, len(body)
 
 
 async def parsed_body(kind, body):
