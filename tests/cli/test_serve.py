@@ -12,6 +12,8 @@ import openai
 import pytest
 
 from bert4keras_rwkv.cli import main
+from bert4keras_rwkv.cli.arguments import parser
+from bert4keras_rwkv.server.begin import Limits, Remembering
 
 
 def address_of(process):
@@ -108,3 +110,18 @@ def test_without_the_extra_a_sentence_says_what_to_install():
         told.returncode == 1 and told.stderr.count("\n") == 1 and "pip install 'bert4keras_rwkv[serve]'" in told.stderr
     )
     assert run("info", "finch-jargon").returncode == 0
+
+
+@pytest.mark.backend_free
+def test_what_is_usual_is_the_same_from_the_command_line_and_from_python():
+    given = parser().parse_args(["serve"])
+    assert Limits(given.max_batch, given.queue, given.max_tokens, given.max_prompt, given.time_limit) == Limits()
+    kept = (
+        given.cache,
+        given.cache_memory,
+        given.cache_disk,
+        given.cache_dtype,
+        given.states or {},
+        given.state_key_file,
+    )
+    assert Remembering(*kept) == Remembering()
